@@ -1,0 +1,29 @@
+# make quickstart: from nothing to two meta-trained optimizers and a report. make test: the test suite.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICKSTART_FLAGS ?=
+
+.PHONY: quickstart test lint clean
+quickstart: $(VENV)/.installed
+	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tfds,dev]'
+	$(BIN)/pip install --quiet --no-deps learned_optimization==0.0.1
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,91 @@
+"""What the launchers share: flags, gin, and errors on one line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import gin
+from absl import app, flags, logging
+
+from regularized_lopt import errors, tasks
+
+CONFIG_FILE = flags.DEFINE_multi_string("config_file", [], "Gin files, read in order.")
+GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "Gin bindings, applied after the files."
+)
+GIN_IMPORT = flags.DEFINE_multi_string(
+    "gin_import", [], "Modules to import first, e.g. one with a task of yours."
+)
+
+_CONFIGURABLES = (
+    "Curriculum",
+    "LSTMLOpt",
+    "RegularizedTruncatedGrad",
+    "RegularizedTruncatedStep",
+    "SAM",
+    "StagedTruncationSchedule",
+    "meta_splits",
+    "meta_test",
+    "outer_train",
+    "theta_optimizer",
+)
+
+
+def parse_gin(
+    config_files: Sequence[str], bindings: Sequence[str], imports: Sequence[str] = ()
+) -> None:
+    """Reads gin files and bindings.
+
+    Raises:
+      ValueError: an unknown name, with the nearest known one; on one line.
+      OSError: a file that does not exist.
+    """
+    for module in imports:
+        importlib.import_module(module)
+    try:
+        gin.parse_config_files_and_bindings(list(config_files), list(bindings))
+    except ValueError as error:
+        _raise_with_nearest(error)
+
+
+def _raise_with_nearest(error: ValueError) -> None:
+    message = " ".join(str(error).split())
+    if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
+        errors.check_name("gin configurable", match[1], (*_CONFIGURABLES, *tasks.names()))
+    if match := re.search(
+        r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
+    ):
+        parameters = inspect.signature(gin.get_configurable(match[1])).parameters
+        errors.check_name(
+            f"parameter of {match[1]}", match[2], [name for name in parameters if name != "self"]
+        )
+    raise ValueError(message) from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a launcher: parses flags and gin, calls `main`; an error of the user's ends it with one
+    line, code 2."""
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+        try:
+            parse_gin(CONFIG_FILE.value, GIN_BINDINGS.value, GIN_IMPORT.value)
+            main()
+        except (ValueError, OSError, RuntimeError) as error:
+            if logging.vlog_is_on(1):
+                raise
+            text = str(error)
+            # Gin appends where the value came from; the reason comes first.
+            print(
+                f"Error: {text.partition(chr(10) + '  In call to configurable')[0]}",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+
+    app.run(guarded)

@@ -1,0 +1,278 @@
+"""The coordinate-wise LSTM optimizer (Andrychowicz et al. 2016), the learned optimizer of the
+paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import gin
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regularized_lopt import errors, upstream
+from regularized_lopt.learned_optimizers import preprocessing
+
+Theta = dict[str, dict[str, jax.Array]]
+Params = Any
+
+_INPUTS = ("grad", "params")
+
+
+@flax.struct.dataclass
+class LSTMOptState:
+    """State of the LSTM optimizer: what a training loop carries from step to step.
+
+    Attributes:
+      params: the optimizee's weights, any pytree.
+      state: the optimizee's non-trained state (`ModelState` upstream), or None.
+      hidden: per layer (h, c), each of shape [hidden_size, n]; n counts all coordinates of
+        `params`.
+      iteration: inner steps taken, int32 scalar.
+    """
+
+    params: Params
+    state: Any
+    hidden: tuple[tuple[jax.Array, jax.Array], ...]
+    iteration: jax.Array
+
+
+@gin.configurable
+class LSTMLOpt(upstream.LearnedOptimizer):
+    """A small LSTM, shared by all coordinates, that maps each coordinate's gradient to its update.
+
+    Two layers of 20 units read the preprocessed gradient, a linear layer writes the update, and
+    params <- params + output_scale * output. Each coordinate has its own hidden state, zero at the
+    start. The gradient is an input, not differentiated through. Source: Andrychowicz et al. 2016;
+    eq. 2 of arXiv 2510.08968 has the params among the inputs.
+
+    All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
+    and gates run over long contiguous rows.
+
+    Attributes:
+      config: the constructor's arguments as a JSON-serializable dict; `LSTMLOpt(**config)` is the
+        same optimizer.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        inputs: Sequence[str] = ("grad",),
+        preprocess: bool = True,
+        preprocess_factor: float = 10.0,
+        output_scale: float = 0.1,
+        output_bound: float | None = None,
+    ):
+        """Initializer.
+
+        Args:
+          hidden_size: units per layer, > 0.
+          num_layers: LSTM layers, > 0.
+          inputs: what each coordinate sees: ("grad",) or ("grad", "params").
+          preprocess: split gradients into log-magnitude and sign (2 features) instead of the raw
+            value (1).
+          preprocess_factor: k of the split, see `preprocessing.log_sign`.
+          output_scale: factor on the network's output (0.1 here, 0.01 in the 2016 code).
+          output_bound: if given, outputs are squashed by tanh to +- this before scaling.
+
+        Raises:
+          ValueError: an argument is out of its range; the message names the range.
+        """
+        errors.check_positive("LSTMLOpt.hidden_size", hidden_size)
+        errors.check_positive("LSTMLOpt.num_layers", num_layers)
+        errors.check_positive("LSTMLOpt.preprocess_factor", preprocess_factor)
+        if output_bound is not None:
+            errors.check_positive("LSTMLOpt.output_bound", output_bound)
+        inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        for name in inputs:
+            errors.check_name("LSTMLOpt input", name, _INPUTS)
+        if "grad" not in inputs or len(set(inputs)) != len(inputs):
+            raise ValueError(f"LSTMLOpt.inputs = {inputs!r}: give ('grad',) or ('grad', 'params').")
+        self.config: dict[str, Any] = {
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "inputs": list(inputs),
+            "preprocess": preprocess,
+            "preprocess_factor": preprocess_factor,
+            "output_scale": output_scale,
+            "output_bound": output_bound,
+        }
+        self._hidden_size = hidden_size
+        self._num_layers = num_layers
+        self._inputs = inputs
+        self._preprocess = preprocess
+        self._preprocess_factor = preprocess_factor
+        self._output_scale = output_scale
+        self._output_bound = output_bound
+
+    @property
+    def name(self) -> str:
+        return f"LSTMLOpt_{self._num_layers}x{self._hidden_size}_{'_'.join(self._inputs)}"
+
+    def init(self, rng: jax.Array) -> Theta:
+        """Draws theta: LSTM weights [4 * hidden_size, features + hidden_size], float32, gates in
+        order i, g, f, o.
+
+        Weights are truncated normal with deviation 1/sqrt(fan-in), biases zero but 1 for the forget
+        gate (as in Sonnet and Haiku).
+        """
+        features = (2 if self._preprocess else 1) + len(self._inputs) - 1
+        sizes = [features] + [self._hidden_size] * self._num_layers
+        keys = jax.random.split(rng, self._num_layers + 1)
+        forget_bias = jnp.zeros((4, self._hidden_size)).at[2].set(1.0).reshape(-1)
+        theta: Theta = {}
+        for layer in range(self._num_layers):
+            shape = (4 * self._hidden_size, sizes[layer] + self._hidden_size)
+            theta[f"lstm_{layer}"] = {"w": _truncated_normal(keys[layer], shape), "b": forget_bias}
+        theta["linear"] = {
+            "w": _truncated_normal(keys[-1], (1, self._hidden_size)),
+            "b": jnp.zeros((1,)),
+        }
+        return theta
+
+    def opt_fn(self, theta: Theta, is_training: bool = False) -> _LSTMOptimizer:
+        """Returns the `Optimizer` that `theta` parameterizes."""
+        return _LSTMOptimizer(self, theta)
+
+    def initial_hidden(
+        self, num_coordinates: int, dtype: Any
+    ) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        zeros = jnp.zeros((self._hidden_size, num_coordinates), dtype)
+        return tuple((zeros, zeros) for _ in range(self._num_layers))
+
+    def network(
+        self,
+        theta: Theta,
+        hidden: tuple[tuple[jax.Array, jax.Array], ...],
+        gradient: Float[Array, n],
+        params: Float[Array, n],
+    ) -> tuple[Float[Array, n], tuple[tuple[jax.Array, jax.Array], ...]]:
+        """One step of the LSTM on n coordinates: (updates, next hidden state)."""
+        features = []
+        for name in self._inputs:
+            if name == "params":
+                features.append(params[None])
+            elif self._preprocess:
+                features.append(preprocessing.log_sign(gradient, self._preprocess_factor))
+            else:
+                features.append(gradient[None])
+        x = jnp.concatenate(features) if len(features) > 1 else features[0]
+        next_hidden = []
+        for layer, (h, c) in enumerate(hidden):
+            x, c = _lstm_layer(theta[f"lstm_{layer}"], x, h, c)
+            next_hidden.append((x, c))
+        linear = jax.tree.map(lambda t: t.astype(x.dtype), theta["linear"])
+        output = (linear["w"] @ x + linear["b"][:, None])[0]
+        if self._output_bound is not None:
+            output = self._output_bound * jnp.tanh(output / self._output_bound)
+        return self._output_scale * output, tuple(next_hidden)
+
+
+class _LSTMOptimizer(upstream.Optimizer):
+    """`LSTMLOpt` with its weights: the interface of upstream's optimizers."""
+
+    def __init__(self, lopt: LSTMLOpt, theta: Theta):
+        self._lopt = lopt
+        self._theta = theta
+
+    @property
+    def name(self) -> str:
+        return self._lopt.name
+
+    def init(
+        self,
+        params: Params,
+        model_state: Any = None,
+        num_steps: int | None = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> LSTMOptState:
+        """Starts a training run: zero hidden state. `num_steps` and `key` are accepted and not
+        needed."""
+        del num_steps, key, kwargs
+        flat = _flatten(params)
+        return LSTMOptState(
+            params=params,
+            state=model_state,
+            hidden=self._lopt.initial_hidden(flat.size, flat.dtype),
+            iteration=jnp.asarray(0, jnp.int32),
+        )
+
+    def set_params(self, state: LSTMOptState, params: Params) -> LSTMOptState:
+        return state.replace(params=params)  # type: ignore[attr-defined]
+
+    def update(
+        self,
+        opt_state: LSTMOptState,
+        grad: Params,
+        loss: jax.Array | None = None,
+        model_state: Any = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> LSTMOptState:
+        """One inner step: params <- params + network(grad). `grad` has the structure and shapes of
+        the params."""
+        del loss, key, kwargs
+        flat = _flatten(opt_state.params)
+        if flat.size == 0:
+            updates, hidden = flat, opt_state.hidden
+        else:
+            gradient = jax.lax.stop_gradient(_flatten(grad)).astype(flat.dtype)
+            updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
+        return LSTMOptState(
+            params=_add_flat(opt_state.params, updates),
+            state=model_state,
+            hidden=hidden,
+            iteration=opt_state.iteration + 1,
+        )
+
+
+def _lstm_layer(
+    weights: dict[str, jax.Array],
+    x: Float[Array, "features n"],
+    h: Float[Array, "hidden n"],
+    c: Float[Array, "hidden n"],
+) -> tuple[Float[Array, "hidden n"], Float[Array, "hidden n"]]:
+    """One LSTM layer on n coordinates (Hochreiter & Schmidhuber 1997, with forget gate): (h',
+    c')."""
+    w, b = weights["w"].astype(x.dtype), weights["b"].astype(x.dtype)
+    gates = w @ jnp.concatenate([x, h]) + b[:, None]
+    i, g, f, o = jnp.split(gates, 4)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+def _truncated_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(shape[1])
+
+
+def _trained(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def _flatten(tree: Params) -> Float[Array, n]:
+    """All floating leaves in one vector, float32 or (where a leaf is) float64."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if _trained(leaf)]
+    dtype = jnp.result_type(jnp.float32, *[leaf.dtype for leaf in leaves])
+    if not leaves:
+        return jnp.zeros((0,), dtype)
+    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])
+
+
+def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
+    """params + updates, each leaf in its own dtype; leaves that are not floating stay as they
+    are."""
+    leaves, treedef = jax.tree.flatten(params)
+    offset, added = 0, []
+    for leaf in leaves:
+        if _trained(leaf):
+            leaf = jnp.asarray(leaf)
+            update = updates[offset : offset + leaf.size].reshape(leaf.shape)
+            offset += leaf.size
+            # In the wider dtype, so that small updates are rounded once.
+            leaf = (leaf.astype(updates.dtype) + update).astype(leaf.dtype)
+        added.append(leaf)
+    return jax.tree.unflatten(treedef, added)

@@ -1,0 +1,24 @@
+"""Launcher: python -m regularized_lopt.outer_train --config_file=... --train_log_dir=...
+[--gin_bindings=...]"""
+
+from absl import flags
+
+from regularized_lopt import launch
+from regularized_lopt.outer_training import outer_train
+
+_TRAIN_LOG_DIR = flags.DEFINE_string(
+    "train_log_dir", None, "Directory of the run; the same one resumes it.", required=True
+)
+
+
+def main() -> None:
+    result = outer_train(train_log_dir=_TRAIN_LOG_DIR.value)
+    validations = [
+        row["validation_loss"] for row in result.metrics if row["validation_loss"] is not None
+    ]
+    print(f"Outer training done: {_TRAIN_LOG_DIR.value}/theta.npz", end="")
+    print(f", last validation loss {validations[-1]:.4f}." if validations else ".")
+
+
+if __name__ == "__main__":
+    launch.run(main)

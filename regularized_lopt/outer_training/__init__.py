@@ -1,0 +1,15 @@
+"""Outer training: estimators of theta's gradient, the curriculum, and the loop around them."""
+
+from regularized_lopt.outer_training.curriculum import Curriculum as Curriculum
+from regularized_lopt.outer_training.curriculum import (
+    StagedTruncationSchedule as StagedTruncationSchedule,
+)
+from regularized_lopt.outer_training.outer_train import OuterTrainResult as OuterTrainResult
+from regularized_lopt.outer_training.outer_train import outer_train as outer_train
+from regularized_lopt.outer_training.outer_train import theta_optimizer as theta_optimizer
+from regularized_lopt.outer_training.truncated_grad import (
+    RegularizedTruncatedGrad as RegularizedTruncatedGrad,
+)
+from regularized_lopt.outer_training.truncated_step import (
+    RegularizedTruncatedStep as RegularizedTruncatedStep,
+)

@@ -1,0 +1,320 @@
+"""The inner problem: how a learned optimizer's trajectory starts, takes a step, ends, and is
+judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.tasks import data as data_lib
+
+Theta = Any
+
+
+@flax.struct.dataclass
+class UnrollState:
+    """One trajectory between two unrolls (the fields of upstream's class of this name).
+
+    Attributes:
+      inner_opt_state: state of the learned optimizer, params included.
+      inner_step: steps since the trajectory began, int32.
+      truncation_state: state of the truncation schedule; holds the trajectory's length.
+      task_param: which task of the family this is.
+      is_done: the next unroll begins a new trajectory.
+    """
+
+    inner_opt_state: Any
+    inner_step: jax.Array
+    truncation_state: Any
+    task_param: Any
+    is_done: jax.Array
+
+
+@gin.configurable
+class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
+    """Inner training of `num_tasks` tasks by a learned optimizer, with a flatness-aware OUTER loss.
+
+    The regularizer given here acts in optimizee space: it replaces the outer loss L(params) by a
+    flatness-aware one. The inner loss, its gradients and batches are never touched by it.
+
+    Methods without `_one` are upstream's interface, vectorized over tasks; the `_one` methods serve
+    a single task and are vmapped by `RegularizedTruncatedGrad`.
+    """
+
+    def __init__(
+        self,
+        task_family: upstream.TaskFamily,
+        learned_opt: upstream.LearnedOptimizer,
+        trunc_sched: upstream.TruncationSchedule | None = None,
+        num_tasks: int = 1,
+        regularizer: str | regularizers.Regularizer = "none",
+        outer_data_split: str = "train",
+    ):
+        """Initializer.
+
+        Args:
+          task_family: the inner problems; must have parameters to train.
+          learned_opt: the optimizer that is meta-trained.
+          trunc_sched: upstream's `TruncationSchedule`: how long trajectories are. Default: 100
+            steps.
+          num_tasks: trajectories run side by side, > 0.
+          regularizer: name or object of the regularizer in optimizee space.
+          outer_data_split: upstream's split that fresh batches for the outer loss come from.
+
+        Raises:
+          ValueError: a parameter is out of range, or the task has no parameters.
+        """
+        errors.check_positive("RegularizedTruncatedStep.num_tasks", num_tasks)
+        errors.check_name(
+            "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
+        )
+        self.task_family = task_family
+        self.learned_opt = learned_opt
+        self.trunc_sched = trunc_sched or upstream.truncation_schedule.ConstantTruncationSchedule(
+            100
+        )
+        self.num_tasks = num_tasks
+        self.regularizer = regularizers.get(regularizer)
+        self.outer_data_split = outer_data_split
+        params = jax.eval_shape(
+            lambda key: task_family.sample_task(key).init(key), jax.random.PRNGKey(0)
+        )
+        if sum(leaf.size for leaf in jax.tree.leaves(params)) == 0:
+            raise ValueError(
+                f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
+            )
+
+    # Data: resident on the device and sampled inside the jit, or pulled from the task's own
+    # iterators.
+
+    @property
+    def _resident(self) -> data_lib.ResidentDatasets | None:
+        datasets = self.task_family.datasets
+        return datasets if isinstance(datasets, data_lib.ResidentDatasets) else None
+
+    def unroll_data(self, num_steps: int, outer_split: str | None = None) -> dict[str, Any]:
+        """What `batch_one` draws from, to be passed into a jitted unroll of `num_steps` steps.
+
+        Args:
+          num_steps: inner steps of the unroll.
+          outer_split: upstream's split for the outer loss; default: `outer_data_split`.
+
+        Returns:
+          {"train": ..., "outer": ...}: the whole splits, or for tasks with iterators batches with
+          leading axes [num_steps, num_tasks], or () for tasks without data.
+        """
+        splits = {"train": "train", "outer": outer_split or self.outer_data_split}
+        if self._resident is not None:
+            return {use: self._resident.arrays(split) for use, split in splits.items()}
+        return {use: self._pull(split, num_steps) for use, split in splits.items()}
+
+    @property
+    def data_axis(self) -> int | None:
+        """Axis of `unroll_data` that counts tasks; None where all tasks draw from the same
+        arrays."""
+        return None if self._resident is not None or self.task_family.datasets is None else 1
+
+    def batch_one(self, data: Any, step: jax.Array, key: jax.Array) -> Any:
+        """The batch of one task at one step of the unroll, from one entry of `unroll_data`."""
+        if self._resident is not None:
+            return self._resident.sample(data, key)
+        return jax.tree.map(lambda leaf: leaf[step], data)
+
+    def _pull(self, split: str, num_steps: int) -> Any:
+        if self.task_family.datasets is None:
+            return ()
+        iterator = self.task_family.datasets.split(split)
+        rows = [_stack([next(iterator) for _ in range(self.num_tasks)]) for _ in range(num_steps)]
+        return _stack(rows)
+
+    # One task.
+
+    def init_one(self, theta: Theta, outer_state: Any, key: jax.Array) -> UnrollState:
+        """Starts a trajectory on a freshly drawn task from freshly drawn params."""
+        task_key, init_key, schedule_key, opt_key = jax.random.split(key, 4)
+        task_param = self.task_family.sample(task_key)
+        params, model_state = self.task_family.task_fn(task_param).init_with_state(init_key)
+        truncation_state = self.trunc_sched.init(schedule_key, outer_state)
+        opt_state = self.learned_opt.opt_fn(theta, is_training=True).init(
+            params, model_state, num_steps=getattr(truncation_state, "length", None), key=opt_key
+        )
+        state = UnrollState(
+            inner_opt_state=opt_state,
+            inner_step=jnp.asarray(0, jnp.int32),
+            truncation_state=truncation_state,
+            task_param=task_param,
+            is_done=jnp.asarray(False),
+        )
+        return jax.tree.map(jnp.asarray, state)
+
+    def reset_one(
+        self, theta: Theta, state: UnrollState, outer_state: Any, key: jax.Array
+    ) -> UnrollState:
+        """The same state, or a new trajectory where the old one is done."""
+        return jax.lax.cond(
+            state.is_done,
+            lambda: jax.lax.stop_gradient(self.init_one(theta, outer_state, key)),
+            lambda: state,
+        )
+
+    def step_one(
+        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any
+    ) -> tuple[UnrollState, Float[Array, ""]]:
+        """One inner step: (next state, inner loss before it)."""
+        loss_key, opt_key = jax.random.split(key)
+        opt = self.learned_opt.opt_fn(theta, is_training=True)
+        task = self.task_family.task_fn(state.task_param)
+        params, model_state = opt.get_params_state(state.inner_opt_state)
+        (loss, model_state), grad = jax.value_and_grad(task.loss_with_state, has_aux=True)(
+            params, model_state, loss_key, batch
+        )
+        opt_state = opt.update(
+            state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
+        )
+        return state.replace(inner_opt_state=opt_state, inner_step=state.inner_step + 1), loss  # type: ignore[attr-defined]
+
+    def finish_one(self, state: UnrollState, outer_state: Any, key: jax.Array) -> UnrollState:
+        """Asks the schedule whether the trajectory ends here."""
+        truncation_state, is_done = self.trunc_sched.next_state(
+            state.truncation_state, state.inner_step, key, outer_state
+        )
+        return state.replace(truncation_state=truncation_state, is_done=jnp.asarray(is_done))  # type: ignore[attr-defined]
+
+    def outer_loss_one(
+        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The outer loss at the state's params: (with the regularizer in optimizee space,
+        plain)."""
+        opt = self.learned_opt.opt_fn(theta, is_training=True)
+        params, model_state = opt.get_params_state(state.inner_opt_state)
+        return self._outer_loss(state.task_param, params, model_state, key, batch, outer_state)
+
+    def _outer_loss(
+        self,
+        task_param: Any,
+        params: Any,
+        model_state: Any,
+        key: jax.Array,
+        batch: Any,
+        outer_state: Any,
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        task = self.task_family.task_fn(task_param)
+        loss_key, regularizer_key = jax.random.split(key)
+
+        def loss_fn(at: Any) -> jax.Array:
+            return task.loss_with_state(at, model_state, loss_key, batch)[0]
+
+        step = outer_state.outer_iteration
+        regularized = self.regularizer.value(loss_fn, params, key=regularizer_key, step=step)
+        return regularized, loss_fn(params)
+
+    # Upstream's interface (main's `VectorizedTruncatedStep`).
+
+    def outer_init(self, key: jax.Array) -> Theta:
+        """Draws theta."""
+        return self.learned_opt.init(key)
+
+    def init_step_state(
+        self, theta: Theta, outer_state: Any, key: jax.Array, theta_is_vector: bool = False
+    ) -> UnrollState:
+        """Starts `num_tasks` trajectories; with `theta_is_vector`, each from its own theta."""
+        keys = jax.random.split(key, self.num_tasks)
+        return jax.vmap(self.init_one, in_axes=(0 if theta_is_vector else None, None, 0))(
+            theta, outer_state, keys
+        )
+
+    def unroll_step(
+        self,
+        theta: Theta,
+        unroll_state: UnrollState,
+        key: jax.Array,
+        data: Any,
+        outer_state: Any,
+        theta_is_vector: bool = False,
+        **kwargs: Any,
+    ) -> tuple[UnrollState, Any]:
+        """One inner step of every task, or a reset of those that are done (a step that `mask`
+        leaves out).
+
+        For upstream's estimators; the loss it reports is the outer loss before the step, on the
+        same batch.
+        """
+        del kwargs
+        keys = jax.random.split(key, self.num_tasks)
+        # Upstream's ES stacks its two antithetic halves; they share their randomness.
+        keys = jnp.concatenate([keys] * (unroll_state.inner_step.shape[0] // self.num_tasks))
+
+        def advance(
+            theta: Theta, state: UnrollState, key: jax.Array, batch: Any
+        ) -> tuple[UnrollState, upstream.TruncatedUnrollOut]:
+            step_key, loss_key, reset_key, finish_key = jax.random.split(key, 4)
+
+            def train() -> tuple[UnrollState, jax.Array]:
+                outer_loss, _ = self.outer_loss_one(theta, state, loss_key, batch, outer_state)
+                return self.step_one(theta, state, step_key, batch)[0], outer_loss
+
+            def reset() -> tuple[UnrollState, jax.Array]:
+                return self.init_one(theta, outer_state, reset_key), jnp.asarray(0.0)
+
+            next_state, loss = jax.lax.cond(state.is_done, reset, train)
+            next_state = self.finish_one(next_state, outer_state, finish_key)
+            return next_state, upstream.TruncatedUnrollOut(
+                loss=loss,
+                is_done=next_state.is_done,
+                task_param=state.task_param,
+                iteration=next_state.inner_step,
+                mask=next_state.inner_step != 0,
+            )
+
+        return jax.vmap(advance, in_axes=(0 if theta_is_vector else None, 0, 0, 0))(
+            theta, unroll_state, keys, data
+        )
+
+    def meta_loss_batch(
+        self,
+        theta: Theta,
+        unroll_state: UnrollState,
+        key: jax.Array,
+        data: Any,
+        outer_state: Any,
+        theta_is_vector: bool = False,
+    ) -> Float[Array, tasks]:
+        """The outer loss of every task, flatness-aware if a regularizer is set."""
+        keys = jax.random.split(key, self.num_tasks)
+
+        def loss(theta: Theta, state: UnrollState, key: jax.Array, batch: Any) -> jax.Array:
+            return self.outer_loss_one(theta, state, key, batch, outer_state)[0]
+
+        return jax.vmap(loss, in_axes=(0 if theta_is_vector else None, 0, 0, 0))(
+            theta, unroll_state, keys, data
+        )
+
+    def get_batch(self, steps: int | None = None) -> Any:
+        """Inner batches from the task's iterators, leading axes [steps, num_tasks] ([num_tasks]
+        without `steps`)."""
+        return _squeeze(self._pull("train", steps or 1), steps)
+
+    def get_outer_batch(self, steps: int | None = None) -> Any:
+        """The same for the outer loss."""
+        return _squeeze(self._pull(self.outer_data_split, steps or 1), steps)
+
+    def task_name(self) -> str:
+        return self.task_family.name
+
+    def cfg_name(self) -> str:
+        return f"{type(self.learned_opt).__name__}_{self.regularizer.name}"
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _squeeze(batches: Any, steps: int | None) -> Any:
+    return batches if steps is not None else jax.tree.map(lambda leaf: leaf[0], batches)

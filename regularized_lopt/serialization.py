@@ -1,0 +1,138 @@
+"""Pytrees of arrays in one file: npz without pickle, written atomically, with a checksum.
+
+Nothing in such a file can execute code. Each leaf is stored under its path in the tree; metadata is
+JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+FORMAT_VERSION = 1
+_META = "__metadata__"
+
+
+class FileFormatError(ValueError):
+    """A file that is damaged, foreign, of a newer format, or of another structure than expected."""
+
+
+def save(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any] | None = None) -> None:
+    """Writes `tree` and `metadata` to `path`: aside, flushed to disk, then renamed over it.
+
+    Args:
+      path: the file; an old one is replaced as a whole or not at all.
+      tree: pytree of arrays (numpy, JAX, Python scalars).
+      metadata: JSON-serializable.
+    """
+    path = pathlib.Path(path)
+    arrays, dtypes = {}, {}
+    for key, leaf in _flatten(tree).items():
+        array = np.asarray(leaf)
+        dtypes[key] = array.dtype.name
+        # npz has no bfloat16 and its kin: store their bits.
+        arrays[key] = (
+            array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
+        )
+    header = {
+        "format_version": FORMAT_VERSION,
+        "dtypes": dtypes,
+        "digest": _digest(arrays),
+        "metadata": metadata or {},
+    }
+    buffer = io.BytesIO()
+    contents: dict[str, Any] = {_META: np.array(json.dumps(header)), **arrays}
+    np.savez(buffer, **contents)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a file of `save`: ({path in the tree: array}, metadata).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      FileFormatError: the file is damaged, foreign or of a newer format.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        header = json.loads(str(arrays.pop(_META)))
+        version, dtypes = header["format_version"], header["dtypes"]
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, TypeError) as error:
+        raise FileFormatError(
+            f"{path} is truncated, damaged, or not a file of regularized_lopt "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if version > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} has format version {version}; this regularized_lopt reads up to "
+            f"{FORMAT_VERSION}. Upgrade it."
+        )
+    if header["digest"] != _digest(arrays):
+        raise FileFormatError(f"{path} is damaged: its contents do not match its checksum.")
+    for key, name in dtypes.items():
+        if arrays[key].dtype.name != name:
+            arrays[key] = arrays[key].view(np.dtype(getattr(ml_dtypes, name)))
+    return arrays, header["metadata"]
+
+
+def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads a file of `save` into the structure of `like`: (tree of numpy arrays, metadata).
+
+    Raises:
+      FileFormatError: also if the file's structure, shapes or dtypes are not those of `like`.
+    """
+    arrays, metadata = load_flat(path)
+    expected = {
+        key: (np.shape(leaf), np.asarray(leaf).dtype) for key, leaf in _flatten(like).items()
+    }
+    found = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+    if expected != found:
+        different = sorted(key for key in expected | found if expected.get(key) != found.get(key))
+        first = different[0]
+        raise FileFormatError(
+            f"{path} holds another structure: {len(different)} entries differ, first {first}: "
+            "found "
+            f"{found.get(first)}, expected {expected.get(first)}."
+        )
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [arrays[key] for key in _flatten(like)]
+    ), metadata
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        digest.update(f"{key}{arrays[key].shape}{arrays[key].dtype}".encode())
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return digest.hexdigest()

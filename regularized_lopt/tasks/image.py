@@ -1,0 +1,96 @@
+"""Image classification tasks, named as upstream names its own:
+<Network>_<Data>_<sizes>_<Activation>."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gin
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from regularized_lopt import upstream
+from regularized_lopt.tasks import data, networks
+
+Params = Any
+
+
+class ImageTask(upstream.Task):
+    """Softmax classification of images by a Haiku network.
+
+    Batches are dicts of image, float32 [batch, h, w, c] in [0, 1], and label, int32 [batch].
+    """
+
+    def __init__(self, name: str, network: networks.Network, datasets: data.ResidentDatasets):
+        self._name = name
+        self._network = hk.without_apply_rng(hk.transform(network))
+        self.datasets: data.ResidentDatasets = datasets
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def init(self, key: jax.Array) -> Params:
+        return self._network.init(key, jnp.zeros((1, *self.datasets.image_shape)))
+
+    def logits(
+        self, params: Params, images: Float[Array, "batch h w c"]
+    ) -> Float[Array, "batch classes"]:
+        """The network's outputs.
+
+        Raises:
+          ValueError: the images do not have the dataset's shape.
+        """
+        expected = self.datasets.image_shape
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"{self.name} was given images of shape {tuple(images.shape)}; it takes [batch, "
+                f"{', '.join(map(str, expected))}], as in {self.datasets.dataset}."
+            )
+        return self._network.apply(params, images)
+
+    def loss(self, params: Params, key: jax.Array, data: Any) -> Float[Array, ""]:
+        """Mean cross-entropy of the batch in nats; `key` is not used."""
+        return self.loss_and_aux(params, key, data)[0]
+
+    def loss_and_aux(
+        self, params: Params, key: jax.Array, data: Any
+    ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
+        """Mean cross-entropy in nats, and {"accuracy": share of the batch classified correctly}."""
+        del key
+        logits = self.logits(params, data["image"])
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, data["label"]))
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == data["label"])
+        return loss, {"accuracy": accuracy}
+
+    def normalizer(self, loss: jax.Array) -> jax.Array:
+        """Clips the loss to [0, 1.5 log(classes)], as upstream's image tasks do; NaN becomes the
+        upper end."""
+        top = 1.5 * jnp.log(float(self.datasets.extra_info["num_classes"]))
+        return jnp.nan_to_num(jnp.clip(loss, 0, top), nan=top, posinf=top, neginf=top)
+
+
+TaskFactory = Callable[..., ImageTask]
+FACTORIES: dict[str, TaskFactory] = {}
+
+
+def _register(name: str, dataset: str, network: networks.Network) -> None:
+    def factory(phase: str = "meta_test", batch_size: int = 128) -> ImageTask:
+        return ImageTask(name, network, data.ResidentDatasets(dataset, phase, batch_size))
+
+    factory.__name__ = factory.__qualname__ = name
+    factory.__doc__ = f"{name} in phase `phase` ('meta_train' or 'meta_test', see `tasks.data`)."
+    FACTORIES[name] = gin.configurable(name, module="regularized_lopt.tasks")(factory)
+
+
+for _dataset, _spec in data.SPECS.items():
+    _register(f"ImageMLP_{_dataset}_20_Sigmoid", _dataset, networks.mlp([20], jax.nn.sigmoid))
+    _register(f"ImageMLP_{_dataset}_20_Relu", _dataset, networks.mlp([20], jax.nn.relu))
+    # The second convolution's 5x5 window does not fit what is left of an 8x8 image.
+    _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
+    _register(f"Conv_{_dataset}_16x32", _dataset, networks.conv_16x32(_padding))
+globals().update(FACTORIES)

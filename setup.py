@@ -1,0 +1,52 @@
+"""Packaging. learned_optimization itself is installed separately, with `--no-deps`: see the
+README."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+INIT = (HERE / "regularized_lopt" / "__init__.py").read_text()
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
+
+setuptools.setup(
+    name="regularized_lopt",
+    version=VERSION,
+    description="Meta-train learned optimizers that find flat minima of ordinary losses",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
+    package_data={"regularized_lopt": ["py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.90",
+        "dm-haiku>=0.0.16",
+        "flax>=0.12",
+        "gin-config>=0.5.0",
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "rich>=13.9",
+        "scikit-learn>=1.6",
+        "scipy>=1.15",
+        "tensorboard>=2.18",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6",  # TFDS imports it without requiring it.
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # TensorFlow reads TFDS the first time; afterwards the arrays are cached and nothing needs
+        # it.
+        "tfds": [
+            "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
+            "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        ],
+        "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8.3", "ruff>=0.9"],
+    },
+)

@@ -1,0 +1,53 @@
+import os
+import pathlib
+
+import gin
+import pytest
+
+import regularized_lopt
+from regularized_lopt.tasks import data
+
+TFDS = os.environ.get("TFDS_DATA_DIR")
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _has(dataset):
+    spec = data.SPECS[dataset]
+    cached = (data.cache_dir() / f"{dataset}-{spec.version}").is_dir()
+    return cached or TFDS is not None
+
+
+needs_mnist = pytest.mark.skipif(
+    not _has("Mnist"), reason="MNIST is not prepared here: set TFDS_DATA_DIR to a directory with it"
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Tests neither use nor fill the user's cache, unless told to."""
+    if "REGULARIZED_LOPT_CACHE_DIR" not in os.environ:
+        os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    assert regularized_lopt.__version__
+
+
+def digits_config(num_outer_steps, *extra):
+    """Gin bindings of a run that takes seconds."""
+    return [
+        'outer_train.task = "ImageMLP_Digits_20_Sigmoid"',
+        f"outer_train.num_outer_steps = {num_outer_steps}",
+        "outer_train.log_every = 1",
+        "RegularizedTruncatedGrad.unroll_length = 5",
+        "Curriculum.train_lengths = (10, 20)",
+        "Curriculum.validation_period = 2",
+        "Curriculum.num_validation_tasks = 2",
+        "Curriculum.min_validations = 1",
+        "Curriculum.max_validations = 2",
+        *extra,
+    ]

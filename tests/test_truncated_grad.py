@@ -1,0 +1,367 @@
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from learned_optimization.learned_optimizers import base as lopt_base
+from learned_optimization.outer_trainers import gradient_learner
+from learned_optimization.tasks import quadratics
+
+import regularized_lopt
+from regularized_lopt import regularizers, tasks, upstream
+from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.outer_training.truncated_step import UnrollState
+
+KEY = jax.random.PRNGKey(0)
+ROOT = jax.random.PRNGKey(7)
+CONSTANT = upstream.truncation_schedule.ConstantTruncationSchedule
+
+
+class TwoLayer(upstream.Task):
+    """A two-layer network on eight fixed points, full batch: everything is deterministic."""
+
+    datasets = None
+    x = np.random.default_rng(1).normal(size=(8, 3))
+    y = np.random.default_rng(2).normal(size=(8, 1))
+
+    def init(self, key):
+        del key
+        rng = np.random.default_rng(3)
+        return {"w1": jnp.asarray(rng.normal(size=(3, 4))), "w2": jnp.asarray(rng.normal(size=(4, 1)))}
+
+    def loss(self, params, key, data):
+        del key, data
+        return jnp.mean((jnp.tanh(self.x @ params["w1"]) @ params["w2"] - self.y) ** 2)
+
+
+def make(task, length=20, *, lopt=None, step=None, **kwargs):
+    lopt = lopt or regularized_lopt.LSTMLOpt()
+    family = tasks.as_family(task)
+    truncated_step = RegularizedTruncatedStep(family, lopt, CONSTANT(length), **(step or {}))
+    return RegularizedTruncatedGrad(truncated_step, **kwargs)
+
+
+def weights(theta, step=0):
+    return upstream.WorkerWeights(theta, None, upstream.OuterState(jnp.asarray(step)))
+
+
+def run(estimator, theta, num_estimates=1):
+    """Estimates in a row: (gradients, losses, last state)."""
+    state = estimator.init_worker_state(weights(theta), KEY)
+    grads, losses = [], []
+    for i in range(num_estimates):
+        out, _ = estimator.compute_gradient_estimate(
+            weights(theta), jax.random.fold_in(ROOT, i), state, with_summary=True
+        )
+        state = out.unroll_state
+        grads.append(out.grad)
+        losses.append(out.mean_loss)
+    return grads, losses, state
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def reference_outer_loss(lopt, task, steps, loss_weights):
+    """The unroll written out by hand: no scan, no remat, no vmap, no jit."""
+
+    def outer_loss(theta):
+        opt = lopt.opt_fn(theta)
+        params = task.init(None)
+        state, losses = opt.init(params), []
+        for _ in range(steps):
+            grad = jax.grad(task.loss)(opt.get_params(state), None, None)
+            state = opt.update(state, grad)
+            losses.append(task.loss(opt.get_params(state), None, None))
+        return jnp.dot(jnp.asarray(loss_weights), jnp.stack(losses))
+
+    return outer_loss
+
+
+def double(theta):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta)
+
+
+@pytest.mark.parametrize(
+    ("loss", "loss_weights"),
+    [("last", [0, 0, 0, 1.0]), ("mean", [0.25] * 4), ("weighted", [0.1, 0.2, 0.3, 0.4])],
+)
+def test_gradient_is_that_of_the_unroll_written_by_hand(loss, loss_weights):
+    with jax.enable_x64(True):
+        task, lopt = TwoLayer(), regularized_lopt.LSTMLOpt()
+        theta = double(lopt.init(KEY))
+        (grad,), (value,), _ = run(make(task, unroll_length=4, loss=loss), theta)
+        expected_value, expected = jax.value_and_grad(
+            reference_outer_loss(lopt, task, 4, loss_weights)
+        )(theta)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-10)
+        np.testing.assert_allclose(flat(grad), flat(expected), rtol=1e-8, atol=1e-12)
+
+
+def test_sam_in_meta_space_agrees_with_a_float64_reference():
+    with jax.enable_x64(True):
+        task, lopt, rho = TwoLayer(), regularized_lopt.LSTMLOpt(), 0.05
+        theta = double(lopt.init(KEY))
+        estimator = make(task, unroll_length=4, regularizer=regularizers.SAM(rho))
+        (grad,), (value,), _ = run(estimator, theta)
+        outer_loss = reference_outer_loss(lopt, task, 4, [0, 0, 0, 1.0])
+        g = jax.grad(outer_loss)(theta)
+        norm = np.linalg.norm(flat(g))
+        perturbed = jax.tree.map(lambda t, leaf: t + rho * leaf / norm, theta, g)
+        np.testing.assert_allclose(flat(grad), flat(jax.grad(outer_loss)(perturbed)), rtol=1e-6)
+        np.testing.assert_allclose(value, outer_loss(theta), rtol=1e-10)  # Logged loss: plain.
+
+
+def test_sam_in_optimizee_space_agrees_with_a_float64_reference():
+    with jax.enable_x64(True):
+        task, lopt, rho = TwoLayer(), regularized_lopt.LSTMLOpt(), 0.5
+        theta = double(lopt.init(KEY))
+        estimator = make(task, unroll_length=4, step={"regularizer": regularizers.SAM(rho)})
+        (grad,), (value,), _ = run(estimator, theta)
+
+        def last_params(theta):
+            opt = lopt.opt_fn(theta)
+            state = opt.init(task.init(None))
+            for _ in range(4):
+                grad = jax.grad(task.loss)(opt.get_params(state), None, None)
+                state = opt.update(state, grad)
+            return opt.get_params(state)
+
+        end = last_params(theta)
+        g = jax.grad(task.loss)(end, None, None)
+        norm = np.linalg.norm(flat(g))
+        e = jax.tree.map(lambda leaf: rho * leaf / norm, g)
+
+        def sharp_loss(theta):
+            return task.loss(jax.tree.map(jnp.add, last_params(theta), e), None, None)
+
+        np.testing.assert_allclose(flat(grad), flat(jax.grad(sharp_loss)(theta)), rtol=1e-6)
+        np.testing.assert_allclose(value, task.loss(end, None, None), rtol=1e-10)
+
+
+def test_gradient_agrees_with_finite_differences():
+    """Along a random direction; the inner gradient is an input and frozen, so freeze it here too."""
+    with jax.enable_x64(True):
+        task, lopt = TwoLayer(), regularized_lopt.LSTMLOpt()
+        theta = double(lopt.init(KEY))
+        (grad,), _, _ = run(make(task, unroll_length=4), theta)
+        opt = lopt.opt_fn(theta)
+        state, inputs = opt.init(task.init(None)), []
+        for _ in range(4):
+            inputs.append(jax.grad(task.loss)(opt.get_params(state), None, None))
+            state = opt.update(state, inputs[-1])
+
+        def frozen(theta):
+            opt = lopt.opt_fn(theta)
+            state = opt.init(task.init(None))
+            for gradient in inputs:
+                state = opt.update(state, gradient)
+            return task.loss(opt.get_params(state), None, None)
+
+        rng = np.random.default_rng(0)
+        direction = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), theta)
+        h = 1e-6
+        up, down = (
+            frozen(jax.tree.map(lambda t, d, s=sign: t + s * h * d, theta, direction))
+            for sign in (1, -1)
+        )
+        np.testing.assert_allclose(
+            flat(grad) @ flat(direction), (up - down) / (2 * h), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"regularizer": "sam"},
+        {"step": {"regularizer": "sam"}},
+        {"regularizer": "sam", "per_task_perturbation": True},
+        {"regularizer": "sam", "step": {"regularizer": "sam"}, "loss": "weighted"},
+    ],
+)
+def test_inner_trajectories_are_bit_identical_with_and_without_a_regularizer(variant):
+    step = {"num_tasks": 2, **variant.pop("step", {})}
+    theta = regularized_lopt.LSTMLOpt(hidden_size=4).init(KEY)
+    task = "ImageMLP_Digits_20_Sigmoid"
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+    common = {"lopt": lopt, "unroll_length": 5}
+    plain = make(task, step={"num_tasks": 2}, loss=variant.get("loss", "last"), **common)
+    grads, losses, state = run(plain, theta, 5)  # 5 x 5 steps: across a reset at 20.
+    variant.setdefault("loss", "last")
+    reg_grads, reg_losses, reg_state = run(make(task, step=step, **variant, **common), theta, 5)
+    assert int(state.inner_step[0]) == 5
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reg_state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(losses, reg_losses)
+    assert not np.allclose(flat(grads[0]), flat(reg_grads[0]))
+
+
+def test_per_task_perturbation_is_the_mean_of_single_tasks():
+    with jax.enable_x64(True):
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+        theta = double(lopt.init(KEY))
+        task = "ImageMLP_Digits_20_Sigmoid"
+        estimator = make(
+            task,
+            lopt=lopt,
+            unroll_length=4,
+            regularizer="sam",
+            per_task_perturbation=True,
+            step={"num_tasks": 3},
+        )
+        state = estimator.init_worker_state(weights(theta), KEY)
+        data, outer_state = estimator.get_datas(), upstream.OuterState(jnp.asarray(0))
+        estimate = estimator.estimate(theta, state, ROOT, data, outer_state)
+        keys = jax.random.split(jax.random.split(ROOT)[0], 3)
+        total = 0.0
+        for task_index in range(3):
+            one = jax.tree.map(lambda leaf, i=task_index: leaf[i], state)
+
+            def outer_loss(theta, one=one, key=keys[task_index]):
+                return estimator._unroll(theta, one, key, data, outer_state)[0]
+
+            g = jax.grad(outer_loss)(theta)
+            norm = np.linalg.norm(flat(g))
+            total += flat(
+                jax.grad(outer_loss)(
+                    jax.tree.map(lambda t, leaf, n=norm: t + 0.05 * leaf / n, theta, g)
+                )
+            )
+        np.testing.assert_allclose(flat(estimate.grad), total / 3, rtol=1e-7, atol=1e-12)
+
+
+def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_a_fresh_trajectory():
+    class Explodes(TwoLayer):
+        def loss(self, params, key, data):
+            return super().loss(params, key, data) * jnp.inf
+
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    estimator = make(Explodes(), lopt=lopt, unroll_length=5)
+    state = estimator.init_worker_state(weights(theta), KEY)
+    out, metrics = estimator.compute_gradient_estimate(weights(theta), KEY, state)
+    assert float(metrics["mean||nonfinite"]) == 1
+    assert not np.any(flat(out.grad))
+    params = flat(out.unroll_state.inner_opt_state.params)
+    np.testing.assert_array_equal(params, flat(state.inner_opt_state.params))
+    assert bool(out.unroll_state.is_done.all())
+
+
+def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    for task in (quadratics.BatchQuadraticTask(), quadratics.QuadraticTask(5)):
+        estimator = make(task, lopt=lopt, unroll_length=5, regularizer="sam", step={"num_tasks": 2})
+        assert isinstance(estimator, gradient_learner.GradientEstimator)
+        learner = gradient_learner.SingleMachineGradientLearner(
+            lopt, [estimator], upstream.Adam(1e-3)
+        )
+        state = learner.init(KEY)
+        before = flat(learner.get_lopt_params(state))
+        for i in range(3):
+            state, loss, metrics = learner.update(
+                state, jax.random.fold_in(KEY, i), with_metrics=True
+            )
+        assert np.isfinite(loss)
+        assert "mean||nonfinite" in metrics
+        assert not np.allclose(before, flat(learner.get_lopt_params(state)))
+
+
+def test_runs_in_upstream_s_outer_train(tmp_path):
+    from learned_optimization import outer_train
+
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    gin.parse_config(
+        """
+        build_gradient_estimators.learned_opt = @LSTMLOpt()
+        build_gradient_estimators.sample_task_family_fn = @sample_single_task_family
+        build_gradient_estimators.gradient_estimator_fn = @RegularizedTruncatedGrad
+        sample_single_task_family.task_family = @single_task_to_family()
+        single_task_to_family.task = @ImageMLP_Digits_20_Sigmoid()
+        ImageMLP_Digits_20_Sigmoid.phase = "meta_train"
+        LSTMLOpt.hidden_size = 3
+        RegularizedTruncatedGrad.regularizer = "sam"
+        RegularizedTruncatedGrad.unroll_length = 5
+        RegularizedTruncatedStep.trunc_sched = @StagedTruncationSchedule()
+        """
+    )
+    if upstream.GENERATION == "main":
+        gin.parse_config("build_gradient_estimators.truncated_step_fn = @RegularizedTruncatedStep")
+    learner = gradient_learner.GradientLearner(lopt, upstream.Adam(1e-3))
+    outer_train.local_train(
+        str(tmp_path), lopt, learner, num_estimators=1, num_steps=3, summary_every_n=2
+    )
+    assert list(tmp_path.glob("params_*"))
+
+
+@pytest.mark.skipif(upstream.GENERATION == "wheel", reason="needs upstream main's TruncatedStep")
+@pytest.mark.parametrize("name", ["truncated_grad.TruncatedGrad", "truncated_pes.TruncatedPES"])
+def test_truncated_step_runs_in_upstream_s_estimators(name):
+    import importlib
+
+    module, cls = name.split(".")
+    estimator_cls = getattr(
+        importlib.import_module(f"learned_optimization.outer_trainers.{module}"), cls
+    )
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    trajectories = []
+    for regularizer in ("none", "sam"):
+        step = RegularizedTruncatedStep(
+            upstream.single_task_to_family(TwoLayer()),
+            lopt,
+            CONSTANT(10),
+            num_tasks=2,
+            regularizer=regularizer,
+        )
+        kwargs = {"unroll_length": 5, "steps_per_jit": 5} if cls == "TruncatedGrad" else {"trunc_length": 5}
+        estimator = estimator_cls(step, **kwargs)
+        state = estimator.init_worker_state(weights(lopt.init(KEY)), KEY)
+        out, _ = estimator.compute_gradient_estimate(weights(lopt.init(KEY)), KEY, state, False)
+        assert np.all(np.isfinite(flat(out.grad)))
+        trajectories.append(out)
+    states = [jax.tree.leaves(t.unroll_state) for t in trajectories]
+    if cls == "TruncatedGrad":
+        for a, b in zip(*states, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert not np.allclose(flat(trajectories[0].grad), flat(trajectories[1].grad))
+
+
+def test_works_with_upstream_s_own_learned_optimizers():
+    (grad,), _, _ = run(
+        make(TwoLayer(), lopt=lopt_base.LearnableAdam(), unroll_length=5, regularizer="sam"),
+        lopt_base.LearnableAdam().init(KEY),
+    )
+    assert np.all(np.isfinite(flat(grad)))
+    assert np.any(flat(grad))
+
+
+def test_staged_trajectories_reset_at_the_end_of_the_unroll_that_reaches_their_length():
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    _, _, state = run(make(TwoLayer(), 10, lopt=lopt, unroll_length=5), theta, 2)
+    assert isinstance(state, UnrollState)
+    assert bool(state.is_done[0])
+    assert int(state.inner_step[0]) == 10
+    _, _, state = run(make(TwoLayer(), 10, lopt=lopt, unroll_length=5), theta, 3)
+    assert int(state.inner_step[0]) == 5
+
+
+class Empty(TwoLayer):
+    def init(self, key):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make(TwoLayer(), 30, unroll_length=20), "does not divide the trajectory of 30"),
+        (lambda: make(TwoLayer(), unroll_length=0), "unroll_length = 0"),
+        (lambda: make(TwoLayer(), loss="lats"), "Did you mean 'last'"),
+        (lambda: make(TwoLayer(), regularizer="sma"), "Did you mean 'sam'"),
+        (lambda: make(TwoLayer(), step={"num_tasks": 0}), "num_tasks = 0"),
+        (lambda: make(Empty()), "has no parameters"),
+    ],
+)
+def test_refuses_bad_input_before_compiling(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
