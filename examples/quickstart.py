@@ -27,6 +27,7 @@ TASKS = ("ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid")
 
 
 def main() -> None:
+    """Meta-trains, meta-tests and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--smallest", action="store_true", help="a minute, to see that everything runs"

@@ -40,6 +40,7 @@ def _named(value: str) -> tuple[str, str]:
 
 
 def main() -> None:
+    """Loads the optimizers, meta-tests them on every task, and writes the report."""
     named = [_named(value) for value in _LOPT.value]
     opts = {name: zoo.load(path).opt() for name, path in named}
     if len(opts) < len(named):

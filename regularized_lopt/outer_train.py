@@ -12,6 +12,7 @@ _TRAIN_LOG_DIR = flags.DEFINE_string(
 
 
 def main() -> None:
+    """Trains, and says where the result is."""
     result = outer_train(train_log_dir=_TRAIN_LOG_DIR.value)
     validations = [
         row["validation_loss"] for row in result.metrics if row["validation_loss"] is not None

@@ -157,7 +157,11 @@ def _set_default(module: types.ModuleType, name: str, value: Any) -> None:
 
 
 def _locate() -> pathlib.Path:
-    spec = importlib.util.find_spec("learned_optimization")
+    spec = (
+        importlib.util.find_spec("learned_optimization")
+        if _importable("learned_optimization")
+        else None
+    )
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             "regularized_lopt is a plugin for Google's learned_optimization, which is not "

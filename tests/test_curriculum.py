@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -25,7 +27,8 @@ def test_follows_chen_et_al():
     curriculum = lib.Curriculum((100, 200, 500), validation_period=100, min_validations=3)
     assert curriculum.trajectory_length(lib.CurriculumState()) == 100
     assert curriculum.validation_length(lib.CurriculumState()) == 200
-    # Better: keep. Not better before the third validation: stay. Not better at the third: restore, advance.
+    # Better: keep. Not better before the third validation: stay. Not better at the third: restore,
+    # advance.
     decisions, state = play(curriculum, [2.0, 1.0, 1.5])
     assert [d.is_best for d in decisions] == [True, True, False]
     assert decisions[-1].restore_best
@@ -36,7 +39,8 @@ def test_follows_chen_et_al():
     decisions, state = play(curriculum, [5.0, 4.0, 3.0, 2.0])
     assert not any(d.next_stage for d in decisions)
     # A stage that never beats what it started from ends training, with the best theta put back.
-    decisions, state = play(curriculum, [2.0, 1.0, 1.5, 9.0, 9.0, 9.0], baselines=[0.5])
+    losses = [2.0, 1.0, 1.5, 9.0, 9.0, 9.0]
+    decisions, state = play(curriculum, losses, baselines=[0.5])
     assert state.finished
     assert decisions[-1].restore_best
     assert not decisions[-1].next_stage
@@ -75,7 +79,7 @@ def test_best_theta_is_always_that_of_the_lowest_loss_and_the_run_is_bounded(los
         state, decision = curriculum.on_validation(state, loss)
         since_stage += 1
         assert decision.is_best == (loss < best)
-        best = min(best, loss) if loss == loss else best
+        best = best if math.isnan(loss) else min(best, loss)
         assert since_stage <= 4
         if state.finished:
             assert decision.restore_best

@@ -134,14 +134,13 @@ def test_no_params_is_a_no_op():
 
 
 def test_coordinates_do_not_see_each_other():
-    """The same coordinate gets the same update, whatever stands beside it and however it is shaped."""
+    """The same coordinate gets the same update, whatever stands beside it and however it is
+    shaped."""
     lopt = regularized_lopt.LSTMLOpt()
     opt = lopt.opt_fn(lopt.init(jax.random.PRNGKey(0)))
     g = jnp.linspace(-1, 1, 6)
     one = opt.update(opt.init(jnp.zeros(6)), g)
-    split = opt.update(
-        opt.init([jnp.zeros((2, 2)), jnp.zeros(2)]), [g[:4].reshape(2, 2), g[4:]]
-    )
+    split = opt.update(opt.init([jnp.zeros((2, 2)), jnp.zeros(2)]), [g[:4].reshape(2, 2), g[4:]])
     a, b = opt.get_params(split)
     np.testing.assert_allclose(
         jnp.concatenate([a.ravel(), b]), opt.get_params(one), rtol=1e-6, atol=1e-8

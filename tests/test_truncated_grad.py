@@ -27,7 +27,10 @@ class TwoLayer(upstream.Task):
     def init(self, key):
         del key
         rng = np.random.default_rng(3)
-        return {"w1": jnp.asarray(rng.normal(size=(3, 4))), "w2": jnp.asarray(rng.normal(size=(4, 1)))}
+        return {
+            "w1": jnp.asarray(rng.normal(size=(3, 4))),
+            "w2": jnp.asarray(rng.normal(size=(4, 1))),
+        }
 
     def loss(self, params, key, data):
         del key, data
@@ -141,7 +144,7 @@ def test_sam_in_optimizee_space_agrees_with_a_float64_reference():
 
 
 def test_gradient_agrees_with_finite_differences():
-    """Along a random direction; the inner gradient is an input and frozen, so freeze it here too."""
+    """Along a random direction; the inner gradient is an input, so it is frozen here too."""
     with jax.enable_x64(True):
         task, lopt = TwoLayer(), regularized_lopt.LSTMLOpt()
         theta = double(lopt.init(KEY))
@@ -166,9 +169,7 @@ def test_gradient_agrees_with_finite_differences():
             frozen(jax.tree.map(lambda t, d, s=sign: t + s * h * d, theta, direction))
             for sign in (1, -1)
         )
-        np.testing.assert_allclose(
-            flat(grad) @ flat(direction), (up - down) / (2 * h), rtol=1e-6
-        )
+        np.testing.assert_allclose(flat(grad) @ flat(direction), (up - down) / (2 * h), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -199,13 +200,12 @@ def test_inner_trajectories_are_bit_identical_with_and_without_a_regularizer(var
 
 def test_per_task_perturbation_is_the_mean_of_single_tasks():
     with jax.enable_x64(True):
-        lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
         theta = double(lopt.init(KEY))
-        task = "ImageMLP_Digits_20_Sigmoid"
         estimator = make(
-            task,
+            tasks.CubicRegressionFamily(hidden_size=3),
             lopt=lopt,
-            unroll_length=4,
+            unroll_length=2,
             regularizer="sam",
             per_task_perturbation=True,
             step={"num_tasks": 3},
@@ -313,7 +313,11 @@ def test_truncated_step_runs_in_upstream_s_estimators(name):
             num_tasks=2,
             regularizer=regularizer,
         )
-        kwargs = {"unroll_length": 5, "steps_per_jit": 5} if cls == "TruncatedGrad" else {"trunc_length": 5}
+        kwargs = (
+            {"unroll_length": 5, "steps_per_jit": 5}
+            if cls == "TruncatedGrad"
+            else {"trunc_length": 5}
+        )
         estimator = estimator_cls(step, **kwargs)
         state = estimator.init_worker_state(weights(lopt.init(KEY)), KEY)
         out, _ = estimator.compute_gradient_estimate(weights(lopt.init(KEY)), KEY, state, False)

@@ -20,7 +20,7 @@ class Convergence:
 
     Attributes:
       recent: the last `WINDOW` training losses, a ring buffer.
-      best_mean: lowest trailing mean so far.
+      best_mean: lowest trailing mean so far (until convergence is declared).
       best_step: step at which it was reached.
       declared: convergence has been declared: the trailing mean has not improved for `PATIENCE`
         steps.
@@ -63,9 +63,9 @@ def update(state: Convergence, step: jax.Array, loss: jax.Array, params: Any) ->
     """
     recent = state.recent.at[step % WINDOW].set(loss)
     mean = jnp.mean(recent)  # Infinite until the window is full.
-    better = mean < state.best_mean
-    best_step = jnp.where(better, step, state.best_step)
     was_declared = state.declared
+    better = (mean < state.best_mean) & ~was_declared
+    best_step = jnp.where(better, step, state.best_step)
     return Convergence(
         recent=recent,
         best_mean=jnp.where(better, mean, state.best_mean),

@@ -95,8 +95,10 @@ class MetaTestResult:
 
 
 def eval_grid(num_steps: int, points: int = 12) -> np.ndarray:
-    """Steps at which the test set is evaluated: 0, then log-spaced, the last one included."""
-    return np.unique(np.concatenate([[0], np.geomspace(1, num_steps, points).round().astype(int)]))
+    """Steps at which the test set is evaluated: 0, log-spaced, a quarter of the run, and its
+    end."""
+    spaced = np.geomspace(1, num_steps, points).round().astype(int)
+    return np.unique(np.concatenate([[0, max(1, num_steps // 4)], spaced]))
 
 
 def train_runs(
@@ -158,12 +160,6 @@ def train_runs(
 
         return jax.lax.fori_loop(begin, end, body, (carry, losses))
 
-    @jax.jit
-    def evaluate(carry: Any, test: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        params = opt_fn(hyper[0]).get_params(carry[0])
-        losses, accuracies = jax.vmap(lambda p: _whole_split(task, p, test))(params)
-        return losses, accuracies, jax.vmap(optax.tree.norm)(params)
-
     carry = jax.jit(jax.vmap(init))(hyper, keys)
     losses = jnp.zeros((num_runs, num_steps))
     grid = np.asarray(eval_grid(num_steps) if eval_steps is None else eval_steps)
@@ -178,7 +174,8 @@ def train_runs(
                 )
                 bar.update(end - done)
                 done = end
-            evaluations.append(jax.tree.map(np.asarray, evaluate(carry, test)))
+            params = opt_fn(hyper[0]).get_params(carry[0])
+            evaluations.append(jax.tree.map(np.asarray, _evaluate(task, params, test)))
         carry, losses = advance(carry, losses, done, num_steps, train)
         bar.update(num_steps - done)
     # [evals, 3, runs]; tuning asks for no evaluations at all.
@@ -222,22 +219,7 @@ def measure_sharpness(
     chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:num_examples]
     examples = {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
 
-    @jax.jit
-    def ascend_all(params: Any, key: jax.Array, examples: Any) -> sharpness.Ascent:
-        batch = task.datasets.normalize(examples)
-
-        def one_run(params: Any) -> sharpness.Ascent:
-            # Radii one after the other: their activations need not be in memory together.
-            return jax.lax.map(
-                lambda radius: sharpness.ascend(
-                    lambda p: task.loss(p, key, batch), params, key, radius
-                ),
-                jnp.asarray(radii),
-            )
-
-        return jax.lax.map(one_run, params)
-
-    ascent = ascend_all(params, jax.random.PRNGKey(seed), examples)
+    ascent = _ascend(task, params, jnp.asarray(radii), jax.random.PRNGKey(seed), examples)
     return Sharpness(
         centre=np.asarray(ascent.centre[:, 0]),
         values=np.asarray(ascent.values),
@@ -332,6 +314,34 @@ def meta_test(
         at_poc={name: measure(result.poc_params) for name, result in runs.items()},
         at_completion={name: measure(result.final_params) for name, result in runs.items()},
     )
+
+
+# Jitted at module level: one compilation serves all optimizers and points of a task.
+@functools.partial(jax.jit, static_argnums=0)
+def _ascend(
+    task: tasks.ImageTask, params: Any, radii: jax.Array, key: jax.Array, examples: Any
+) -> sharpness.Ascent:
+    """PGA around the params of every run [runs] at every radius [radii], one after the other."""
+    batch = task.datasets.normalize(examples)
+
+    def one_run(params: Any) -> sharpness.Ascent:
+        return jax.lax.map(
+            lambda radius: sharpness.ascend(
+                lambda p: task.loss(p, key, batch), params, key, radius
+            ),
+            radii,
+        )
+
+    return jax.lax.map(one_run, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(
+    task: tasks.ImageTask, params: Any, split: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean loss and accuracy on a whole split, and the norm of the params, of every run."""
+    losses, accuracies = jax.vmap(lambda p: _whole_split(task, p, split))(params)
+    return losses, accuracies, jax.vmap(optax.tree.norm)(params)
 
 
 def _whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Array, jax.Array]:

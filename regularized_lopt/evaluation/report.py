@@ -48,12 +48,15 @@ class Report:
         self._body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(lead)}</p>"]
 
     def heading(self, text: str) -> None:
+        """Begins a section."""
         self._body.append(f"<h2>{html.escape(text)}</h2>")
 
     def note(self, text: str) -> None:
+        """A paragraph in a softer colour."""
         self._body.append(f'<p class="note">{html.escape(text)}</p>')
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; wide ones scroll."""
         cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         lines = [
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
@@ -64,6 +67,7 @@ class Report:
         )
 
     def figure(self, figure: mpl_figure.Figure, caption: str) -> None:
+        """The figure as inline SVG, in the page's colours."""
         svg = figures_lib.to_svg(figure)
         self._body.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
 
@@ -89,6 +93,7 @@ class Report:
                 figures_lib.save_png(figure, figure_dir / f"{name}.png")
 
     def write(self, path: pathlib.Path) -> None:
+        """Writes the page."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'

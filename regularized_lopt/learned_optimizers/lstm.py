@@ -162,8 +162,8 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         x = jnp.concatenate(features) if len(features) > 1 else features[0]
         next_hidden = []
         for layer, (h, c) in enumerate(hidden):
-            x, c = _lstm_layer(theta[f"lstm_{layer}"], x, h, c)
-            next_hidden.append((x, c))
+            x, next_c = _lstm_layer(theta[f"lstm_{layer}"], x, h, c)
+            next_hidden.append((x, next_c))
         linear = jax.tree.map(lambda t: t.astype(x.dtype), theta["linear"])
         output = (linear["w"] @ x + linear["b"][:, None])[0]
         if self._output_bound is not None:
@@ -268,11 +268,12 @@ def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
     leaves, treedef = jax.tree.flatten(params)
     offset, added = 0, []
     for leaf in leaves:
-        if _trained(leaf):
-            leaf = jnp.asarray(leaf)
-            update = updates[offset : offset + leaf.size].reshape(leaf.shape)
-            offset += leaf.size
-            # In the wider dtype, so that small updates are rounded once.
-            leaf = (leaf.astype(updates.dtype) + update).astype(leaf.dtype)
-        added.append(leaf)
+        if not _trained(leaf):
+            added.append(leaf)
+            continue
+        old = jnp.asarray(leaf)
+        update = updates[offset : offset + old.size].reshape(old.shape)
+        offset += old.size
+        # In the wider dtype, so that small updates are rounded once.
+        added.append((old.astype(updates.dtype) + update).astype(old.dtype))
     return jax.tree.unflatten(treedef, added)

@@ -147,13 +147,13 @@ def outer_train(
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
       ValueError: a parameter is out of range.
     """
-    for name, value in (
-        ("num_outer_steps", num_outer_steps),
-        ("log_every", log_every),
-        ("max_nonfinite", max_nonfinite),
-    ):
+    for name, value in {
+        "num_outer_steps": num_outer_steps,
+        "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+        "max_nonfinite": max_nonfinite,
+    }.items():
         errors.check_positive(f"outer_train.{name}", value)
-    errors.check_positive("outer_train.checkpoint_every", checkpoint_every)
     learned_opt = learned_opt or LSTMLOpt()
     curriculum = curriculum or curriculum_lib.Curriculum()
     family = tasks.as_family(task, "meta_train")
@@ -165,13 +165,7 @@ def outer_train(
     run_dir = run_dir_lib.RunDir(train_log_dir, _experiment(family.name, seed))
     loop = _Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed))
 
-    state, stage = loop.init(), curriculum_lib.CurriculumState()
-    restored = run_dir.restore(state)
-    if restored is not None:
-        state, stage = (
-            jax.tree.map(jnp.asarray, restored[0]),
-            curriculum_lib.CurriculumState(**restored[1]),
-        )
+    state, stage = loop.init_or_restore(run_dir)
     start = int(state.outer_iteration)
     log = run_dir_lib.MetricsLog(run_dir, start)
     (run_dir.path / "config.gin").write_text(gin.operative_config_str())
@@ -226,17 +220,11 @@ def outer_train(
                     stage=f"{stage.stage + 1}/{len(curriculum.train_lengths)}",
                     refresh=False,
                 )
-            if (step % checkpoint_every == 0 or step == num_outer_steps or stage.finished) and int(
-                state.nonfinite_run
-            ) == 0:
+            due = step % checkpoint_every == 0 or step == num_outer_steps or stage.finished
+            if due and int(state.nonfinite_run) == 0:
                 run_dir.save_checkpoint(step, state, dataclasses.asdict(stage))
             bar.update()
-    if not stage.finished and stage.steps_in_stage:
-        # The run ended within a stage: give what it has learned since the last validation its
-        # chance.
-        final_loss = loop.validate(state, stage)
-        if final_loss < stage.best_loss:
-            state = state.replace(best_theta=state.theta)  # type: ignore[attr-defined]
+    state = loop.finish(state, stage)
     save_theta()
     log.close()
     return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
@@ -257,7 +245,18 @@ class _Loop:
         self._optimizer = optimizer
         self._init_key, self._step_key, self._validation_key = jax.random.split(key, 3)
 
+    def init_or_restore(
+        self, run_dir: run_dir_lib.RunDir
+    ) -> tuple[TrainState, curriculum_lib.CurriculumState]:
+        """Where the run's last checkpoint stands, or the beginning."""
+        fresh = self.init()
+        restored = run_dir.restore(fresh)
+        if restored is None:
+            return fresh, curriculum_lib.CurriculumState()
+        return jax.tree.map(jnp.asarray, restored[0]), curriculum_lib.CurriculumState(**restored[1])
+
     def init(self) -> TrainState:
+        """The beginning: fresh theta, fresh trajectories."""
         theta_key, unroll_key = jax.random.split(self._init_key)
         theta = self._estimator.learned_opt.init(theta_key)
         zero = jnp.asarray(0, jnp.int32)
@@ -313,6 +312,14 @@ class _Loop:
             length = self._curriculum.trajectory_length(stage)
             state = state.replace(unroll_state=self._fresh_unrolls(state.theta, length, key))  # type: ignore[attr-defined]
         return state, stage
+
+    def finish(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> TrainState:
+        """Gives what was learned since the last validation its chance."""
+        if stage.finished or not stage.steps_in_stage:
+            return state
+        if self.validate(state, stage) < stage.best_loss:
+            return state.replace(best_theta=state.theta)  # type: ignore[attr-defined]
+        return state
 
     def validate(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> float:
         """Held-out loss at the end of fresh trajectories, plain (no regularizer).

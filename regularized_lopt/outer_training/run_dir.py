@@ -63,11 +63,13 @@ class RunDir:
         return serialization.load(checkpoints[-1], like) if checkpoints else None
 
     def save_checkpoint(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
+        """Writes a checkpoint and drops all but the last ones."""
         serialization.save(self.path / "checkpoints" / f"checkpoint_{step:08d}.npz", tree, metadata)
         for old in self._checkpoints()[:-_KEPT_CHECKPOINTS]:
             old.unlink()
 
     def last_checkpoint(self) -> pathlib.Path | None:
+        """The newest checkpoint's file, if there is any."""
         checkpoints = self._checkpoints()
         return checkpoints[-1] if checkpoints else None
 
@@ -104,12 +106,14 @@ class MetricsLog:
         self.seconds_before: float = rows[-1]["seconds"] or 0.0 if rows else 0.0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds the scalars of one outer step."""
         self._csv.writerow({"outer_step": step, **scalars})
         self._file.flush()
         for name, value in scalars.items():
             self._tensorboard.add_scalar(f"outer_train/{name}", value, step)
 
     def close(self) -> None:
+        """Flushes and closes both logs."""
         self._file.close()
         self._tensorboard.close()
 

@@ -1,0 +1,53 @@
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import REPOSITORY
+
+import regularized_lopt
+
+
+def run(*arguments, cwd=REPOSITORY):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def lopt_file(tmp_path_factory):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    path = tmp_path_factory.mktemp("lopt") / "lopt.npz"
+    regularized_lopt.save(path, lopt, lopt.init(jax.random.PRNGKey(0)))
+    return path
+
+
+def test_haiku_loop(lopt_file, tmp_path):
+    script = REPOSITORY / "examples/haiku_loop.py"
+    output = run(script, f"--lopt={lopt_file}", "--steps=3", cwd=tmp_path)
+    assert re.search(r"accuracy on the 297 digits left out \d", output)
+
+
+def test_the_readme_s_training_loop_runs(lopt_file):
+    """The five lines of the README, on a small Haiku network."""
+    readme = (REPOSITORY / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    setup = """
+import haiku as hk, jax, jax.numpy as jnp
+net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([4, 1])(x)))
+params = net.init(jax.random.PRNGKey(0), jnp.ones((1, 2)))
+loss_fn = lambda params, batch: jnp.mean(net.apply(params, batch) ** 2)
+batches = [jnp.ones((3, 2))] * 5
+"""
+    scope = {}
+    exec(setup + code.replace("runs/mnist_sam", str(lopt_file)), scope)
+    assert int(scope["state"].iteration) == 5
+
+
+def test_benchmark_prints_its_table():
+    output = run("benchmarks/outer_step.py", "--rounds=1", "--dataset=Digits")
+    assert "upstream" in output
+    assert "ours, SAM in meta space" in output

@@ -1,0 +1,208 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import gin
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import REPOSITORY, digits_config, needs_mnist
+
+from regularized_lopt import errors, launch, serialization, zoo
+from regularized_lopt.outer_training import outer_train, run_dir, theta_optimizer
+from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
+
+
+def train(directory, num_outer_steps, *extra):
+    gin.clear_config()
+    launch.parse_gin([], digits_config(num_outer_steps, *extra))
+    return outer_train(directory, progress=False)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+SAM = "RegularizedTruncatedGrad.regularizer = 'sam'"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    return directory, train(directory, 12, SAM, "outer_train.checkpoint_every = 5")
+
+
+def test_leaves_curves_theta_and_its_configuration(finished):
+    directory, result = finished
+    loaded = zoo.load(directory)
+    np.testing.assert_array_equal(flat(loaded.theta), flat(result.theta))
+    assert loaded.metadata["regularizer_meta_space"]["name"] == "sam"
+    assert loaded.metadata["outer_steps"] == 12
+    columns = load_metrics(directory)
+    np.testing.assert_array_equal(columns["outer_step"], np.arange(1, 13))
+    assert np.all(np.isfinite(columns["loss"]))
+    # Stages of 10 and 20 inner steps, validated every two trajectories: at 4, 8 | 16, ...
+    assert columns["trajectory_length"].tolist() == [10.0] * 8 + [20.0] * 4
+    assert np.flatnonzero(np.isfinite(columns["validation_loss"])).tolist() == [3, 7]
+    assert "SAM.rho" in (directory / "config.gin").read_text()
+    assert list(directory.glob("events.out.tfevents*"))
+    names = sorted(file.name for file in (directory / "checkpoints").iterdir())
+    assert names == ["checkpoint_00000010.npz", "checkpoint_00000012.npz"]
+
+
+def test_the_same_seed_gives_the_same_theta_and_another_seed_another(finished, tmp_path):
+    _, result = finished
+    again = train(tmp_path / "again", 12, SAM, "outer_train.checkpoint_every = 7")
+    np.testing.assert_array_equal(flat(again.theta), flat(result.theta))
+    other = train(tmp_path / "other", 12, SAM, "outer_train.seed = 1")
+    assert not np.allclose(flat(other.theta), flat(result.theta))
+
+
+@pytest.mark.parametrize("stop", [3, 8, 11])
+def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, stop):
+    directory, result = finished
+    train(tmp_path / "run", stop, SAM)
+    resumed = train(tmp_path / "run", 12, SAM)
+    np.testing.assert_array_equal(flat(resumed.theta), flat(result.theta))
+    ours, theirs = load_metrics(tmp_path / "run"), load_metrics(directory)
+    for name in ("outer_step", "loss", "validation_loss", "trajectory_length"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_entries_after_the_checkpoint_are_dropped_on_resuming(tmp_path):
+    train(tmp_path / "run", 6, "outer_train.checkpoint_every = 4")
+    (tmp_path / "run/checkpoints/checkpoint_00000006.npz").unlink()  # As if killed before it.
+    train(tmp_path / "run", 7, "outer_train.checkpoint_every = 4")
+    assert load_metrics(tmp_path / "run")["outer_step"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_another_experiment_is_refused_and_nothing_is_written(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished[0], directory)
+    before = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    with pytest.raises(run_dir.OtherExperimentError, match=r"SAM\.rho = 0\.3"):
+        train(directory, 20, SAM, "SAM.rho = 0.3")
+    assert before == {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    with pytest.raises(run_dir.OtherExperimentError, match="holds no experiment of ours"):
+        train(foreign, 20)
+    assert [file.name for file in foreign.iterdir()] == ["notes.txt"]
+
+
+def test_a_truncated_checkpoint_is_refused(finished, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(finished[0], directory)
+    checkpoint = directory / "checkpoints/checkpoint_00000012.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(serialization.FileFormatError, match="truncated"):
+        train(directory, 20, SAM, "outer_train.checkpoint_every = 5")
+
+
+def test_divergence_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(DivergedError, match="not finite and were skipped") as error:
+        train(tmp_path / "bad", 50, "LSTMLOpt.output_scale = 1e38", "outer_train.max_nonfinite = 3")
+    assert "There is no checkpoint yet" in str(error.value)
+    assert "theta_optimizer.learning_rate" in str(error.value)
+
+
+def test_theta_optimizers_are_optax_s():
+    grads = {"w": np.array([3.0, 4.0])}
+    params = {"w": np.array([0.0, 0.0])}
+    sgd = theta_optimizer("sgd", 0.1, clip_norm=1.0)
+    updates, _ = sgd.update(grads, sgd.init(params), params)
+    np.testing.assert_allclose(updates["w"], [-0.06, -0.08], rtol=1e-6)
+    cosine = theta_optimizer("sgd", 0.1, None, "cosine", 10, final_fraction=0.5)
+    state = cosine.init(params)
+    for _ in range(10):
+        _, state = cosine.update(grads, state, params)
+    updates, _ = cosine.update(grads, state, params)
+    np.testing.assert_allclose(updates["w"], [-0.15, -0.2], rtol=1e-6)
+    assert isinstance(theta_optimizer("adam"), optax.GradientTransformation)
+    with pytest.raises(ValueError, match=r"needs theta_optimizer\.schedule_steps"):
+        theta_optimizer(schedule="cosine")
+    with pytest.raises(ValueError, match="Did you mean 'adam'"):
+        theta_optimizer("adan")
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("SAMM.rho = 1", "Unknown gin configurable 'SAMM'. Did you mean 'SAM'?"),
+        ("SAM.rhoo = 1", "Unknown parameter of SAM 'rhoo'. Did you mean 'rho'?"),
+        ("outer_train.task = @ImageMLP_Digit_20_Relu()", "Did you mean 'ImageMLP_Digits_20_Relu'?"),
+    ],
+)
+def test_unknown_gin_names_get_the_nearest_one_on_one_line(binding, message):
+    with pytest.raises(errors.UnknownNameError) as error:
+        launch.parse_gin([], [binding])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("outer_train.task = 'ImageMLP_Digits_20_Sigmoidd'", "Did you mean"),
+        ("RegularizedTruncatedGrad.unroll_length = 3", "does not divide the trajectory of 10"),
+        ("SAM.rho = -1.0\n" + SAM, "SAM.rho = -1.0"),
+        ("RegularizedTruncatedStep.num_tasks = 0", "num_tasks = 0"),
+        ("outer_train.num_outer_steps = 0", "num_outer_steps = 0"),
+    ],
+)
+def test_bad_configurations_are_refused_before_anything_is_written(tmp_path, extra, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", 5, *extra.split("\n"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_ends_with_one_line_on_a_user_s_error(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "regularized_lopt.outer_train",
+            f"--config_file={REPOSITORY / 'gin_configs/digits_mlp_none.gin'}",
+            f"--train_log_dir={tmp_path / 'run'}",
+            "--gin_bindings=outer_train.task = 'ImageMLP_Digits_20_Sigmoi'",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert "Did you mean 'ImageMLP_Digits_20_Sigmoid'?" in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "config", sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*_*.gin"))
+)
+def test_shipped_configs_parse_and_name_their_task(config, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    launch.parse_gin([f"gin_configs/{config}"], [])
+    expected = "Digits" if config.startswith("digits") else "Mnist"
+    assert gin.query_parameter("outer_train.task") == f"ImageMLP_{expected}_20_Sigmoid"
+    regularizers = {
+        "meta": gin.query_parameter("RegularizedTruncatedGrad.regularizer"),
+        "optimizee": gin.query_parameter("RegularizedTruncatedStep.regularizer"),
+    }
+    expected = {
+        "none.gin": ("none", "none"),
+        "sam.gin": ("sam", "none"),
+        "optimizee.gin": ("none", "sam"),
+    }[config.rsplit("_", 1)[1]]
+    assert (regularizers["meta"], regularizers["optimizee"]) == expected
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_a_few_steps_on_mnist(tmp_path):
+    result = train(tmp_path / "run", 2, "outer_train.task = 'ImageMLP_Mnist_20_Sigmoid'")
+    assert json.loads((tmp_path / "run/experiment.json").read_text())["task"].startswith("ImageMLP")
+    assert np.all(np.isfinite(flat(result.theta)))

@@ -1,0 +1,196 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import needs_mnist
+from learned_optimization import eval_training
+from learned_optimization.tasks import test_utils
+
+from regularized_lopt import tasks, upstream
+from regularized_lopt.tasks import data
+
+KEY = jax.random.PRNGKey(0)
+OFFLINE = [name for name in tasks.names() if "Digits" in name or "Cubic" in name]
+
+
+def test_names():
+    expected = {
+        name.format(dataset)
+        for name in ("ImageMLP_{}_20_Sigmoid", "ImageMLP_{}_20_Relu", "Conv_{}_16x32")
+        for dataset in ("Digits", "Mnist", "FashionMnist", "Cifar10")
+    }
+    assert set(tasks.names()) == expected | {"CubicRegression", "CubicRegressionFamily"}
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_passes_upstream_s_smoke_test(name):
+    """On abstract batches: no data is read, so that all tasks run everywhere."""
+    task = tasks.get(name)
+    if isinstance(task, upstream.TaskFamily):
+        test_utils.smoketest_task_family(task)
+    else:
+        test_utils.smoketest_task(task)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("ImageMLP_Mnist_20_Sigmoid", 15_910),
+        ("Conv_Mnist_16x32", 160 + 16 * 32 * 25 + 32 + 9 * 9 * 32 * 10 + 10),
+        ("Conv_Cifar10_16x32", 448 + 16 * 32 * 25 + 32 + 11 * 11 * 32 * 10 + 10),
+        ("Conv_Digits_16x32", 160 + 16 * 32 * 25 + 32 + 4 * 4 * 32 * 10 + 10),
+    ],
+)
+def test_networks_have_the_paper_s_shapes(name, size):
+    params = jax.eval_shape(tasks.get(name).init, KEY)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
+
+
+def test_runs_in_upstream_s_eval_training_with_its_baselines():
+    task = tasks.get("ImageMLP_Digits_20_Relu")
+    curves = eval_training.single_task_training_curves(
+        task, upstream.Adam(1e-2), 60, KEY, eval_every=60, last_eval_batches=5
+    )
+    assert curves["eval/test/accuracy"][-1] > curves["eval/test/accuracy"][0] + 0.3
+    assert curves["train/loss"][-1] < 1.5
+
+
+def test_accuracy_is_counted():
+    task = tasks.get("ImageMLP_Digits_20_Relu")
+    batch = next(task.datasets.test)
+    params = task.init(KEY)
+    loss, aux = task.loss_and_aux(params, KEY, batch)
+    logits = np.asarray(task.logits(params, batch["image"]), np.float64)
+    assert float(aux["accuracy"]) == pytest.approx(np.mean(logits.argmax(1) == batch["label"]))
+    log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -log_probabilities[np.arange(len(logits)), batch["label"]].mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_wrong_image_shapes_are_refused_with_the_right_one():
+    task = tasks.get("ImageMLP_Mnist_20_Relu")
+    batch = {"image": jnp.zeros((2, 8, 8, 1)), "label": jnp.zeros(2, jnp.int32)}
+    with pytest.raises(ValueError, match=r"shape \(2, 8, 8, 1\); it takes \[batch, 28, 28, 1\]"):
+        task.loss(jax.eval_shape(task.init, KEY), KEY, batch)
+
+
+def test_cubic_regression_learns_the_polynomial():
+    task = tasks.get("CubicRegression")
+    curves = eval_training.single_task_training_curves(
+        task, upstream.Adam(3e-2), 400, KEY, eval_every=400, last_eval_batches=1
+    )
+    assert curves["eval/train/r2"][-1] > 0.8
+    cubic = task.cubic
+    x = np.asarray(cubic.x, np.float64)
+    powers = np.stack([x**0, x, x**2, x**3]).T @ np.asarray(cubic.coefficients, np.float64)
+    residual = np.asarray(cubic.y) - powers
+    assert 0.1 < residual.std() < 0.6  # The noise of 0.3, on 30 points.
+
+
+def test_splits_are_disjoint_cover_the_training_set_and_are_fixed():
+    splits = data.meta_splits(1000)
+    joined = np.concatenate(list(splits.values()))
+    np.testing.assert_array_equal(np.sort(joined), np.arange(1000))
+    assert {name: len(index) for name, index in splits.items()} == {
+        "meta_train": 450,
+        "meta_valid": 50,
+        "meta_test_train": 500,
+    }
+    for name, index in data.meta_splits(1000).items():
+        np.testing.assert_array_equal(index, splits[name])
+    assert not np.array_equal(data.meta_splits(1000, seed=1)["meta_train"], splits["meta_train"])
+
+
+def test_phases_see_their_own_data_only():
+    """No image of meta-training is seen at meta-test, and the test set is never trained on."""
+    seen = {}
+    for phase in ("meta_train", "meta_test"):
+        datasets = data.ResidentDatasets("Digits", phase)
+        seen[phase] = {
+            split: {row.tobytes() for row in datasets.host_arrays(split)["image"]}
+            for split in ("train", "outer_valid", "test")
+        }
+    train, test = seen["meta_train"]["train"], seen["meta_test"]["train"]
+    # The digits hold a few identical images; indices are disjoint (see above), images nearly so.
+    assert len(train & test) <= 2
+    assert len(seen["meta_test"]["test"] & (train | test)) <= 2
+    assert seen["meta_train"]["test"] == seen["meta_train"]["outer_valid"]
+
+
+def test_batches_drawn_on_the_device_are_uniform_and_match_the_iterators_form():
+    datasets = data.ResidentDatasets("Digits", "meta_test", batch_size=50)
+    arrays = datasets.arrays("train")
+    batch = jax.jit(datasets.sample)(arrays, KEY)
+    host = next(datasets.train)
+    for name, spec in datasets.abstract_batch.items():
+        assert batch[name].shape == host[name].shape == spec.shape
+        assert batch[name].dtype == host[name].dtype == spec.dtype
+    assert 0.9 < float(batch["image"].max()) <= 1.0
+    labels = jax.vmap(lambda key: datasets.sample(arrays, key)["label"])(jax.random.split(KEY, 200))
+    counts = np.bincount(np.ravel(labels), minlength=10) / labels.size
+    np.testing.assert_allclose(
+        counts, np.bincount(np.asarray(arrays["label"])) / len(arrays["label"]), atol=0.02
+    )
+
+
+def test_a_damaged_cache_says_what_to_delete(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    data.load_arrays("Digits")
+    (directory,) = tmp_path.iterdir()
+    file = directory / "train_image.npy"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(data.DataUnavailableError, match="Delete that directory") as error:
+        data.load_arrays("Digits")
+    assert str(directory) in str(error.value)
+
+
+def test_preparing_is_atomic(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    saved = []
+
+    def failing_save(path, array):
+        saved.append(path)
+        if len(saved) == 3:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(data.np, "save", failing_save)
+    with pytest.raises(OSError, match="No space left"):
+        data.load_arrays("Digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_network_and_data_the_error_names_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+
+    def offline(version):
+        raise ConnectionError("Name or service not known")
+
+    spec = data.SPECS["Mnist"]
+    monkeypatch.setitem(data.SPECS, "Mnist", data.dataclasses.replace(spec, read=offline))
+    with pytest.raises(data.DataUnavailableError) as error:
+        next(tasks.get("ImageMLP_Mnist_20_Relu").datasets.train)
+    for hint in ("TFDS_DATA_DIR", "ImageMLP_Digits_20_Relu", "Name or service not known"):
+        assert hint in str(error.value)
+
+
+@needs_mnist
+def test_mnist_is_mnist():
+    arrays = data.load_arrays("Mnist")
+    assert arrays["train_image"].shape == (60_000, 28, 28, 1)
+    assert arrays["test_image"].shape == (10_000, 28, 28, 1)
+    assert np.bincount(arrays["test_label"]).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009
+    ]  # fmt: skip
+    assert isinstance(arrays["train_image"], np.memmap)
+    assert arrays["train_image"].mean() == pytest.approx(33.318, abs=1e-2)
+
+
+def test_refuses_unknown_datasets_phases_and_splits():
+    with pytest.raises(ValueError, match="Did you mean 'Mnist'"):
+        data.load_arrays("mnist")
+    with pytest.raises(ValueError, match="Did you mean 'meta_train'"):
+        data.ResidentDatasets("Digits", "metatrain")
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        data.ResidentDatasets("Digits", "meta_train", 0)
+    with pytest.raises(ValueError, match="valid_fraction"):
+        data.meta_splits(100, valid_fraction=1.5)
