@@ -1,5 +1,4 @@
-"""Time and memory of one outer step: ours, upstream's TruncatedGrad, and PyTorch's nn.LSTM in the
-same loop.
+"""Time and memory of one outer step: ours, upstream's TruncatedGrad, PyTorch's nn.LSTM.
 
 All run the same work: an MLP-20 optimizee, an unroll of 20 inner steps at batch 128, the gradient
   of the

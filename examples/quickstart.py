@@ -1,5 +1,6 @@
-"""Meta-trains two learned optimizers on handwritten digits, without and with SAM, and shows what
-they learned.
+"""Meta-trains two learned optimizers on handwritten digits and shows what they learned.
+
+One without a regularizer, one with SAM.
 
 Offline: the digits come with scikit-learn. Takes a few minutes on two cores.
 

@@ -1,5 +1,6 @@
-"""Meta-train learned optimizers that find flat minima of ordinary losses; a plugin for
-learned_optimization.
+"""Meta-train learned optimizers that find flat minima of ordinary losses.
+
+A plugin for learned_optimization.
 
 Importing this package makes the installed learned_optimization work on a current JAX (see
 `upstream`) and registers our gin configurables. The names below are loaded when they are first

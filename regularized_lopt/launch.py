@@ -67,8 +67,7 @@ def _raise_with_nearest(error: ValueError) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a launcher: parses flags and gin, calls `main`; an error of the user's ends it with one
-    line, code 2."""
+    """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2."""
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:

@@ -2,9 +2,9 @@ import os
 import pathlib
 
 import gin
+import jax
 import pytest
 
-import regularized_lopt
 from regularized_lopt.tasks import data
 
 TFDS = os.environ.get("TFDS_DATA_DIR")
@@ -30,11 +30,12 @@ def _clean_gin():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Tests neither use nor fill the user's cache, unless told to."""
+def _own_caches(tmp_path_factory):
+    """Tests neither use nor fill the user's cache, unless told to, and compile each program once."""
     if "REGULARIZED_LOPT_CACHE_DIR" not in os.environ:
         os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    assert regularized_lopt.__version__
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def digits_config(num_outer_steps, *extra):

@@ -1,5 +1,4 @@
-"""When a training run has converged: the point of convergence (PoC), found online, inside a jitted
-loop."""
+"""The point of convergence (PoC) of a training run, found online, inside a jitted loop."""
 
 from __future__ import annotations
 

@@ -46,8 +46,7 @@ def _new(columns: int, width: float = 9.6, height: float = 3.3) -> tuple[mpl_fig
 
 
 def training_curves(result: MetaTestResult) -> mpl_figure.Figure:
-    """Training loss (trailing mean) and test accuracy by inner step, mean and deviation over
-    runs."""
+    """Training loss (trailing mean) and test accuracy by inner step, over runs."""
     with matplotlib.rc_context(_STYLE):
         figure, (left, right) = _new(2)
         for color, (name, runs) in zip(_cycle(), result.runs.items(), strict=False):
@@ -94,8 +93,7 @@ def sharpness_by_radius(result: MetaTestResult) -> mpl_figure.Figure:
 
 
 def ascent_curves(result: MetaTestResult) -> mpl_figure.Figure:
-    """The held-out loss along the ascent at the headline radius (as in Figures 3 to 6 of the
-    paper)."""
+    """The held-out loss along the ascent at the headline radius (the paper's Figures 3-6)."""
     index = results_lib.headline_index(result)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _new(2)
@@ -114,8 +112,7 @@ def ascent_curves(result: MetaTestResult) -> mpl_figure.Figure:
 
 
 def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figure.Figure:
-    """Outer loss (running mean) and validation loss by outer step, one curve per run; stages as
-    steps below."""
+    """Outer loss (running mean) and validation loss by outer step, one curve per run."""
     with matplotlib.rc_context(_STYLE):
         figure, (left, right) = _new(2)
         for color, (name, columns) in zip(_cycle(), metrics.items(), strict=False):

@@ -24,8 +24,7 @@ from regularized_lopt.evaluation import convergence, sharpness
 from regularized_lopt.tasks import data as data_lib
 
 OptFn = Callable[[Any], upstream.Optimizer]
-"""Makes an optimizer from a hyperparameter (baselines: the learning rate; learned optimizers ignore
-it)."""
+"""Makes an optimizer from a hyperparameter: a baseline's learning rate; others ignore it."""
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
@@ -95,8 +94,7 @@ class MetaTestResult:
 
 
 def eval_grid(num_steps: int, points: int = 12) -> np.ndarray:
-    """Steps at which the test set is evaluated: 0, log-spaced, a quarter of the run, and its
-    end."""
+    """When the test set is evaluated: at 0, log-spaced, at a quarter of the run and at its end."""
     spaced = np.geomspace(1, num_steps, points).round().astype(int)
     return np.unique(np.concatenate([[0, max(1, num_steps // 4)], spaced]))
 
@@ -235,10 +233,10 @@ def tune_baseline(
     num_runs: int = 2,
     progress: bool = True,
 ) -> float:
-    """The learning rate of the grid with the lowest final training loss on the meta-test train
-    split.
+    """The learning rate of the grid with the lowest final training loss.
 
-    All rates and runs are one program. The seeds are not those of the runs that are reported.
+    The loss is that on the meta-test train split; the test set is not looked at. All rates and runs
+    are one program. The seeds are not those of the runs that are reported.
     """
     errors.check_name("baseline", name, baselines_lib.BASELINES)
     rates = baselines_lib.LEARNING_RATES[name]
@@ -345,8 +343,7 @@ def _evaluate(
 
 
 def _whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy over a whole split, in batches of `_EVAL_BATCH` (the last one padded
-    and masked)."""
+    """Mean loss and accuracy over a whole split, in batches; the last is padded and masked."""
     size = split["label"].shape[0]
     count = -(-size // _EVAL_BATCH)
     index = jnp.arange(count * _EVAL_BATCH).reshape(count, _EVAL_BATCH)

@@ -72,8 +72,7 @@ class Report:
         self._body.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
 
     def meta_test(self, result: MetaTestResult, figure_dir: pathlib.Path | None = None) -> None:
-        """A section on a meta-test: its table, also printed, and its figures, also as PNG files in
-        `figure_dir`."""
+        """A section on a meta-test: table (also printed), figures (also PNGs in `figure_dir`)."""
         title = f"{result.task}: {result.num_runs} runs of {result.num_steps} steps"
         header, rows = results_lib.table(result)
         print_table(title, header, rows)

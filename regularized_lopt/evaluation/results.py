@@ -1,5 +1,4 @@
-"""Meta-test results as files: results.json (everything), results.csv (one row per run and point),
-and the table."""
+"""Meta-test results as files: results.json (everything), results.csv (by run), table.csv."""
 
 from __future__ import annotations
 

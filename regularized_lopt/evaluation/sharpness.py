@@ -35,8 +35,7 @@ class Ascent:
 
     @property
     def best(self) -> Float[Array, ""]:
-        """The highest value met, centre included: a lower bound of the maximum that more steps
-        never lower."""
+        """The highest value met, centre included; more steps never lower it."""
         return jnp.maximum(self.centre, jnp.max(self.values, axis=-1))
 
 

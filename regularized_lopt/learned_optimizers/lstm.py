@@ -1,5 +1,4 @@
-"""The coordinate-wise LSTM optimizer (Andrychowicz et al. 2016), the learned optimizer of the
-paper."""
+"""The coordinate-wise LSTM optimizer of Andrychowicz et al. 2016, which the paper uses."""
 
 from __future__ import annotations
 
@@ -113,8 +112,9 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         return f"LSTMLOpt_{self._num_layers}x{self._hidden_size}_{'_'.join(self._inputs)}"
 
     def init(self, rng: jax.Array) -> Theta:
-        """Draws theta: LSTM weights [4 * hidden_size, features + hidden_size], float32, gates in
-        order i, g, f, o.
+        """Draws theta, float32.
+
+        LSTM weights are [4 * hidden_size, features + hidden_size], gates in order i, g, f, o.
 
         Weights are truncated normal with deviation 1/sqrt(fan-in), biases zero but 1 for the forget
         gate (as in Sonnet and Haiku).
@@ -190,8 +190,7 @@ class _LSTMOptimizer(upstream.Optimizer):
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> LSTMOptState:
-        """Starts a training run: zero hidden state. `num_steps` and `key` are accepted and not
-        needed."""
+        """Starts a run: zero hidden state. `num_steps` and `key` are accepted and not needed."""
         del num_steps, key, kwargs
         flat = _flatten(params)
         return LSTMOptState(
@@ -213,8 +212,7 @@ class _LSTMOptimizer(upstream.Optimizer):
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> LSTMOptState:
-        """One inner step: params <- params + network(grad). `grad` has the structure and shapes of
-        the params."""
+        """One inner step: params <- params + network(grad); `grad` is shaped like the params."""
         del loss, key, kwargs
         flat = _flatten(opt_state.params)
         if flat.size == 0:
@@ -236,8 +234,7 @@ def _lstm_layer(
     h: Float[Array, "hidden n"],
     c: Float[Array, "hidden n"],
 ) -> tuple[Float[Array, "hidden n"], Float[Array, "hidden n"]]:
-    """One LSTM layer on n coordinates (Hochreiter & Schmidhuber 1997, with forget gate): (h',
-    c')."""
+    """One LSTM layer with forget gate on n coordinates: (next h, next c)."""
     w, b = weights["w"].astype(x.dtype), weights["b"].astype(x.dtype)
     gates = w @ jnp.concatenate([x, h]) + b[:, None]
     i, g, f, o = jnp.split(gates, 4)
@@ -263,8 +260,7 @@ def _flatten(tree: Params) -> Float[Array, n]:
 
 
 def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
-    """params + updates, each leaf in its own dtype; leaves that are not floating stay as they
-    are."""
+    """params + updates, each leaf in its own dtype; leaves that are not floating are kept."""
     leaves, treedef = jax.tree.flatten(params)
     offset, added = 0, []
     for leaf in leaves:

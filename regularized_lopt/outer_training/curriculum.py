@@ -33,8 +33,7 @@ class CurriculumOuterState:
 
 
 class CurriculumTruncationSchedule(upstream.TruncationSchedule):
-    """Trajectories of the length that the outer state says: for outer training with a
-    `Curriculum`."""
+    """Trajectories of the length that the outer state says, i.e. that a `Curriculum` set."""
 
     def init(self, key: jax.Array, outer_state: CurriculumOuterState) -> Any:
         del key
@@ -126,8 +125,7 @@ class Decision:
 
 @gin.configurable
 class Curriculum:
-    """Decides trajectory lengths and when to validate, keep, restore, advance and stop; pure
-    bookkeeping.
+    """Decides trajectory lengths and when to validate, keep, restore, advance and stop.
 
     An epoch is one trajectory. Every `validation_period` epochs theta is validated at the NEXT
     stage's length. Better than the stage's best: it becomes the best. Not better, at least
@@ -195,8 +193,7 @@ class Curriculum:
         return self.train_lengths[state.stage]
 
     def validation_length(self, state: CurriculumState) -> int:
-        """Inner steps of a validation trajectory: the next stage's, or in the last stage its
-        own."""
+        """Inner steps of a validation trajectory: the next stage's; in the last stage its own."""
         return self.train_lengths[min(state.stage + 1, len(self.train_lengths) - 1)]
 
     def needs_baseline(self, state: CurriculumState) -> bool:

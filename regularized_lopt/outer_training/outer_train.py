@@ -1,5 +1,4 @@
-"""Outer training: theta's updates, the curriculum, checkpoints and curves around a jitted outer
-step."""
+"""Outer training: updates of theta, curriculum, checkpoints and curves around a jitted step."""
 
 from __future__ import annotations
 
