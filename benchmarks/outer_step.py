@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
-from learned_optimization.outer_trainers import truncated_grad
 
 import regularized_lopt
 from regularized_lopt import tasks, upstream
@@ -51,6 +50,9 @@ def ours(task: upstream.Task, **kwargs: str) -> tuple[Callable[[], None], int]:
 
 def upstreams(task: upstream.Task) -> Callable[[], None]:
     """One estimate of upstream's TruncatedGrad with its defaults, on the task's own iterators."""
+    # After regularized_lopt: on the wheel, it is what makes this import work on a current JAX.
+    from learned_optimization.outer_trainers import truncated_grad
+
     lopt = regularized_lopt.LSTMLOpt()
     family = upstream.single_task_to_family(task)
     schedule = upstream.truncation_schedule.ConstantTruncationSchedule(TRAJECTORY)

@@ -31,7 +31,7 @@ def _clean_gin():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory):
-    """Tests neither use nor fill the user's cache, unless told to, and compile each program once."""
+    """Tests leave the user's cache alone, unless told to, and compile each program once."""
     if "REGULARIZED_LOPT_CACHE_DIR" not in os.environ:
         os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
