@@ -21,7 +21,7 @@ _CSS = """
 }
 body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; margin:
 2rem auto;
-  max-width: 62rem; padding: 0 1rem; }
+  max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.note { color: var(--soft); }
 div.wide { overflow-x: auto; }

@@ -34,7 +34,7 @@ class PairedDifference:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}]"
+        return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 
 
 def summarize(values: np.ndarray) -> Summary:
