@@ -6,7 +6,7 @@ from regularized_lopt.outer_training.curriculum import (
 )
 from regularized_lopt.outer_training.outer_train import OuterTrainResult as OuterTrainResult
 from regularized_lopt.outer_training.outer_train import outer_train as outer_train
-from regularized_lopt.outer_training.outer_train import theta_optimizer as theta_optimizer
+from regularized_lopt.outer_training.theta_optimizer import theta_optimizer as theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import (
     RegularizedTruncatedGrad as RegularizedTruncatedGrad,
 )

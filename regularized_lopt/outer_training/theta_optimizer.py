@@ -1,0 +1,55 @@
+"""The optimizer of theta, from optax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gin
+import optax
+
+from regularized_lopt import errors
+
+_SCHEDULES = ("constant", "cosine", "linear")
+_OPTIMIZERS = ("adam", "sgd")
+
+
+@gin.configurable
+def theta_optimizer(
+    name: str = "adam",
+    learning_rate: float = 1e-3,
+    clip_norm: float | None = 1.0,
+    schedule: str = "constant",
+    schedule_steps: int | None = None,
+    final_fraction: float = 0.0,
+    momentum: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimizer of theta.
+
+    Args:
+      name: "adam" or "sgd".
+      learning_rate: at outer step 0, > 0.
+      clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
+        None: no clipping.
+      schedule: "constant", "cosine" or "linear" decay of the learning rate.
+      schedule_steps: outer steps over which it decays; needed unless constant.
+      final_fraction: where it decays to, as a share of `learning_rate`.
+      momentum: of SGD.
+    """
+    errors.check_name("theta optimizer", name, _OPTIMIZERS)
+    errors.check_name("learning rate schedule", schedule, _SCHEDULES)
+    errors.check_positive("theta_optimizer.learning_rate", learning_rate)
+    rate: Any = learning_rate
+    if schedule != "constant":
+        if schedule_steps is None:
+            raise ValueError(
+                f"theta_optimizer.schedule = {schedule!r} needs theta_optimizer.schedule_steps."
+            )
+        errors.check_positive("theta_optimizer.schedule_steps", schedule_steps)
+        if schedule == "cosine":
+            rate = optax.cosine_decay_schedule(learning_rate, schedule_steps, final_fraction)
+        else:
+            rate = optax.linear_schedule(
+                learning_rate, final_fraction * learning_rate, schedule_steps
+            )
+    step = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum or None)
+    return step if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), step)
