@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import inspect
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,8 +68,25 @@ def _raise_with_nearest(error: ValueError) -> None:
     raise ValueError(message) from error
 
 
+def reuse_freed_memory() -> None:
+    """Has glibc keep the memory that XLA frees; call it before JAX starts its threads.
+
+    On CPU every call of a program allocates its buffers anew. By default malloc hands large ones
+    back to the kernel each time, and faulting their pages in again takes 15 to 20% of an outer
+    step. The process then holds on to the most that it ever used. No effect where libc is another.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    # From malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD. One arena, because those
+    # of other threads cannot hold buffers of more than 64 MiB.
+    for option, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 2**26)):
+        libc.mallopt(option, value)
+
+
 def run(main: Callable[[], None]) -> None:
     """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2."""
+    reuse_freed_memory()
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:

@@ -10,12 +10,15 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
+# The inner gradient under `jax.checkpoint`: small next to the optimizer's state, costly to repeat.
+INNER_GRADIENT = "inner_gradient"
 
 
 @flax.struct.dataclass
@@ -175,6 +178,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         (loss, model_state), grad = jax.value_and_grad(task.loss_with_state, has_aux=True)(
             params, model_state, loss_key, batch
         )
+        grad = checkpoint_name(grad, INNER_GRADIENT)
         opt_state = opt.update(
             state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
         )

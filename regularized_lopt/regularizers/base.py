@@ -81,7 +81,13 @@ class Regularizer:
             result = jax.grad(loss_fn, has_aux=has_aux)(at)
             return result[0] if has_aux else result
 
-        regularized = self.gradient(grad_fn, point, grad, key=key, step=step)
+        # A computation of its own: only then does XLA let its passes reuse the memory of the plain
+        # one. It is skipped where the plain gradient is of no use.
+        regularized = jax.lax.cond(
+            jnp.isfinite(optax.tree.norm(grad)),
+            lambda: self.gradient(grad_fn, point, grad, key=key, step=step),
+            lambda: grad,
+        )
         return value, jax.tree.map(lambda g, r: mix(g, r, self.weight), grad, regularized)
 
     def value(self, loss_fn: LossFn, point: Point, *, key: Any = None, step: Any = 0) -> Scalar:
