@@ -1,5 +1,4 @@
-"""Packaging. learned_optimization itself is installed separately, with `--no-deps`: see the
-README."""
+"""Packaging. The README says how to install learned_optimization beside it."""
 
 import pathlib
 import re

@@ -1,10 +1,9 @@
 """Time and memory of one outer step: ours, upstream's TruncatedGrad, PyTorch's nn.LSTM.
 
 All run the same work: an MLP-20 optimizee, an unroll of 20 inner steps at batch 128, the gradient
-  of the
-outer loss w.r.t. the 5,141 weights of the LSTM. They are timed in turn, round by round, in one
-process, so that a slow moment of the machine hits all of them; the medians and their ratios are
-printed. PyTorch is timed where it is installed.
+of the outer loss w.r.t. the 5,141 weights of the LSTM. They are timed in turn, round by round, in
+one process, so that a slow moment of the machine hits all of them; the medians and their ratios are
+printed. PyTorch is timed where it is installed. All keep freed memory, as the launchers do.
 
     python benchmarks/outer_step.py [--rounds=7] [--dataset=Mnist]
 """
@@ -23,7 +22,7 @@ import rich.console
 import rich.table
 
 import regularized_lopt
-from regularized_lopt import tasks, upstream
+from regularized_lopt import launch, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 UNROLL = 20
@@ -144,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dataset", action="append", choices=["Digits", "Mnist"])
     args = parser.parse_args()
+    launch.reuse_freed_memory()
     for dataset in args.dataset or ["Digits", "Mnist"]:
         task = tasks.get(f"ImageMLP_{dataset}_20_Sigmoid", "meta_train")
         coordinates = sum(x.size for x in jax.tree.leaves(task.init(jax.random.PRNGKey(0))))

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--out_dir", type=pathlib.Path, default=REPOSITORY / "runs" / "quickstart")
     args = parser.parse_args()
     outer_steps, num_runs, num_steps = (20, 2, 100) if args.smallest else (800, 5, 500)
+    launch.reuse_freed_memory()
     start = time.monotonic()
 
     gin.add_config_file_search_path(str(REPOSITORY))
@@ -51,11 +52,10 @@ def main() -> None:
 
     page = report.Report(
         "Quickstart: a learned optimizer that looks for flat minima",
-        "Two LSTM optimizers were meta-trained on scikit-learn's handwritten digits (an MLP of 20 "
-        "sigmoid units), one "
-        "with the plain outer loss, one with SAM in the outer objective. Here both train networks "
-        "they have not seen, "
-        "on an ordinary loss, next to SGD and Adam with tuned learning rates.",
+        "Two LSTM optimizers were meta-trained on scikit-learn's handwritten digits (an MLP of "
+        "20 sigmoid units), one with the plain outer loss, one with SAM in the outer objective. "
+        "Here both train networks they have not seen, on an ordinary loss, next to SGD and Adam "
+        "with tuned learning rates.",
     )
     for task in TASKS[:1] if args.smallest else TASKS:
         result = meta_test(opts, task, num_runs=num_runs, num_steps=num_steps)

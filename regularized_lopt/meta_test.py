@@ -1,5 +1,4 @@
-"""Launcher: python -m regularized_lopt.meta_test --lopt=[NAME=]DIR_OR_FILE --task=...
---out_dir=..."""
+"""Launcher: python -m regularized_lopt.meta_test --lopt=[NAME=]PATH --task=... --out_dir=..."""
 
 import pathlib
 
@@ -11,9 +10,8 @@ from regularized_lopt.evaluation import baselines, meta_test, report, results
 _LOPT = flags.DEFINE_multi_string(
     "lopt",
     None,
-    "A trained optimizer: a directory of outer training or a file, named as in NAME=PATH (default: "
-    "the directory's "
-    "name). Repeat it to compare several; the first is the reference.",
+    "A trained optimizer: a directory of outer training or a file, named as in NAME=PATH "
+    "(default: the directory's name). Repeat it to compare several; the first is the reference.",
     required=True,
 )
 _TASK = flags.DEFINE_multi_string(

@@ -1,5 +1,4 @@
-"""Launcher: python -m regularized_lopt.outer_train --config_file=... --train_log_dir=...
-[--gin_bindings=...]"""
+"""Launcher: python -m regularized_lopt.outer_train --config_file=... --train_log_dir=..."""
 
 from absl import flags
 

@@ -115,8 +115,7 @@ def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
         first = different[0]
         raise FileFormatError(
             f"{path} holds another structure: {len(different)} entries differ, first {first}: "
-            "found "
-            f"{found.get(first)}, expected {expected.get(first)}."
+            f"found {found.get(first)}, expected {expected.get(first)}."
         )
     return jax.tree.unflatten(
         jax.tree.structure(like), [arrays[key] for key in _flatten(like)]

@@ -71,9 +71,8 @@ def _resolve(module: str, attribute: str) -> Any:
         missing = (error.name or module).partition(".")[0]
         raise ImportError(
             f"learned_optimization used {module}.{attribute}, which needs {missing} ({error}). "
-            "regularized_lopt "
-            "trains, meta-tests and loads without it; for this feature of upstream, install "
-            f"{missing}."
+            "regularized_lopt trains, meta-tests and loads without it; for this feature of "
+            f"upstream, install {missing}."
         ) from error
     if isinstance(real, _DeferredModule):
         raise ImportError(
@@ -124,8 +123,7 @@ def _deferred_imports() -> Iterator[None]:
 
 
 def _patch_jax() -> None:
-    """Puts back what the 2022 wheel uses and JAX has since moved or removed; nothing else needs
-    them."""
+    """Puts back what the 2022 wheel uses and JAX has since moved or removed."""
     for name in ("leaves", "flatten", "unflatten", "structure", "reduce", "all", "transpose"):
         _set_default(jax, f"tree_{name}", getattr(jax.tree_util, f"tree_{name}"))
     _set_default(jax, "tree_map", jax.tree_util.tree_map)

@@ -134,8 +134,7 @@ def test_no_params_is_a_no_op():
 
 
 def test_coordinates_do_not_see_each_other():
-    """The same coordinate gets the same update, whatever stands beside it and however it is
-    shaped."""
+    """The same coordinate gets the same update, whatever stands beside it."""
     lopt = regularized_lopt.LSTMLOpt()
     opt = lopt.opt_fn(lopt.init(jax.random.PRNGKey(0)))
     g = jnp.linspace(-1, 1, 6)

@@ -79,12 +79,10 @@ class Report:
         self.heading(title)
         self.table(header, rows)
         self.note(
-            "Means ± standard deviation over runs. Differences are paired (same inits and batches) "
-            "with a 95% bootstrap "
-            "interval. Rise: how much the held-out loss grows from the params to the end of a "
-            "10-step projected gradient "
-            "ascent in an l∞ ball; an absolute radius favours large params, so read it with ‖p‖ "
-            "and the train loss."
+            "Means ± standard deviation over runs. Differences are paired (same inits and "
+            "batches) with a 95% bootstrap interval. Rise: how much the held-out loss grows "
+            "from the params to the end of a 10-step projected gradient ascent in an l∞ ball; "
+            "an absolute radius favours large params, so read it with ‖p‖ and the train loss."
         )
         for name, figure in figures_lib.meta_test_figures(result).items():
             self.figure(figure, _CAPTIONS[name])

@@ -69,9 +69,8 @@ class StagedTruncationSchedule(upstream.TruncationSchedule):
             errors.check_positive("StagedTruncationSchedule.lengths", length)
         if len(boundaries) != len(lengths) - 1 or list(boundaries) != sorted(set(boundaries)):
             raise ValueError(
-                f"StagedTruncationSchedule.boundaries = {tuple(boundaries)}: {len(lengths)} stages "
-                "need "
-                f"{len(lengths) - 1} increasing boundaries."
+                f"StagedTruncationSchedule.boundaries = {tuple(boundaries)}: {len(lengths)} "
+                f"stages need {len(lengths) - 1} increasing boundaries."
             )
         self._lengths = jnp.asarray(lengths)
         self._boundaries = jnp.asarray(boundaries)
@@ -159,9 +158,8 @@ class Curriculum:
         )
         if len(periods) != len(train_lengths) or not train_lengths:
             raise ValueError(
-                f"Curriculum.validation_period has {len(periods)} entries for {len(train_lengths)} "
-                "train_lengths: "
-                "give one number, or one per stage."
+                f"Curriculum.validation_period has {len(periods)} entries for "
+                f"{len(train_lengths)} train_lengths: give one number, or one per stage."
             )
         for name, values in (
             ("train_lengths", train_lengths),
@@ -184,8 +182,7 @@ class Curriculum:
             if length % unroll_length:
                 raise ValueError(
                     f"unroll_length = {unroll_length} does not divide the trajectory of {length} "
-                    "inner steps in "
-                    f"Curriculum.train_lengths = {self.train_lengths}."
+                    f"inner steps in Curriculum.train_lengths = {self.train_lengths}."
                 )
 
     def trajectory_length(self, state: CurriculumState) -> int:

@@ -350,9 +350,8 @@ def _experiment(task: str, seed: int) -> dict[str, Any]:
 def _diverged(step: int, task: str, count: int, run_dir: run_dir_lib.RunDir) -> str:
     last = run_dir.last_checkpoint()
     return (
-        f"Outer training diverged: {count} updates in a row up to outer step {step} on {task} were "
-        "not finite and were "
-        "skipped. "
+        f"Outer training diverged: {count} updates in a row up to outer step {step} on {task} "
+        "were not finite and were skipped. "
         f"{'The last good checkpoint is ' + str(last) if last else 'There is no checkpoint yet'}. "
         "Try a lower theta_optimizer.learning_rate or SAM.rho, or shorter trajectories at first."
     )

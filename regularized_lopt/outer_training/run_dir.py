@@ -50,8 +50,7 @@ class RunDir:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise OtherExperimentError(
                 f"{self.path} is not empty and holds no experiment of ours ({_EXPERIMENT} is "
-                "missing). Choose another "
-                "--train_log_dir; nothing was written."
+                "missing). Choose another --train_log_dir; nothing was written."
             )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -91,8 +90,7 @@ class MetricsLog:
     )
 
     def __init__(self, run_dir: RunDir, resume_step: int):
-        """Opens the log; entries after `resume_step` (made after the checkpoint one resumes from)
-        are dropped."""
+        """Opens the log and drops entries later than the checkpoint at `resume_step`."""
         self._path = run_dir.path / _METRICS
         rows = [row for row in read_metrics(run_dir.path) if row["outer_step"] <= resume_step]
         self._file = self._path.open("w", newline="")

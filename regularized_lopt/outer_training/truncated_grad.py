@@ -52,8 +52,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
     `RegularizedTruncatedStep`; both may be set.
 
     The estimate is one XLA program: batches are drawn in it, the unroll is a scan with
-      rematerialised steps, tasks
-    are vmapped, and the regularizer's passes are part of it.
+    rematerialised steps, tasks are vmapped, and the regularizer's passes are part of it.
     """
 
     def __init__(
@@ -66,8 +65,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         regularizer: str | regularizers.Regularizer = "none",
         per_task_perturbation: bool = False,
     ):
-        """Initializer; takes its first arguments as upstream's `build_gradient_estimators` passes
-        them.
+        """Initializer; its first arguments are those that upstream's builder passes.
 
         Args:
           truncated_step: a `RegularizedTruncatedStep` (upstream main), or the `TaskFamily` that one
@@ -110,8 +108,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         )
 
     def get_datas(self) -> Any:
-        """What `estimate` draws batches from; the same object on every call for device-resident
-        data."""
+        """What `estimate` draws batches from; resident data are the same object on every call."""
         return self.truncated_step.unroll_data(self.unroll_length)
 
     def estimate(
@@ -189,9 +186,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
 
         Returns:
           `GradientEstimatorOut`, and metrics: with `with_summary` the norm of the gradient, and
-            always a counter of
-          estimates that were not finite (their gradient is zero, their unroll state the last finite
-          one).
+          always a counter of estimates that were not finite (their gradient is zero, their unroll
+          state the last finite one).
         """
         data = self.get_datas() if datas_list is None else datas_list
         result = self._jitted_estimate(
@@ -222,8 +218,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
     def _vmap(
         self, per_task: Any, theta: Any, state: Any, keys: jax.Array, data: Any, *rest: jax.Array
     ) -> Any:
-        """`per_task(theta, state, key, data, ...)` for all tasks, with a leading axis [num_tasks]
-        on the results."""
+        """`per_task(theta, state, key, data, ...)` of all tasks: results lead with [num_tasks]."""
         data_axis = self.truncated_step.data_axis
         if len(keys) == 1:
             # Without a batch axis the matmuls of theta and the state need no transposes: 1.7x
@@ -246,8 +241,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         data: Any,
         outer_state: Any,
     ) -> tuple[Float[Array, ""], tuple[Any, ...]]:
-        """One task: (outer loss, (plain outer loss, next state, inner losses [T], iterations
-        [T]))."""
+        """One task: (outer loss, (plain outer loss, next state, inner losses, iterations))."""
         step_lib = self.truncated_step
         length = self.unroll_length
         reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
@@ -293,8 +287,7 @@ def _check_divides(unroll_length: int, schedule: upstream.TruncationSchedule) ->
         if length % unroll_length:
             raise ValueError(
                 f"RegularizedTruncatedGrad.unroll_length = {unroll_length} does not divide the "
-                f"trajectory of {length} "
-                "inner steps. Choose a trajectory of "
-                f"{max(1, round(length / unroll_length)) * unroll_length}, or "
-                "an unroll_length that divides it."
+                f"trajectory of {length} inner steps. Choose a trajectory of "
+                f"{max(1, round(length / unroll_length)) * unroll_length}, or an unroll_length "
+                "that divides it."
             )

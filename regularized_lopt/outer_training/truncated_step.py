@@ -1,5 +1,4 @@
-"""The inner problem: how a learned optimizer's trajectory starts, takes a step, ends, and is
-judged."""
+"""The inner problem: how a trajectory starts, takes a step, ends, and is judged."""
 
 from __future__ import annotations
 
@@ -120,8 +119,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     @property
     def data_axis(self) -> int | None:
-        """Axis of `unroll_data` that counts tasks; None where all tasks draw from the same
-        arrays."""
+        """Axis of `unroll_data` that counts tasks; None where all draw from the same arrays."""
         return None if self._resident is not None or self.task_family.datasets is None else 1
 
     def batch_one(self, data: Any, step: jax.Array, key: jax.Array) -> Any:
@@ -194,8 +192,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     def outer_loss_one(
         self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The outer loss at the state's params: (with the regularizer in optimizee space,
-        plain)."""
+        """The outer loss at the state's params: (regularized in optimizee space, plain)."""
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         params, model_state = opt.get_params_state(state.inner_opt_state)
         return self._outer_loss(state.task_param, params, model_state, key, batch, outer_state)
@@ -244,11 +241,10 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         theta_is_vector: bool = False,
         **kwargs: Any,
     ) -> tuple[UnrollState, Any]:
-        """One inner step of every task, or a reset of those that are done (a step that `mask`
-        leaves out).
+        """One inner step of every task, or a reset of those that are done.
 
-        For upstream's estimators; the loss it reports is the outer loss before the step, on the
-        same batch.
+        For upstream's estimators, which leave resets out by `mask`; the loss it reports is the
+        outer loss before the step, on the same batch.
         """
         del kwargs
         keys = jax.random.split(key, self.num_tasks)
@@ -301,8 +297,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         )
 
     def get_batch(self, steps: int | None = None) -> Any:
-        """Inner batches from the task's iterators, leading axes [steps, num_tasks] ([num_tasks]
-        without `steps`)."""
+        """Inner batches from the task's iterators: [steps, num_tasks, ...], or [num_tasks, ...]."""
         return _squeeze(self._pull("train", steps or 1), steps)
 
     def get_outer_batch(self, steps: int | None = None) -> Any:

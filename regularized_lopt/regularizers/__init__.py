@@ -1,5 +1,4 @@
-"""Flatness terms for the outer objective: pure functions of (loss_fn, point, key), in meta and
-optimizee space."""
+"""Flatness terms for the outer objective, in meta space and in optimizee space."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(regularizer: str | Regularizer, **kwargs: Any) -> Regularizer:
-    """The regularizer of that name, with `kwargs` (and gin's parameters) for its constructor;
-    objects pass through.
+    """The regularizer of that name; `kwargs` and gin's parameters go to its constructor.
 
     Raises:
       errors.UnknownNameError: the name is not registered; the message has the nearest name.

@@ -71,8 +71,7 @@ class Regularizer:
         step: Any = 0,
         has_aux: bool = False,
     ) -> tuple[Any, Point]:
-        """The plain value (with aux, if any) and the regularized gradient, like
-        `jax.value_and_grad`."""
+        """Like `jax.value_and_grad`: the PLAIN value (and aux), but the regularized gradient."""
         value, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(point)
         if self.weight == 0:
             return value, grad
@@ -91,8 +90,7 @@ class Regularizer:
         return value, jax.tree.map(lambda g, r: mix(g, r, self.weight), grad, regularized)
 
     def value(self, loss_fn: LossFn, point: Point, *, key: Any = None, step: Any = 0) -> Scalar:
-        """L + w (L_reg - L) at `point`; differentiable in `point` and in what `loss_fn` closes
-        over."""
+        """L + w (L_reg - L); differentiable in `point` and in what `loss_fn` closes over."""
         if self.weight == 0:
             return loss_fn(point)
         regularized = self.regularized_value(loss_fn, point, key=key, step=step)

@@ -13,10 +13,10 @@ from regularized_lopt.regularizers import base
 
 @gin.configurable
 class SAM(base.Regularizer):
-    """The gradient, or the loss, at the worst point nearby: w + e, e = rho g / ||g||_2 (eq. 2 of
-    the paper).
+    """The gradient, or the loss, at the worst point nearby: w + e, e = rho g / ||g||_2.
 
-    e is a constant: nothing is differentiated through it. Where g = 0, e = 0.
+    Foret et al. 2020, eq. 2. e is a constant: nothing is differentiated through it. e = 0 where
+    g = 0.
     """
 
     name = "sam"

@@ -1,5 +1,4 @@
-"""Tasks, by name: `names()` lists them, `get(name)` builds one, gin knows them under the same
-names."""
+"""Tasks: `names()` lists them, `get(name)` builds one, gin knows them by the same names."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str, phase: str = "meta_test") -> upstream.Task | upstream.TaskFamily:
-    """Builds a task (or family) of ours, or any that is registered in gin under `name`, upstream's
-    included.
+    """Builds a task or family of ours, or any in gin's registry (upstream's included).
 
     Args:
       name: one of `names()`, or the gin name of another task.

@@ -113,8 +113,7 @@ SPECS: Mapping[str, DatasetSpec] = {
 
 
 def cache_dir() -> pathlib.Path:
-    """Where prepared arrays are kept: $REGULARIZED_LOPT_CACHE_DIR, else the user's cache
-    directory."""
+    """Where prepared arrays are kept: $REGULARIZED_LOPT_CACHE_DIR, else the user's cache."""
     if "REGULARIZED_LOPT_CACHE_DIR" in os.environ:
         return pathlib.Path(os.environ["REGULARIZED_LOPT_CACHE_DIR"]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -143,14 +142,12 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError) as error:
         raise DataUnavailableError(
             f"The prepared copy of {name} in {directory} cannot be read ({error}). Delete that "
-            "directory; it "
-            "is prepared again on the next run."
+            "directory; it is prepared again on the next run."
         ) from error
     if arrays["train_image"].shape[1:] != spec.image_shape:
         raise DataUnavailableError(
             f"{directory} holds images of shape {arrays['train_image'].shape[1:]}, expected "
-            f"{spec.image_shape}. "
-            "Delete that directory."
+            f"{spec.image_shape}. Delete that directory."
         )
     return arrays
 
@@ -164,9 +161,8 @@ def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
         raise DataUnavailableError(
             f"{name} is not in {directory.parent} and could not be read from TensorFlow Datasets "
             f"({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). "
-            "Either set TFDS_DATA_DIR to a directory that holds it, or connect to the network (and "
-            "install "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Either set "
+            "TFDS_DATA_DIR to a directory that holds it, or connect to the network (and install "
             "tensorflow and tensorflow-datasets) once, or use the offline tasks, e.g. "
             "ImageMLP_Digits_20_Relu."
         ) from error
@@ -189,8 +185,7 @@ def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
 def meta_splits(
     num_train: int, seed: int = 0, valid_fraction: float = 0.1
 ) -> dict[str, np.ndarray]:
-    """Indices into the training set of `meta_train`, `meta_valid` and `meta_test_train`, disjoint,
-    covering it.
+    """Partition of the training set's indices: `meta_train`, `meta_valid`, `meta_test_train`.
 
     Args:
       num_train: size of the training set.
@@ -275,23 +270,20 @@ class ResidentDatasets(upstream.Datasets):
         }
 
     def arrays(self, split: str) -> Batch:
-        """The same, on the device. Pass it INTO jitted functions: closed over, it would become a
-        constant."""
+        """The same, on the device. Pass it INTO jitted functions: closed over it is a constant."""
         if split not in self._on_device:
             self._on_device[split] = jax.device_put(self.host_arrays(split))
         return self._on_device[split]
 
     def sample(self, arrays: Batch, key: jax.Array) -> Batch:
-        """Draws a batch (with replacement) inside a jitted function; see `normalize` for its
-        form."""
+        """Draws a batch, with replacement, inside a jitted function; its form: `normalize`."""
         index = jax.random.randint(key, (self.batch_size,), 0, arrays["label"].shape[0])
         return self.normalize(
             {name: jnp.take(value, index, axis=0) for name, value in arrays.items()}
         )
 
     def normalize(self, raw: Batch) -> dict[str, Any]:
-        """Raw examples as tasks take them: image float32 [batch, h, w, c] in [0, 1], label int32
-        [batch]."""
+        """Raw examples as tasks take them: images in [0, 1] float32, labels int32."""
         images: Float[Array, "batch h w c"] = raw["image"].astype(np.float32) / np.float32(
             self._spec.max_value
         )

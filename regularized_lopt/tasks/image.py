@@ -1,5 +1,4 @@
-"""Image classification tasks, named as upstream names its own:
-<Network>_<Data>_<sizes>_<Activation>."""
+"""Image classification tasks, named as upstream's: <Network>_<Data>_<sizes>_<Activation>."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ class ImageTask(upstream.Task):
         return loss, {"accuracy": accuracy}
 
     def normalizer(self, loss: jax.Array) -> jax.Array:
-        """Clips the loss to [0, 1.5 log(classes)], as upstream's image tasks do; NaN becomes the
-        upper end."""
+        """Clips the loss to [0, 1.5 log(classes)] as upstream's tasks do; NaN: the upper end."""
         top = 1.5 * jnp.log(float(self.datasets.extra_info["num_classes"]))
         return jnp.nan_to_num(jnp.clip(loss, 0, top), nan=top, posinf=top, neginf=top)
 

@@ -1,5 +1,4 @@
-"""Regression on random noisy cubic polynomials: the paper's early evidence (arXiv 2510.08968, Fig.
-2)."""
+"""Regression on random noisy cubic polynomials (arXiv 2510.08968, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ class Cubic:
 
 
 class _CubicRegressionTask(upstream.Task):
-    """Fits a `Cubic` with an MLP of one input and one output; batches are empty (the points are in
-    the task)."""
+    """Fits a `Cubic` with an MLP; batches are empty, the points are in the task."""
 
     datasets = None
 

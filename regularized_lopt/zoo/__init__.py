@@ -43,8 +43,7 @@ def save(
     theta: Any,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a trained optimizer: weights, the constructor's arguments and `metadata`
-    (JSON-serializable), no code."""
+    """Writes a trained optimizer: weights, constructor's arguments, `metadata` (JSON), no code."""
     name = type(learned_opt).__name__
     errors.check_name("learned optimizer class", name, _CLASSES)
     header = {"learned_opt": name, "config": learned_opt.config, **(metadata or {})}
