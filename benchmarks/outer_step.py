@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ import regularized_lopt
 from regularized_lopt import launch, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
+K = TypeVar("K")
 UNROLL = 20
 TRAJECTORY = 100
 
@@ -39,7 +41,7 @@ def ours(task: upstream.Task, **kwargs: str) -> tuple[Callable[[], None], int]:
         regularizer=kwargs.pop("optimizee", "none"),
     )
     estimator = RegularizedTruncatedGrad(step, unroll_length=UNROLL, **kwargs)
-    weights, run = _stepper(estimator, lopt)
+    weights, run = stepper(estimator, lopt)
     state = estimator.init_worker_state(weights, jax.random.PRNGKey(1))
     lowered = jax.jit(estimator.estimate).lower(
         weights.theta, state, jax.random.PRNGKey(2), estimator.get_datas(), weights.outer_state
@@ -62,12 +64,13 @@ def upstreams(task: upstream.Task) -> Callable[[], None]:
 
         step = lopt_truncated_step.VectorizedLOptTruncatedStep(family, lopt, schedule, 1)
         estimator = truncated_grad.TruncatedGrad(step, unroll_length=UNROLL)
-    return _stepper(estimator, lopt)[1]
+    return stepper(estimator, lopt)[1]
 
 
-def _stepper(
+def stepper(
     estimator: upstream.GradientEstimator, lopt: upstream.LearnedOptimizer
 ) -> tuple[upstream.WorkerWeights, Callable[[], None]]:
+    """Weights, and a function that takes one estimate and goes on from its state."""
     theta = lopt.init(jax.random.PRNGKey(0))
     weights = upstream.WorkerWeights(theta, None, upstream.OuterState(jnp.asarray(0)))
     state = estimator.init_worker_state(weights, jax.random.PRNGKey(1))
@@ -125,9 +128,9 @@ def pytorchs(task: tasks.ImageTask) -> Callable[[], None] | None:
     return run
 
 
-def measure(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def measure(runs: dict[K, Callable[[], None]], rounds: int) -> dict[K, float]:
     """Median seconds of each, taken in turn after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[K, list[float]] = {name: [] for name in runs}
     for round_index in range(rounds + 1):
         for name, run in runs.items():
             start = time.perf_counter()

@@ -3,67 +3,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import CONSTANT, KEY, ROOT, TwoLayer, flat, make, run, weights
 from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import gradient_learner
 from learned_optimization.tasks import quadratics
 
 import regularized_lopt
 from regularized_lopt import regularizers, tasks, upstream
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.outer_training import RegularizedTruncatedStep
+from regularized_lopt.outer_training import unroll as unroll_lib
 from regularized_lopt.outer_training.truncated_step import UnrollState
-
-KEY = jax.random.PRNGKey(0)
-ROOT = jax.random.PRNGKey(7)
-CONSTANT = upstream.truncation_schedule.ConstantTruncationSchedule
-
-
-class TwoLayer(upstream.Task):
-    """A two-layer network on eight fixed points, full batch: everything is deterministic."""
-
-    datasets = None
-    x = np.random.default_rng(1).normal(size=(8, 3))
-    y = np.random.default_rng(2).normal(size=(8, 1))
-
-    def init(self, key):
-        del key
-        rng = np.random.default_rng(3)
-        return {
-            "w1": jnp.asarray(rng.normal(size=(3, 4))),
-            "w2": jnp.asarray(rng.normal(size=(4, 1))),
-        }
-
-    def loss(self, params, key, data):
-        del key, data
-        return jnp.mean((jnp.tanh(self.x @ params["w1"]) @ params["w2"] - self.y) ** 2)
-
-
-def make(task, length=20, *, lopt=None, step=None, **kwargs):
-    lopt = lopt or regularized_lopt.LSTMLOpt()
-    family = tasks.as_family(task)
-    truncated_step = RegularizedTruncatedStep(family, lopt, CONSTANT(length), **(step or {}))
-    return RegularizedTruncatedGrad(truncated_step, **kwargs)
-
-
-def weights(theta, step=0):
-    return upstream.WorkerWeights(theta, None, upstream.OuterState(jnp.asarray(step)))
-
-
-def run(estimator, theta, num_estimates=1):
-    """Estimates in a row: (gradients, losses, last state)."""
-    state = estimator.init_worker_state(weights(theta), KEY)
-    grads, losses = [], []
-    for i in range(num_estimates):
-        out, _ = estimator.compute_gradient_estimate(
-            weights(theta), jax.random.fold_in(ROOT, i), state, with_summary=True
-        )
-        state = out.unroll_state
-        grads.append(out.grad)
-        losses.append(out.mean_loss)
-    return grads, losses, state
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def reference_outer_loss(lopt, task, steps, loss_weights):
@@ -219,7 +168,8 @@ def test_per_task_perturbation_is_the_mean_of_single_tasks():
             one = jax.tree.map(lambda leaf, i=task_index: leaf[i], state)
 
             def outer_loss(theta, one=one, key=keys[task_index]):
-                return estimator._unroll(theta, one, key, data, outer_state)[0]
+                unroll = unroll_lib.Unroll(estimator.truncated_step, 2)
+                return unroll(theta, one, key, data, outer_state)[0]
 
             g = jax.grad(outer_loss)(theta)
             norm = np.linalg.norm(flat(g))
@@ -370,3 +320,99 @@ class Empty(TwoLayer):
 def test_refuses_bad_input_before_compiling(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Second derivatives, and every regularizer on an unroll.
+
+
+def unroll_loss(lopt, length=3):
+    """The outer loss of an unroll from zero state, a function of theta alone."""
+    step = RegularizedTruncatedStep(tasks.as_family(TwoLayer()), lopt, CONSTANT(10))
+    outer_state = weights(None).outer_state
+
+    def loss(theta):
+        state = step.init_one(theta, outer_state, KEY)
+        data = step.unroll_data(length)
+        return unroll_lib.Unroll(step, length)(theta, state, KEY, data, outer_state)[0]
+
+    return loss
+
+
+def float64_theta(lopt):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), lopt.init(KEY))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_second_derivatives_make_the_gradient_of_an_unroll_exact(exact):
+    with jax.enable_x64(True):
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3, output_scale=10.0, second_derivatives=exact)
+        theta, loss = float64_theta(lopt), unroll_loss(lopt)
+        direction = jax.tree.map(lambda t: jax.random.normal(ROOT, t.shape, t.dtype), theta)
+
+        def along(h):
+            return float(loss(jax.tree.map(lambda t, d: t + h * d, theta, direction)))
+
+        numeric = (along(1e-5) - along(-1e-5)) / 2e-5
+        analytic = flat(jax.grad(loss)(theta)) @ flat(direction)
+        relative = abs(analytic - numeric) / abs(numeric)
+        assert relative < 1e-6 if exact else relative > 1e-2
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_gam_s_two_forms_agree_on_an_unroll_only_with_second_derivatives(exact):
+    """Frozen gradients: a Hessian-vector product does not see them move, a difference does."""
+    with jax.enable_x64(True):
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3, output_scale=10.0, second_derivatives=exact)
+        theta, grad_fn = float64_theta(lopt), jax.grad(unroll_loss(lopt))
+        found = [
+            flat(gam.flatness_gradient(grad_fn, theta, grad_fn(theta)))
+            for gam in (
+                regularizers.GAM(0.05, form="hvp"),
+                regularizers.GAM(0.05, form="difference", r=1e-6),
+            )
+        ]
+        relative = np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0])
+        assert relative < 1e-3 if exact else relative > 1e-2
+
+
+EVERY = [name for name in regularizers.names() if name != "none"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["meta", "optimizee"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_regularizer_leaves_the_trajectory_bit_identical(name, space):
+    """In both spaces: the user's loss, gradients and batches are those of plain training."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    few = {"num_probes": 1} if name in ("hessian_trace", "hessian_frobenius") else {}
+    regularizer = regularizers.get(name, **few)
+    kwargs = {"regularizer": regularizer} if space == "meta" else {}
+    step = {"regularizer": regularizer} if space == "optimizee" else {}
+    plain_grads, plain_losses, plain = run(make(TwoLayer(), lopt=lopt, unroll_length=5), theta, 2)
+    grads, losses, state = run(
+        make(TwoLayer(), lopt=lopt, unroll_length=5, step=step, **kwargs), theta, 2
+    )
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(plain_losses, losses)
+    assert np.all(np.isfinite(flat(grads)))
+    assert not np.array_equal(flat(plain_grads), flat(grads))
+
+
+@pytest.mark.parametrize("space", ["meta", "optimizee"])
+@pytest.mark.parametrize("name", ["sam", "asam", "gsam", "gam"])
+def test_a_radius_that_overflows_is_finite_or_skipped_and_counted(name, space):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    regularizer = regularizers.get(name, rho=1e38)
+    kwargs = {"regularizer": regularizer} if space == "meta" else {}
+    step = {"regularizer": regularizer} if space == "optimizee" else {}
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=5, step=step, **kwargs)
+    w = weights(lopt.init(KEY))
+    state = estimator.init_worker_state(w, KEY)
+    out, metrics = estimator.compute_gradient_estimate(w, ROOT, state)
+    assert np.all(np.isfinite(flat(out.grad)))
+    assert np.all(np.isfinite(flat(out.unroll_state.inner_opt_state.params)))
+    if float(metrics["mean||nonfinite"]):
+        np.testing.assert_array_equal(flat(out.grad), 0)
+        assert bool(out.unroll_state.is_done[0])

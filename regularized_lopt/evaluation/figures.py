@@ -19,7 +19,7 @@ from regularized_lopt.evaluation.meta_test import MetaTestResult
 # black.
 COLORS = ("#3d8ed6", "#e0752d", "#2ca58d", "#c75b9b", "#8f7ee7", "#b39b1d")
 _INK = "#010203"  # Stands for the page's text colour in SVGs, see `to_svg`.
-_STYLE = {
+STYLE = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.titlecolor": _INK,
@@ -40,16 +40,19 @@ _STYLE = {
 }
 
 
-def _new(columns: int, width: float = 9.6, height: float = 3.3) -> tuple[mpl_figure.Figure, Any]:
+def new_figure(
+    columns: int, width: float = 9.6, height: float = 3.3
+) -> tuple[mpl_figure.Figure, Any]:
+    """An empty figure, to be filled within `rc_context(STYLE)`: (figure, axes)."""
     figure = mpl_figure.Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns)
 
 
 def training_curves(result: MetaTestResult) -> mpl_figure.Figure:
     """Training loss (trailing mean) and test accuracy by inner step, over runs."""
-    with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = _new(2)
-        for color, (name, runs) in zip(_cycle(), result.runs.items(), strict=False):
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = new_figure(2)
+        for color, (name, runs) in zip(cycle(), result.runs.items(), strict=False):
             smooth = _trailing_mean(runs.train_loss, 20)
             steps = np.arange(1, smooth.shape[1] + 1)
             _band(left, steps, smooth, color, name)
@@ -71,14 +74,14 @@ def training_curves(result: MetaTestResult) -> mpl_figure.Figure:
 
 def sharpness_by_radius(result: MetaTestResult) -> mpl_figure.Figure:
     """How much the held-out loss rises within a radius, at the PoC and at completion."""
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _new(2)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(2)
         points = (
             ("at the point of convergence", result.at_poc),
             ("at completion", result.at_completion),
         )
         for axis, (title, measured) in zip(axes, points, strict=True):
-            for color, (name, sharpness) in zip(_cycle(), measured.items(), strict=False):
+            for color, (name, sharpness) in zip(cycle(), measured.items(), strict=False):
                 rise = np.maximum(sharpness.values[:, :, -1] - sharpness.centre[:, None], 1e-8)
                 _band(axis, np.asarray(result.radii), rise, color, name, marker=".")
             axis.set(
@@ -95,14 +98,14 @@ def sharpness_by_radius(result: MetaTestResult) -> mpl_figure.Figure:
 def ascent_curves(result: MetaTestResult) -> mpl_figure.Figure:
     """The held-out loss along the ascent at the headline radius (the paper's Figures 3-6)."""
     index = results_lib.headline_index(result)
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _new(2)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(2)
         points = (
             ("at the point of convergence", result.at_poc),
             ("at completion", result.at_completion),
         )
         for axis, (title, measured) in zip(axes, points, strict=True):
-            for color, (name, sharpness) in zip(_cycle(), measured.items(), strict=False):
+            for color, (name, sharpness) in zip(cycle(), measured.items(), strict=False):
                 curve = sharpness.values[:, index]
                 _band(axis, np.arange(curve.shape[1]), curve, color, name, marker=".")
             axis.set(xlabel="ascent step", ylabel="held-out loss (nats)")
@@ -113,9 +116,9 @@ def ascent_curves(result: MetaTestResult) -> mpl_figure.Figure:
 
 def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figure.Figure:
     """Outer loss (running mean) and validation loss by outer step, one curve per run."""
-    with matplotlib.rc_context(_STYLE):
-        figure, (left, right) = _new(2)
-        for color, (name, columns) in zip(_cycle(), metrics.items(), strict=False):
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = new_figure(2)
+        for color, (name, columns) in zip(cycle(), metrics.items(), strict=False):
             steps, loss = columns["outer_step"], columns["loss"]
             left.plot(
                 steps, _trailing_mean(loss[None], 10)[0], color=color, label=name, linewidth=1.4
@@ -148,7 +151,7 @@ def meta_test_figures(result: MetaTestResult) -> dict[str, mpl_figure.Figure]:
 def to_svg(figure: mpl_figure.Figure) -> str:
     """The figure as an SVG element that takes its ink from the page (`currentColor`)."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(
             buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
@@ -162,7 +165,8 @@ def save_png(figure: mpl_figure.Figure, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=160, facecolor="white")
 
 
-def _cycle() -> Any:
+def cycle() -> Any:
+    """The colours, again and again."""
     return (COLORS[i % len(COLORS)] for i in range(1000))
 
 

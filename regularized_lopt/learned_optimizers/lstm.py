@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -44,8 +44,8 @@ class LSTMLOpt(upstream.LearnedOptimizer):
 
     Two layers of 20 units read the preprocessed gradient, a linear layer writes the update, and
     params <- params + output_scale * output. Each coordinate has its own hidden state, zero at the
-    start. The gradient is an input, not differentiated through. Source: Andrychowicz et al. 2016;
-    eq. 2 of arXiv 2510.08968 has the params among the inputs.
+    start. The gradient is an input, by default not differentiated through. Source: Andrychowicz et
+    al. 2016; eq. 2 of arXiv 2510.08968 has the params among the inputs.
 
     All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
     and gates run over long contiguous rows.
@@ -64,6 +64,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         preprocess_factor: float = 10.0,
         output_scale: float = 0.1,
         output_bound: float | None = None,
+        second_derivatives: bool = False,
     ):
         """Initializer.
 
@@ -76,6 +77,8 @@ class LSTMLOpt(upstream.LearnedOptimizer):
           preprocess_factor: k of the split, see `preprocessing.log_sign`.
           output_scale: factor on the network's output (0.1 here, 0.01 in the 2016 code).
           output_bound: if given, outputs are squashed by tanh to +- this before scaling.
+          second_derivatives: differentiate through the gradients that are the inputs, too: exact
+            derivatives of an unroll w.r.t. theta, which need second derivatives of the loss.
 
         Raises:
           ValueError: an argument is out of its range; the message names the range.
@@ -98,6 +101,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
             "preprocess_factor": preprocess_factor,
             "output_scale": output_scale,
             "output_bound": output_bound,
+            "second_derivatives": second_derivatives,
         }
         self._hidden_size = hidden_size
         self._num_layers = num_layers
@@ -106,6 +110,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         self._preprocess_factor = preprocess_factor
         self._output_scale = output_scale
         self._output_bound = output_bound
+        self.second_derivatives = second_derivatives
 
     @property
     def name(self) -> str:
@@ -151,6 +156,48 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         params: Float[Array, n],
     ) -> tuple[Float[Array, n], tuple[tuple[jax.Array, jax.Array], ...]]:
         """One step of the LSTM on n coordinates: (updates, next hidden state)."""
+        return self._cells(theta, hidden, self._features(gradient, params))
+
+    def update_fn(
+        self,
+        theta: Theta,
+        opt_state: LSTMOptState,
+        grad: Params,
+        *,
+        key: jax.Array,
+        fraction: float = 1.0,
+        space: str = "gradient",
+    ) -> tuple[Callable[[jax.Array], Float[Array, n]], jax.Array, Float[Array, ""]]:
+        """The optimizer as a function of its input alone, its state held fixed.
+
+        Args:
+          theta: weights of the optimizer.
+          opt_state: where it stands.
+          grad: the gradient it would read next, shaped like the params.
+          key: draws the coordinates.
+          fraction: share of the coordinates to take, drawn with replacement unless 1.
+          space: "gradient": the input is the gradient [n]; "preprocessed": its features [f, n].
+
+        Returns:
+          (update_fn, its input here, the unit to measure the input in: the root mean square of
+          the whole gradient, or 1 for features).
+        """
+        gradient, params, hidden = _flatten(grad), _flatten(opt_state.params), opt_state.hidden
+        unit = jnp.sqrt(jnp.mean(gradient**2))
+        if fraction < 1:
+            count = max(1, round(fraction * gradient.size))
+            index = jax.random.randint(key, (count,), 0, gradient.size)
+            gradient, params, hidden = jax.tree.map(
+                lambda leaf: leaf[..., index], (gradient, params, hidden)
+            )
+        if space == "preprocessed":
+            features = self._features(gradient, params)
+            return lambda x: self._cells(theta, hidden, x)[0], features, jnp.ones_like(unit)
+        return lambda g: self.network(theta, hidden, g, params)[0], gradient, unit
+
+    def _features(
+        self, gradient: Float[Array, n], params: Float[Array, n]
+    ) -> Float[Array, "features n"]:
         features = []
         for name in self._inputs:
             if name == "params":
@@ -159,7 +206,14 @@ class LSTMLOpt(upstream.LearnedOptimizer):
                 features.append(preprocessing.log_sign(gradient, self._preprocess_factor))
             else:
                 features.append(gradient[None])
-        x = jnp.concatenate(features) if len(features) > 1 else features[0]
+        return jnp.concatenate(features) if len(features) > 1 else features[0]
+
+    def _cells(
+        self,
+        theta: Theta,
+        hidden: tuple[tuple[jax.Array, jax.Array], ...],
+        x: Float[Array, "features n"],
+    ) -> tuple[Float[Array, n], tuple[tuple[jax.Array, jax.Array], ...]]:
         next_hidden = []
         for layer, (h, c) in enumerate(hidden):
             x, next_c = _lstm_layer(theta[f"lstm_{layer}"], x, h, c)
@@ -218,7 +272,9 @@ class _LSTMOptimizer(upstream.Optimizer):
         if flat.size == 0:
             updates, hidden = flat, opt_state.hidden
         else:
-            gradient = jax.lax.stop_gradient(_flatten(grad)).astype(flat.dtype)
+            gradient = _flatten(grad).astype(flat.dtype)
+            if not self._lopt.second_derivatives:
+                gradient = jax.lax.stop_gradient(gradient)
             updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
         return LSTMOptState(
             params=_add_flat(opt_state.params, updates),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -25,6 +25,8 @@ from regularized_lopt.outer_training import run_dir as run_dir_lib
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
+
+AnyTask = str | upstream.Task | upstream.TaskFamily
 
 
 class DivergedError(RuntimeError):
@@ -64,7 +66,7 @@ class OuterTrainResult:
 @gin.configurable(denylist=["train_log_dir"])
 def outer_train(
     train_log_dir: str | os.PathLike[str],
-    task: str | upstream.Task | upstream.TaskFamily = gin.REQUIRED,
+    task: AnyTask | Sequence[AnyTask] = gin.REQUIRED,
     learned_opt: LSTMLOpt | None = None,
     curriculum: curriculum_lib.Curriculum | None = None,
     optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
@@ -83,7 +85,8 @@ def outer_train(
 
     Args:
       train_log_dir: where checkpoints, curves, and the result (theta.npz) go.
-      task: what to meta-train on: the name of a task, a task, or a family.
+      task: what to meta-train on: the name of a task, a task, or a family; or several, which may
+        differ in shape (`RegularizedTruncatedGrad.task_weights` weighs them).
       learned_opt: default: `LSTMLOpt()` with gin's parameters.
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
@@ -111,13 +114,16 @@ def outer_train(
         errors.check_positive(f"outer_train.{name}", value)
     learned_opt = learned_opt or LSTMLOpt()
     curriculum = curriculum or curriculum_lib.Curriculum()
-    family = tasks.as_family(task, "meta_train")
-    step_lib = RegularizedTruncatedStep(
-        family, learned_opt, curriculum_lib.CurriculumTruncationSchedule()
-    )
-    estimator = RegularizedTruncatedGrad(step_lib)
+    several = isinstance(task, Sequence) and not isinstance(task, str)
+    families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
+    task_name = " + ".join(family.name for family in families)
+    steps = [
+        RegularizedTruncatedStep(family, learned_opt, curriculum_lib.CurriculumTruncationSchedule())
+        for family in families
+    ]
+    estimator = RegularizedTruncatedGrad(steps if several else steps[0])
     curriculum.check(estimator.unroll_length)
-    run_dir = run_dir_lib.RunDir(train_log_dir, _experiment(family.name, seed))
+    run_dir = run_dir_lib.RunDir(train_log_dir, _experiment(task_name, seed))
     loop = _Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed))
 
     state, stage = loop.init_or_restore(run_dir)
@@ -129,9 +135,10 @@ def outer_train(
 
     def save_theta() -> None:
         metadata = {
-            "task": family.name,
-            "regularizer_meta_space": _describe(estimator.regularizer),
-            "regularizer_optimizee_space": _describe(step_lib.regularizer),
+            "task": task_name,
+            "regularizer_meta_space": estimator.regularizer.describe(),
+            "regularizer_optimizee_space": steps[0].regularizer.describe(),
+            "smoothing": estimator.smoothing and estimator.smoothing.describe(),
             "seed": seed,
             "outer_steps": int(state.outer_iteration),
             "stage": dataclasses.asdict(stage),
@@ -168,7 +175,7 @@ def outer_train(
                 log.write(step, {**scalars, **extra, "seconds": seconds})
                 if int(state.nonfinite_run) >= max_nonfinite:
                     raise DivergedError(
-                        _diverged(step, family.name, int(state.nonfinite_run), run_dir)
+                        _diverged(step, task_name, int(state.nonfinite_run), run_dir)
                     )
                 bar.set_postfix(
                     loss=f"{scalars['loss']:.4f}",
@@ -246,12 +253,15 @@ class _Loop:
             outer_iteration=state.outer_iteration + 1,
             nonfinite_run=jnp.where(estimate.nonfinite, state.nonfinite_run + 1, 0),
         )
-        return state, {
+        scalars = {
             "loss": estimate.mean_loss,
             "grad_norm": optax.tree.norm(estimate.grad),
             "trajectory_length": trajectory_length,
             "nonfinite": state.nonfinite_run,
         }
+        if estimate.smoothness is not None:
+            scalars["smoothness"] = estimate.smoothness
+        return state, scalars
 
     def apply(
         self, state: TrainState, stage: curriculum_lib.CurriculumState, validation_loss: float
@@ -284,15 +294,21 @@ class _Loop:
         on equal terms.
         """
         length = self._curriculum.validation_length(stage)
-        data = self._estimator.truncated_step.unroll_data(length, outer_split="outer_valid")
         key = jax.random.fold_in(self._validation_key, stage.stage)
-        return float(self._validation_loss(state.theta, key, jnp.asarray(length, jnp.int32), data))
+        total = 0.0
+        for index, weight in enumerate(self._estimator.task_weights):
+            step_lib = self._estimator.truncated_steps[index]
+            data = step_lib.unroll_data(length, outer_split="outer_valid")
+            total += weight * float(
+                self._validation_loss(index, state.theta, key, jnp.asarray(length, jnp.int32), data)
+            )
+        return total
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def _validation_loss(
-        self, theta: Any, key: jax.Array, length: jax.Array, data: Any
+        self, index: int, theta: Any, key: jax.Array, length: jax.Array, data: Any
     ) -> jax.Array:
-        step_lib = self._estimator.truncated_step
+        step_lib = self._estimator.truncated_steps[index]
         window = self._estimator.unroll_length
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 
@@ -303,12 +319,18 @@ class _Loop:
             def body(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
                 task_state, total = carry
                 keys = jax.random.split(jax.random.fold_in(loop_key, t), 4)
-                task_state, _ = step_lib.step_one(
+                task_state, _, _ = step_lib.step_one(
                     theta, task_state, keys[0], step_lib.batch_one(data["train"], t, keys[1])
                 )
-                batch = step_lib.batch_one(data["outer"], t, keys[2])
-                _, loss = step_lib.outer_loss_one(theta, task_state, keys[3], batch, outer_state)
-                return task_state, total + jnp.where(t >= length - window, loss, 0.0)
+
+                def outer_loss() -> jax.Array:
+                    batch = step_lib.batch_one(data["outer"], t, keys[2])
+                    return step_lib.outer_loss_one(theta, task_state, keys[3], batch, outer_state)[
+                        1
+                    ]
+
+                loss = jax.lax.cond(t >= length - window, outer_loss, lambda: 0.0)
+                return task_state, total + loss
 
             return jax.lax.fori_loop(0, length, body, (task_state, 0.0))[1] / window
 
@@ -324,11 +346,9 @@ class _Loop:
         outer_state = curriculum_lib.CurriculumOuterState(
             jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
         )
-        return jax.jit(self._estimator.truncated_step.init_step_state)(theta, outer_state, key)
-
-
-def _describe(regularizer: Any) -> dict[str, Any]:
-    return {"name": regularizer.name, **vars(regularizer)}
+        return self._estimator.init_worker_state(
+            upstream.WorkerWeights(theta, None, outer_state), key
+        )
 
 
 def _experiment(task: str, seed: int) -> dict[str, Any]:
@@ -353,7 +373,8 @@ def _diverged(step: int, task: str, count: int, run_dir: run_dir_lib.RunDir) -> 
         f"Outer training diverged: {count} updates in a row up to outer step {step} on {task} "
         "were not finite and were skipped. "
         f"{'The last good checkpoint is ' + str(last) if last else 'There is no checkpoint yet'}. "
-        "Try a lower theta_optimizer.learning_rate or SAM.rho, or shorter trajectories at first."
+        "Try a lower theta_learning_rate.learning_rate, a smaller radius or strength of the "
+        "regularizer, or shorter trajectories at first."
     )
 
 

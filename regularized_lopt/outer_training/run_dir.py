@@ -86,6 +86,7 @@ class MetricsLog:
         "trajectory_length",
         "validation_loss",
         "nonfinite",
+        "smoothness",
         "seconds",
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax
 import gin
@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
+from regularized_lopt.outer_training import unroll as unroll_lib
 
-LOSSES = ("last", "mean", "weighted")
+TruncatedStep = truncated_step_lib.RegularizedTruncatedStep
 
 
 @flax.struct.dataclass
@@ -25,19 +26,22 @@ class Estimate:
     Attributes:
       grad: gradient of the outer objective w.r.t. theta; zeros if anything in it was not finite.
       mean_loss: plain outer loss, averaged over tasks, of the unperturbed pass.
-      unroll_state: where the next unroll continues, leading axis [num_tasks].
+      unroll_state: where the next unroll continues, leading axis [num_tasks]; of a mixture, a
+        tuple of these.
       inner_loss: inner losses along the unroll, [unroll_length, num_tasks].
       iteration: inner steps taken at each of them, [unroll_length, num_tasks].
       nonfinite: True if loss or gradient was not finite: the update is to be skipped. The unroll
         state is then the last finite one, marked done, so that a fresh trajectory follows.
+      smoothness: R of the smoothing term, averaged over steps and tasks; None without one.
     """
 
     grad: Any
     mean_loss: Float[Array, ""]
-    unroll_state: truncated_step_lib.UnrollState
+    unroll_state: Any
     inner_loss: Float[Array, "steps tasks"]
     iteration: jax.Array
     nonfinite: jax.Array
+    smoothness: Float[Array, ""] | None
 
 
 @gin.configurable
@@ -51,26 +55,32 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
     the unperturbed pass. A regularizer in optimizee space is a parameter of
     `RegularizedTruncatedStep`; both may be set.
 
+    Given several truncated steps, i.e. tasks of different shapes, the objective is the weighted
+    mean of their outer losses; `state` and `data` are then tuples.
+
     The estimate is one XLA program: batches are drawn in it, the unroll is a scan with
     rematerialised steps, tasks are vmapped, and the regularizer's passes are part of it.
     """
 
     def __init__(
         self,
-        truncated_step: truncated_step_lib.RegularizedTruncatedStep | upstream.TaskFamily,
+        truncated_step: TruncatedStep | Sequence[TruncatedStep] | upstream.TaskFamily,
         learned_opt: upstream.LearnedOptimizer | None = None,
         *,
         unroll_length: int = 20,
         loss: str = "last",
         regularizer: str | regularizers.Regularizer = "none",
         per_task_perturbation: bool = False,
+        smoothing: regularizers.Smoothing | None = None,
+        task_weights: Sequence[float] | None = None,
     ):
         """Initializer; its first arguments are those that upstream's builder passes.
 
         Args:
-          truncated_step: a `RegularizedTruncatedStep` (upstream main), or the `TaskFamily` that one
-            is made of with gin's parameters (the wheel, which passes `(task_family, learned_opt)`).
-          learned_opt: the learned optimizer, in the second form.
+          truncated_step: a `RegularizedTruncatedStep` (upstream main), or several, or the
+            `TaskFamily` that one is made of with gin's parameters (the wheel, which passes
+            `(task_family, learned_opt)`).
+          learned_opt: the learned optimizer, in the last form.
           unroll_length: T, inner steps per estimate, > 0; must divide the length of trajectories.
           loss: outer loss from L(params_1..T), each on a fresh batch: "last": L(params_T) (the
             paper); "mean"; "weighted": weights rising linearly in t and summing to 1 (Xiong & Hsieh
@@ -78,6 +88,10 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
           regularizer: name or object of the regularizer in meta space.
           per_task_perturbation: regularize each task's gradient on its own (m-sharpness) instead of
             the mean.
+          smoothing: a smoothing term on the learned optimizer, added to the gradient once, at the
+            unperturbed theta.
+          task_weights: weight of each truncated step's loss, >= 0; scaled to sum to 1. Default:
+            equal.
 
         Raises:
           ValueError: a parameter is out of range; the message has the range or the nearest name.
@@ -85,39 +99,42 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         if isinstance(truncated_step, upstream.TaskFamily):
             if learned_opt is None:
                 raise ValueError("RegularizedTruncatedGrad(task_family) also needs a learned_opt.")
-            truncated_step = truncated_step_lib.RegularizedTruncatedStep(
-                truncated_step, learned_opt
-            )
+            truncated_step = TruncatedStep(truncated_step, learned_opt)
         errors.check_positive("RegularizedTruncatedGrad.unroll_length", unroll_length)
-        self.truncated_step = truncated_step
-        self.task_family = truncated_step.task_family
-        self.learned_opt = truncated_step.learned_opt
+        self._is_mixture = not isinstance(truncated_step, TruncatedStep)
+        steps = tuple(truncated_step) if self._is_mixture else (truncated_step,)  # type: ignore[arg-type]
+        self.task_weights = _normalized(task_weights, len(steps))
+        self.truncated_steps: tuple[TruncatedStep, ...] = steps  # type: ignore[assignment]
+        self.task_family = self.truncated_steps[0].task_family
+        self.learned_opt = self.truncated_steps[0].learned_opt
         self.unroll_length = unroll_length
-        self.loss = errors.check_name("loss", loss, LOSSES)
+        self.loss = errors.check_name("loss", loss, unroll_lib.LOSSES)
         self.regularizer = regularizers.get(regularizer)
         self.per_task_perturbation = per_task_perturbation
-        _check_divides(unroll_length, truncated_step.trunc_sched)
+        self.smoothing = smoothing
+        _check_smoothing(smoothing, self.learned_opt)
+        for step_lib in self.truncated_steps:
+            _check_divides(unroll_length, step_lib.trunc_sched)
         self._jitted_estimate = jax.jit(self.estimate)
 
-    def init_worker_state(
-        self, worker_weights: Any, key: jax.Array
-    ) -> truncated_step_lib.UnrollState:
-        """Starts the trajectories: `UnrollState` with leading axis [num_tasks]."""
-        return jax.jit(self.truncated_step.init_step_state)(
-            worker_weights.theta, worker_weights.outer_state, key
+    @property
+    def truncated_step(self) -> TruncatedStep:
+        """The (first) inner problem."""
+        return self.truncated_steps[0]
+
+    def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
+        """Starts the trajectories: `UnrollState` with leading axis [num_tasks], or a tuple."""
+        return self._join(
+            jax.jit(step_lib.init_step_state)(worker_weights.theta, worker_weights.outer_state, key)
+            for step_lib, key in zip(self.truncated_steps, self._split(key), strict=True)
         )
 
     def get_datas(self) -> Any:
         """What `estimate` draws batches from; resident data are the same object on every call."""
-        return self.truncated_step.unroll_data(self.unroll_length)
+        return self._join(step.unroll_data(self.unroll_length) for step in self.truncated_steps)
 
     def estimate(
-        self,
-        theta: Any,
-        state: truncated_step_lib.UnrollState,
-        key: jax.Array,
-        data: Any,
-        outer_state: Any,
+        self, theta: Any, state: Any, key: jax.Array, data: Any, outer_state: Any
     ) -> Estimate:
         """One regularized gradient estimate; pure, to be called inside a jitted outer step.
 
@@ -128,57 +145,83 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
           data: from `get_datas`.
           outer_state: `outer_iteration` and what the truncation schedule reads.
         """
-        num_tasks = self.truncated_step.num_tasks
         unroll_key, regularizer_key = jax.random.split(key)
-        keys = jax.random.split(unroll_key, num_tasks)
         step = outer_state.outer_iteration
+        problems = [
+            _Problem(
+                unroll_lib.Unroll(step_lib, self.unroll_length, self.loss, self.smoothing),
+                weight,
+                state,
+                jax.random.split(key, step_lib.num_tasks),
+                data,
+                outer_state,
+            )
+            for step_lib, weight, state, key, data in zip(
+                self.truncated_steps,
+                self.task_weights,
+                self._tuple(state),
+                self._split(unroll_key),
+                self._tuple(data),
+                strict=True,
+            )
+        ]
 
         def regularized(loss_fn: Any, theta: Any, key: jax.Array) -> tuple[Any, Any]:
             return self.regularizer.value_and_grad(loss_fn, theta, key=key, step=step, has_aux=True)
 
-        def unroll(theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
-            return self._unroll(theta, state, key, data, outer_state)
-
         if self.per_task_perturbation:
-
-            def task_grad(
-                theta: Any, state: Any, key: jax.Array, data: Any, regularizer_key: jax.Array
-            ) -> Any:
-                return regularized(
-                    lambda theta: unroll(theta, state, key, data), theta, regularizer_key
-                )
-
-            regularizer_keys = jax.random.split(regularizer_key, num_tasks)
-            (_, aux), grads = self._vmap(task_grad, theta, state, keys, data, regularizer_keys)
-            grad = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+            keys = self._split(regularizer_key)
+            results = [
+                problem.per_task_gradient(regularized, theta, key)
+                for problem, key in zip(problems, keys, strict=True)
+            ]
+            auxes = tuple(aux for aux, _ in results)
+            grad = jax.tree.map(lambda *gs: sum(gs), *(g for _, g in results))
         else:
 
-            def mean_loss(theta: Any) -> tuple[jax.Array, Any]:
-                losses, aux = self._vmap(unroll, theta, state, keys, data)
-                return jnp.mean(losses), aux
+            def objective(theta: Any) -> tuple[jax.Array, Any]:
+                losses, auxes = zip(*(problem.loss(theta) for problem in problems), strict=True)
+                return sum(losses), auxes
 
-            (_, aux), grad = regularized(mean_loss, theta, regularizer_key)
+            (_, auxes), grad = regularized(objective, theta, regularizer_key)
+        return self._estimate(grad, auxes, self._tuple(state), step)
 
-        plain, next_state, inner_loss, iteration = aux
-        plain = jnp.mean(plain)
+    def _estimate(self, grad: Any, auxes: Any, states: Any, step: Any) -> Estimate:
+        def mean(trees: Any) -> Any:
+            """Over tasks, then over truncated steps by weight."""
+            return jax.tree.map(
+                lambda *xs: sum(
+                    w * jnp.mean(x, axis=0) for w, x in zip(self.task_weights, xs, strict=True)
+                ),
+                *trees,
+            )
+
+        plain = mean([aux.loss for aux in auxes])
+        smoothness = None
+        if self.smoothing is not None:
+            smoothness, smoothness_grad = mean([aux.smoothness for aux in auxes])
+            strength = regularizers.at(self.smoothing.strength, step)
+            grad = jax.tree.map(lambda g, r: g + strength * r, grad, smoothness_grad)
         finite = jnp.isfinite(plain) & jnp.isfinite(optax.tree.norm(grad))
-        redrawn = state.replace(is_done=jnp.ones_like(state.is_done))  # type: ignore[attr-defined]
+        redrawn = tuple(s.replace(is_done=jnp.ones_like(s.is_done)) for s in states)
+        next_states = tuple(aux.state for aux in auxes)
         return Estimate(
             grad=jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grad),
             mean_loss=plain,
-            unroll_state=jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), next_state, redrawn
+            unroll_state=self._join(
+                jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_states, redrawn)
             ),
-            inner_loss=inner_loss.T,
-            iteration=iteration.T,
+            inner_loss=jnp.concatenate([aux.inner_loss.T for aux in auxes], axis=1),
+            iteration=jnp.concatenate([aux.iteration.T for aux in auxes], axis=1),
             nonfinite=~finite,
+            smoothness=smoothness,
         )
 
     def compute_gradient_estimate(
         self,
         worker_weights: Any,
         key: jax.Array,
-        state: truncated_step_lib.UnrollState,
+        state: Any,
         with_summary: bool | None = False,
         datas_list: Any = None,
     ) -> tuple[Any, Mapping[str, jax.Array]]:
@@ -193,10 +236,12 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         result = self._jitted_estimate(
             worker_weights.theta, state, key, data, worker_weights.outer_state
         )
+        states = self._tuple(result.unroll_state)
         task_param = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (self.unroll_length, *leaf.shape)),
-            result.unroll_state.task_param,
+            self._join(state.task_param for state in states),
         )
+        is_done = jnp.concatenate([state.is_done for state in states])
         out = upstream.GradientEstimatorOut(
             mean_loss=result.mean_loss,
             grad=result.grad,
@@ -205,79 +250,89 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
                 loss=result.inner_loss,
                 iteration=result.iteration,
                 task_param=task_param,
-                is_done=jnp.zeros(result.iteration.shape, bool)
-                .at[-1]
-                .set(result.unroll_state.is_done),
+                is_done=jnp.zeros(result.iteration.shape, bool).at[-1].set(is_done),
             ),
         )
         metrics = {"mean||nonfinite": result.nonfinite.astype(jnp.float32)}
+        if result.smoothness is not None:
+            metrics["mean||smoothness"] = result.smoothness
         if with_summary:
             metrics["mean||theta_grad_norm"] = optax.tree.norm(result.grad)
         return out, metrics
 
-    def _vmap(
-        self, per_task: Any, theta: Any, state: Any, keys: jax.Array, data: Any, *rest: jax.Array
-    ) -> Any:
-        """`per_task(theta, state, key, data, ...)` of all tasks: results lead with [num_tasks]."""
-        data_axis = self.truncated_step.data_axis
-        if len(keys) == 1:
-            # Without a batch axis the matmuls of theta and the state need no transposes: 1.7x
-            # faster on CPU.
-            state, keys, rest = jax.tree.map(lambda leaf: leaf[0], (state, keys, rest))
-            data = data if data_axis is None else jax.tree.map(lambda leaf: leaf[:, 0], data)
-            return jax.tree.map(lambda leaf: leaf[None], per_task(theta, state, keys, data, *rest))
-        # Theta is repeated for the same reason: [tasks, ...] times [tasks, ...] is a plain batched
-        # matmul.
-        thetas = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(keys), *leaf.shape)), theta)
-        return jax.vmap(per_task, in_axes=(0, 0, 0, data_axis, *[0] * len(rest)))(
-            thetas, state, keys, data, *rest
+    def _tuple(self, joined: Any) -> Any:
+        return joined if self._is_mixture else (joined,)
+
+    def _join(self, parts: Any) -> Any:
+        parts = tuple(parts)
+        return parts if self._is_mixture else parts[0]
+
+    def _split(self, key: jax.Array) -> Any:
+        return jax.random.split(key, len(self.truncated_steps)) if self._is_mixture else (key,)
+
+
+class _Problem(NamedTuple):
+    """One truncated step's share of an estimate, everything but theta fixed."""
+
+    unroll: unroll_lib.Unroll
+    weight: float
+    state: Any
+    keys: jax.Array
+    data: Any
+    outer_state: Any
+
+    def loss(self, theta: Any) -> tuple[Float[Array, ""], unroll_lib.UnrollAux]:
+        """(weighted mean outer loss, aux of every task)."""
+        losses, aux = unroll_lib.over_tasks(
+            self.unroll.step_lib, self._one, theta, self.state, self.keys, self.data
         )
+        return self.weight * jnp.mean(losses), aux
 
-    def _unroll(
-        self,
-        theta: Any,
-        state: truncated_step_lib.UnrollState,
-        key: jax.Array,
-        data: Any,
-        outer_state: Any,
-    ) -> tuple[Float[Array, ""], tuple[Any, ...]]:
-        """One task: (outer loss, (plain outer loss, next state, inner losses, iterations))."""
-        step_lib = self.truncated_step
-        length = self.unroll_length
-        reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
-        state = step_lib.reset_one(theta, state, outer_state, reset_key)
+    def per_task_gradient(self, regularized: Any, theta: Any, key: jax.Array) -> tuple[Any, Any]:
+        """(aux of every task, weighted mean of the tasks' own regularized gradients)."""
 
-        def outer_loss(state: truncated_step_lib.UnrollState, t: jax.Array, key: jax.Array) -> Any:
-            batch_key, key = jax.random.split(key)
-            batch = step_lib.batch_one(data["outer"], t, batch_key)
-            return jnp.stack(step_lib.outer_loss_one(theta, state, key, batch, outer_state))
-
-        def inner_step(
-            state: truncated_step_lib.UnrollState, inputs: tuple[jax.Array, jax.Array]
-        ) -> Any:
-            t, key = inputs
-            batch_key, key, loss_key = jax.random.split(key, 3)
-            state, loss = step_lib.step_one(
-                theta, state, key, step_lib.batch_one(data["train"], t, batch_key)
+        def one(theta: Any, state: Any, key: jax.Array, data: Any, regularizer_key: Any) -> Any:
+            (_, aux), grad = regularized(
+                lambda theta: self._one(theta, state, key, data), theta, regularizer_key
             )
-            outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
-            return state, (loss, state.inner_step, outer)
+            return aux, grad
 
-        # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
-        # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
-        policy = jax.checkpoint_policies.save_only_these_names(truncated_step_lib.INNER_GRADIENT)
-        state, (inner_losses, iterations, outer_losses) = jax.lax.scan(
-            jax.checkpoint(inner_step, prevent_cse=False, policy=policy),
-            state,
-            (jnp.arange(length), jax.random.split(scan_key, length)),
+        aux, grads = unroll_lib.over_tasks(
+            self.unroll.step_lib,
+            one,
+            theta,
+            self.state,
+            self.keys,
+            self.data,
+            jax.random.split(key, len(self.keys)),
         )
-        if self.loss == "last":
-            regularized, plain = outer_loss(state, jnp.asarray(length - 1), loss_key)
-        else:
-            ramp = jnp.ones(length) if self.loss == "mean" else jnp.arange(1.0, length + 1)
-            regularized, plain = (ramp / ramp.sum()) @ outer_losses
-        state = step_lib.finish_one(state, outer_state, finish_key)
-        return regularized, jax.lax.stop_gradient((plain, state, inner_losses, iterations))
+        return aux, jax.tree.map(lambda g: self.weight * jnp.mean(g, axis=0), grads)
+
+    def _one(self, theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
+        return self.unroll(theta, state, key, data, self.outer_state)
+
+
+def _normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    weights = (1.0,) * count if weights is None else tuple(weights)
+    name = "RegularizedTruncatedGrad.task_weights"
+    for weight in weights:
+        errors.check_not_negative(name, weight)
+    if len(weights) != count or not sum(weights) > 0:
+        raise ValueError(f"{name} = {weights}: give {count} numbers, not all zero.")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _check_smoothing(
+    smoothing: regularizers.Smoothing | None, learned_opt: upstream.LearnedOptimizer
+) -> None:
+    if smoothing is None or hasattr(learned_opt, "update_fn"):
+        return
+    if smoothing.fraction < 1 or smoothing.space != "gradient":
+        raise ValueError(
+            f"Smoothing.fraction = {smoothing.fraction} and space = {smoothing.space!r}: "
+            f"{type(learned_opt).__name__} is smoothed as a whole, on its gradients. Use fraction "
+            '= 1 and space = "gradient", or an LSTMLOpt.'
+        )
 
 
 def _check_divides(unroll_length: int, schedule: upstream.TruncationSchedule) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import gin
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
@@ -137,14 +138,22 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     # One task.
 
-    def init_one(self, theta: Theta, outer_state: Any, key: jax.Array) -> UnrollState:
-        """Starts a trajectory on a freshly drawn task from freshly drawn params."""
+    def init_one(
+        self, theta: Theta, outer_state: Any, key: jax.Array, num_steps: int | None = None
+    ) -> UnrollState:
+        """Starts a trajectory on a freshly drawn task from freshly drawn params.
+
+        The optimizer is told its length: `num_steps`, or what the truncation schedule says.
+        """
         task_key, init_key, schedule_key, opt_key = jax.random.split(key, 4)
         task_param = self.task_family.sample(task_key)
         params, model_state = self.task_family.task_fn(task_param).init_with_state(init_key)
         truncation_state = self.trunc_sched.init(schedule_key, outer_state)
         opt_state = self.learned_opt.opt_fn(theta, is_training=True).init(
-            params, model_state, num_steps=getattr(truncation_state, "length", None), key=opt_key
+            params,
+            model_state,
+            num_steps=getattr(truncation_state, "length", None) if num_steps is None else num_steps,
+            key=opt_key,
         )
         state = UnrollState(
             inner_opt_state=opt_state,
@@ -167,8 +176,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     def step_one(
         self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any
-    ) -> tuple[UnrollState, Float[Array, ""]]:
-        """One inner step: (next state, inner loss before it)."""
+    ) -> tuple[UnrollState, Float[Array, ""], Any]:
+        """One inner step: (next state, inner loss before it, its gradient)."""
         loss_key, opt_key = jax.random.split(key)
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         task = self.task_family.task_fn(state.task_param)
@@ -180,7 +189,37 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         opt_state = opt.update(
             state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
         )
-        return state.replace(inner_opt_state=opt_state, inner_step=state.inner_step + 1), loss  # type: ignore[attr-defined]
+        state = state.replace(inner_opt_state=opt_state, inner_step=state.inner_step + 1)  # type: ignore[attr-defined]
+        return state, loss, grad
+
+    def smoothing_one(
+        self,
+        smoothing: regularizers.Smoothing,
+        theta: Theta,
+        state: UnrollState,
+        grad: Any,
+        key: jax.Array,
+    ) -> tuple[Float[Array, ""], Theta]:
+        """(R, grad_theta R) of the smoothing term at one inner step, everything else constant.
+
+        Args:
+          smoothing: the term.
+          theta: weights of the learned optimizer.
+          state: the trajectory before the step.
+          grad: the inner gradient of the step.
+          key: randomness of the term.
+        """
+        theta, opt_state, grad = jax.lax.stop_gradient((theta, state.inner_opt_state, grad))
+        sample_key, start_key = jax.random.split(key)
+
+        def update_fn(theta: Theta) -> Any:
+            return _update_fn(self.learned_opt, smoothing, theta, opt_state, grad, sample_key)
+
+        u, inputs, unit = update_fn(theta)
+        perturbed = smoothing.adversarial_input(u, inputs, unit, start_key)
+        return jax.value_and_grad(
+            lambda theta: smoothing.penalty(update_fn(theta)[0], inputs, perturbed)
+        )(theta)
 
     def finish_one(self, state: UnrollState, outer_state: Any, key: jax.Array) -> UnrollState:
         """Asks the schedule whether the trajectory ends here."""
@@ -223,13 +262,23 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         return self.learned_opt.init(key)
 
     def init_step_state(
-        self, theta: Theta, outer_state: Any, key: jax.Array, theta_is_vector: bool = False
+        self,
+        theta: Theta,
+        outer_state: Any,
+        key: jax.Array,
+        theta_is_vector: bool = False,
+        num_steps_override: int | None = None,
     ) -> UnrollState:
-        """Starts `num_tasks` trajectories; with `theta_is_vector`, each from its own theta."""
+        """Starts `num_tasks` trajectories; with `theta_is_vector`, each from its own theta.
+
+        With `num_steps_override`, which `FullES` gives, the optimizer is told that length.
+        """
         keys = jax.random.split(key, self.num_tasks)
-        return jax.vmap(self.init_one, in_axes=(0 if theta_is_vector else None, None, 0))(
-            theta, outer_state, keys
-        )
+
+        def init(theta: Theta, key: jax.Array) -> UnrollState:
+            return self.init_one(theta, outer_state, key, num_steps_override)
+
+        return jax.vmap(init, in_axes=(0 if theta_is_vector else None, 0))(theta, keys)
 
     def unroll_step(
         self,
@@ -239,6 +288,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         data: Any,
         outer_state: Any,
         theta_is_vector: bool = False,
+        override_num_steps: int | None = None,
         **kwargs: Any,
     ) -> tuple[UnrollState, Any]:
         """One inner step of every task, or a reset of those that are done.
@@ -261,7 +311,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
                 return self.step_one(theta, state, step_key, batch)[0], outer_loss
 
             def reset() -> tuple[UnrollState, jax.Array]:
-                return self.init_one(theta, outer_state, reset_key), jnp.asarray(0.0)
+                state = self.init_one(theta, outer_state, reset_key, override_num_steps)
+                return state, jnp.asarray(0.0)
 
             next_state, loss = jax.lax.cond(state.is_done, reset, train)
             next_state = self.finish_one(next_state, outer_state, finish_key)
@@ -309,6 +360,32 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     def cfg_name(self) -> str:
         return f"{type(self.learned_opt).__name__}_{self.regularizer.name}"
+
+
+def _update_fn(
+    learned_opt: upstream.LearnedOptimizer,
+    smoothing: regularizers.Smoothing,
+    theta: Theta,
+    opt_state: Any,
+    grad: Any,
+    key: jax.Array,
+) -> tuple[Any, jax.Array, jax.Array]:
+    """`LSTMLOpt.update_fn`, or the same of any learned optimizer, on all of its coordinates."""
+    if hasattr(learned_opt, "update_fn"):
+        return learned_opt.update_fn(
+            theta, opt_state, grad, key=key, fraction=smoothing.fraction, space=smoothing.space
+        )
+    opt = learned_opt.opt_fn(theta, is_training=True)
+    inputs, unflatten = jax.flatten_util.ravel_pytree(grad)
+
+    def flat_params(state: Any) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(opt.get_params(state))[0]
+
+    def update(inputs: jax.Array) -> jax.Array:
+        moved = opt.update(opt_state, unflatten(inputs), loss=jnp.zeros(()), key=key)
+        return flat_params(moved) - flat_params(opt_state)
+
+    return update, inputs, jnp.sqrt(jnp.mean(inputs**2))
 
 
 def _stack(trees: list[Any]) -> Any:

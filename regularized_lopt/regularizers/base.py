@@ -9,20 +9,22 @@ towards flat regions. It knows neither optimizers nor tasks; the same object ser
   is differentiable; perturbations are constants in it.
 
 With D = G_reg - g (or L_reg - L), `weight` w gives g + w D: w = 1 is exactly the regularizer's own
-gradient, w = 0 exactly the plain one.
+gradient, w = 0 exactly the plain one. Any weight, strength or radius may be a schedule of the outer
+step, see `schedules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
+from regularized_lopt.regularizers import tree
+from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
 Point = Any
 Scalar = Float[Array, ""]
@@ -30,37 +32,79 @@ LossFn = Callable[[Point], Scalar]
 GradFn = Callable[[Point], Point]
 
 
+class Objective(NamedTuple):
+    """A loss as `Regularizer.gradient` sees it.
+
+    Attributes:
+      gradient: the plain gradient at any point.
+      value: the loss at any point, or None where only estimates of its gradient exist (ES, PES).
+    """
+
+    gradient: GradFn
+    value: LossFn | None = None
+
+
 class Regularizer:
     """Base class: no regularizer at all. Subclasses define `gradient` and `regularized_value`."""
 
     name = "none"
 
-    def __init__(self, weight: float = 1.0):
+    #: Whether `gradient` does no more than evaluate the plain gradient at other points, so that it
+    #: works with estimates of it; otherwise it differentiates `Objective.gradient` or its value.
+    first_order = True
+
+    def __init__(self, weight: Scheduled = 1.0):
         """Initializer.
 
         Args:
           weight: w in g + w (G_reg - g), >= 0.
         """
-        errors.check_not_negative(f"{type(self).__name__}.weight", weight)
-        self.weight = weight
+        self.weight = self._not_negative("weight", weight)
 
-    def gradient(self, grad_fn: GradFn, point: Point, grad: Point, *, key: Any, step: Any) -> Point:
+    def gradient(
+        self,
+        objective: Objective,
+        point: Point,
+        grad: Point,
+        *,
+        key: Any,
+        step: Any,
+        ascent: Point | None = None,
+    ) -> Point:
         """G_reg, the regularizer's own gradient.
 
         Args:
-          grad_fn: gradient of the plain loss at any point.
+          objective: the plain loss.
           point: where to take it, a pytree.
-          grad: grad_fn(point), already evaluated.
+          grad: the plain gradient there.
           key: randomness for regularizers that sample.
           step: outer step, for schedules.
+          ascent: the gradient that directions of ascent are taken from; default: `grad`. Another
+            estimate of it, where gradients are noisy.
         """
-        del grad_fn, point, key, step
+        del objective, point, key, step, ascent
         return grad
 
     def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
         """L_reg, the flatness-aware loss at `point`."""
         del key, step
         return loss_fn(point)
+
+    def regularized_gradient(
+        self,
+        objective: Objective,
+        point: Point,
+        grad: Point,
+        *,
+        key: Any = None,
+        step: Any = 0,
+        ascent: Point | None = None,
+    ) -> Point:
+        """g + w (G_reg - g); arguments as `gradient` has them."""
+        if is_zero(self.weight):
+            return grad
+        regularized = self.gradient(objective, point, grad, key=key, step=step, ascent=ascent)
+        return mix(grad, regularized, at(self.weight, step))
 
     def value_and_grad(
         self,
@@ -73,43 +117,188 @@ class Regularizer:
     ) -> tuple[Any, Point]:
         """Like `jax.value_and_grad`: the PLAIN value (and aux), but the regularized gradient."""
         value, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(point)
-        if self.weight == 0:
-            return value, grad
 
-        def grad_fn(at: Point) -> Point:
-            result = jax.grad(loss_fn, has_aux=has_aux)(at)
-            return result[0] if has_aux else result
+        def scalar(where: Point) -> Scalar:
+            return loss_fn(where)[0] if has_aux else loss_fn(where)
 
-        # A computation of its own: only then does XLA let its passes reuse the memory of the plain
-        # one. It is skipped where the plain gradient is of no use.
-        regularized = jax.lax.cond(
-            jnp.isfinite(optax.tree.norm(grad)),
-            lambda: self.gradient(grad_fn, point, grad, key=key, step=step),
-            lambda: grad,
-        )
-        return value, jax.tree.map(lambda g, r: mix(g, r, self.weight), grad, regularized)
+        # Every pass is a computation of its own: only then does XLA let it reuse the memory of the
+        # others. It is skipped where the plain gradient is of no use.
+        finite = jnp.isfinite(tree.norm(grad))
+
+        def gradient(where: Point) -> Point:
+            return jax.lax.cond(finite, jax.grad(scalar), lambda _: grad, where)
+
+        def regularized() -> Point:
+            objective = Objective(gradient, scalar)
+            return self.regularized_gradient(objective, point, grad, key=key, step=step)
+
+        return value, jax.lax.cond(finite, regularized, lambda: grad)
 
     def value(self, loss_fn: LossFn, point: Point, *, key: Any = None, step: Any = 0) -> Scalar:
         """L + w (L_reg - L); differentiable in `point` and in what `loss_fn` closes over."""
-        if self.weight == 0:
+        if is_zero(self.weight):
             return loss_fn(point)
         regularized = self.regularized_value(loss_fn, point, key=key, step=step)
-        return regularized if self.weight == 1 else mix(loss_fn(point), regularized, self.weight)
+        if self.weight == 1:
+            return regularized
+        return mix(loss_fn(point), regularized, at(self.weight, step))
+
+    def describe(self) -> dict[str, Any]:
+        """Name and parameters, for records of experiments (JSON-serializable)."""
+        return {"name": self.name, **describe(vars(self))}
+
+    def _not_negative(self, name: str, value: Scheduled) -> Scheduled:
+        if not callable(value):
+            errors.check_not_negative(f"{type(self).__name__}.{name}", value)
+        return value
+
+    def _need_key(self, key: Any) -> jax.Array:
+        if key is None:
+            raise ValueError(f"{type(self).__name__} draws random vectors: pass key=...")
+        return key
 
 
-def mix(plain: jax.Array, regularized: jax.Array, weight: float) -> jax.Array:
-    """plain + weight * (regularized - plain), exact at weights 0 and 1."""
-    return regularized if weight == 1 else plain + weight * (regularized - plain)
+class Sum(Regularizer):
+    """Several regularizers at once: g + sum_i w_i (G_i - g), the plain gradient evaluated once.
+
+    With `mode="additive"`, eq. 21 of arXiv 2510.08968 read literally: g + sum_i w_i G_i.
+    """
+
+    name = "sum"
+
+    def __init__(self, terms: Any, mode: str = "correction", weight: Scheduled = 1.0):
+        """Initializer.
+
+        Args:
+          terms: pairs (w_i, regularizer), each regularizer an object or a registered name.
+          mode: "correction" or "additive".
+          weight: of the whole sum.
+        """
+        from regularized_lopt.regularizers import get
+
+        super().__init__(weight)
+        self.terms = tuple((self._not_negative("terms", w), get(term)) for w, term in terms)
+        if not self.terms:
+            raise ValueError("Sum.terms is empty: give pairs (weight, regularizer).")
+        self.mode = errors.check_name("Sum mode", mode, ("correction", "additive"))
+        self.first_order = all(term.first_order for _, term in self.terms)
+
+    def gradient(
+        self,
+        objective: Objective,
+        point: Point,
+        grad: Point,
+        *,
+        key: Any,
+        step: Any,
+        ascent: Point | None = None,
+    ) -> Point:
+        base = grad if self.mode == "correction" else jax.tree.map(jnp.zeros_like, grad)
+        corrections = [
+            mix_difference(
+                base,
+                term.regularized_gradient(
+                    objective, point, grad, key=_fold(key, i), step=step, ascent=ascent
+                ),
+                at(weight, step),
+            )
+            for i, (weight, term) in enumerate(self.terms)
+        ]
+        return jax.tree.map(lambda g, *ds: sum(ds, start=g), grad, *corrections)
+
+    def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
+        plain = loss_fn(point)
+        base = plain if self.mode == "correction" else jnp.zeros_like(plain)
+        corrections = (
+            mix_difference(
+                base,
+                term.value(loss_fn, point, key=_fold(key, i), step=step),
+                at(weight, step),
+            )
+            for i, (weight, term) in enumerate(self.terms)
+        )
+        return sum(corrections, start=plain)
 
 
-def scale_to_norm(tree: Point, norm: jax.Array | float) -> Point:
-    """The tree rescaled to the global l2 norm `norm`; a tree of zeros stays zero."""
-    current = optax.tree.norm(tree)
-    # At norm 0 the direction is undefined and the perturbation is 0, not NaN.
-    factor = norm / jnp.where(current > 0, current, 1.0)
-    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
+class Function(Regularizer):
+    """A user's regularizer: a function that returns the flatness-aware loss at a point.
+
+    Its gradient in meta space is that of the function, by autodiff.
+    """
+
+    first_order = False
+
+    def __init__(self, name: str, function: Callable[..., Scalar], weight: Scheduled = 1.0):
+        """Initializer.
+
+        Args:
+          name: what messages and results call it.
+          function: (loss_fn, point, *, key, step) -> scalar; differentiable in `point`.
+          weight: w in L + w (L_reg - L), >= 0.
+        """
+        super().__init__(weight)
+        self.name = name
+        self.function = function
+
+    def gradient(
+        self,
+        objective: Objective,
+        point: Point,
+        grad: Point,
+        *,
+        key: Any,
+        step: Any,
+        ascent: Point | None = None,
+    ) -> Point:
+        del grad, ascent
+        assert objective.value is not None
+        loss_fn = objective.value
+        return jax.grad(lambda where: self.function(loss_fn, where, key=key, step=step))(point)
+
+    def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
+        return self.function(loss_fn, point, key=key, step=step)
 
 
-def add(point: Point, perturbation: Point) -> Point:
-    """point + perturbation, leaf by leaf."""
-    return jax.tree.map(jnp.add, point, perturbation)
+def describe(value: Any) -> Any:
+    """Numbers, strings, and containers of them; functions by their names."""
+    if isinstance(value, Regularizer):
+        return value.describe()
+    if isinstance(value, dict):
+        return {key: describe(item) for key, item in value.items() if not key.startswith("_")}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return value
+
+
+def plus(plain: Any, term: Any) -> Any:
+    """plain + term, in the dtype of the plain value."""
+    return (plain + term).astype(plain.dtype)
+
+
+def mix(plain: Any, regularized: Any, weight: Any) -> Any:
+    """plain + weight * (regularized - plain) leaf by leaf, exact at weights 0 and 1."""
+    if is_zero(weight):
+        return plain
+    if isinstance(weight, int | float) and weight == 1:
+        return regularized
+
+    def leaf(g: jax.Array, r: jax.Array) -> jax.Array:
+        mixed = (g + weight * (r - g)).astype(g.dtype)
+        return jnp.where(weight == 1, r, jnp.where(weight == 0, g, mixed))
+
+    return jax.tree.map(leaf, plain, regularized)
+
+
+def mix_difference(plain: Any, regularized: Any, weight: Any) -> Any:
+    """weight * (regularized - plain) leaf by leaf; exactly 0 at weight 0."""
+    return jax.tree.map(
+        lambda g, r: jnp.where(weight == 0, 0, weight * (r - g)).astype(jnp.result_type(g)),
+        plain,
+        regularized,
+    )
+
+
+def _fold(key: Any, index: int) -> Any:
+    return None if key is None else jax.random.fold_in(key, index)

@@ -7,8 +7,8 @@ from typing import Any
 import gin
 import jax
 
-from regularized_lopt import errors
-from regularized_lopt.regularizers import base
+from regularized_lopt.regularizers import base, tree
+from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
 
 @gin.configurable
@@ -21,7 +21,7 @@ class SAM(base.Regularizer):
 
     name = "sam"
 
-    def __init__(self, rho: float = 0.05, weight: float = 1.0):
+    def __init__(self, rho: Scheduled = 0.05, weight: Scheduled = 1.0):
         """Initializer.
 
         Args:
@@ -30,23 +30,37 @@ class SAM(base.Regularizer):
           weight: w in g + w (G_SAM - g), >= 0.
         """
         super().__init__(weight)
-        errors.check_not_negative("SAM.rho", rho)
-        self.rho = rho
+        self.rho = self._not_negative("rho", rho)
 
-    def gradient(self, grad_fn: base.GradFn, point: Any, grad: Any, *, key: Any, step: Any) -> Any:
-        del key, step
-        if self.rho == 0:
+    def perturbation(self, point: Any, grad: Any, step: Any) -> Any:
+        """e, from the gradient at the point."""
+        del point
+        return tree.scale_to_norm(grad, at(self.rho, step))
+
+    def gradient(
+        self,
+        objective: base.Objective,
+        point: Any,
+        grad: Any,
+        *,
+        key: Any,
+        step: Any,
+        ascent: Any = None,
+    ) -> Any:
+        del key
+        if is_zero(self.rho):
             return grad
-        return grad_fn(base.add(point, base.scale_to_norm(grad, self.rho)))
+        e = self.perturbation(point, grad if ascent is None else ascent, step)
+        return objective.gradient(tree.add(point, e))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
     ) -> base.Scalar:
-        del key, step
-        if self.rho == 0:
+        del key
+        if is_zero(self.rho):
             return loss_fn(point)
-        grad = jax.grad(loss_fn)(jax.lax.stop_gradient(point))
+        fixed = jax.lax.stop_gradient(point)
         # `loss_fn` may close over traced values (a batch, theta): cut the perturbation off from all
         # of them.
-        perturbation = jax.lax.stop_gradient(base.scale_to_norm(grad, self.rho))
-        return loss_fn(base.add(point, perturbation))
+        e = jax.lax.stop_gradient(self.perturbation(fixed, jax.grad(loss_fn)(fixed), step))
+        return loss_fn(tree.add(point, e))

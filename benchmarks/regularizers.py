@@ -1,0 +1,108 @@
+"""Time of one outer step with each regularizer, in both spaces, relative to none.
+
+The inner problem is that of `outer_step.py`: MLP-20, T = 20, batch 128. All are timed in turn,
+round by round, in one process; medians and their ratios to none are printed. Regularizers have the
+parameters of their gin configurations.
+
+    python benchmarks/regularizers.py [--rounds=5] [--dataset=Mnist]
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+import gin
+import rich.console
+import rich.table
+from outer_step import TRAJECTORY, UNROLL, measure, stepper
+
+import regularized_lopt
+from regularized_lopt import launch, regularizers, tasks, upstream
+from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# What each may cost, times none. In meta space: one more gradient for SAM, three for GAM's
+# differences; third derivatives of the unroll for the Hessian, to which no bound is set.
+BOUNDS = {
+    ("meta", "sam"): 2.1,
+    ("meta", "asam"): 2.1,
+    ("meta", "gsam"): 2.2,
+    ("meta", "gam"): 4.3,
+    ("meta", "gam, Hessian-vector products"): 7.0,
+    ("smoothing", "K = 10, a tenth of the coordinates"): 2.0,
+    **{
+        ("optimizee", name): 1.6
+        for name in (
+            *("sam", "asam", "gsam", "gam", "gam, differences"),
+            *("hessian_trace", "hessian_top", "hessian_frobenius", "l2"),
+        )
+    },
+}
+
+
+def run_for(
+    task: upstream.Task,
+    meta: str | regularizers.Regularizer = "none",
+    optimizee: str | regularizers.Regularizer = "none",
+    smoothing: regularizers.Smoothing | None = None,
+) -> Callable[[], None]:
+    """One gradient estimate."""
+    lopt = regularized_lopt.LSTMLOpt()
+    step = RegularizedTruncatedStep(
+        upstream.single_task_to_family(task),
+        lopt,
+        upstream.truncation_schedule.ConstantTruncationSchedule(TRAJECTORY),
+        regularizer=optimizee,
+    )
+    estimator = RegularizedTruncatedGrad(
+        step, unroll_length=UNROLL, regularizer=meta, smoothing=smoothing
+    )
+    return stepper(estimator, lopt)[1]
+
+
+def configured(dataset: str, name: str, space: str) -> regularizers.Regularizer:
+    """The regularizer with the parameters of its configuration."""
+    suffix = "_optimizee" if space == "optimizee" else ""
+    gin.clear_config()
+    launch.parse_gin([f"gin_configs/{dataset.lower()}_mlp_{name}{suffix}.gin"], [])
+    return regularizers.get(name)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dataset", default="Mnist", choices=["Digits", "Mnist"])
+    args = parser.parse_args()
+    launch.reuse_freed_memory()
+    gin.add_config_file_search_path(str(REPOSITORY))
+    task = tasks.get(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train")
+
+    runs: dict[tuple[str, str], Callable[[], None]] = {("", "none"): run_for(task)}
+    for name in regularizers.names()[1:]:
+        for space in ("meta", "optimizee"):
+            regularizer = configured(args.dataset, name, space)
+            runs[space, name] = run_for(task, **{space: regularizer})
+    gam = regularizers.GAM(form="hvp")
+    runs["meta", "gam, Hessian-vector products"] = run_for(task, meta=gam)
+    runs["optimizee", "gam, differences"] = run_for(
+        task, optimizee=regularizers.GAM(form="difference")
+    )
+    smoothing = regularizers.Smoothing(num_steps=10, fraction=0.1)
+    runs["smoothing", "K = 10, a tenth of the coordinates"] = run_for(task, smoothing=smoothing)
+    gin.clear_config()
+
+    seconds = measure(runs, args.rounds)
+    none = seconds["", "none"]
+    table = rich.table.Table(title=f"{args.dataset}, T = {UNROLL}, median of {args.rounds}")
+    for column in ("space", "regularizer", "ms", "x none", "at most"):
+        table.add_column(column, justify="left" if column in ("space", "regularizer") else "right")
+    for key, value in sorted(seconds.items()):
+        bound = f"{BOUNDS[key]:.1f}" if key in BOUNDS else ""
+        table.add_row(*key, f"{1e3 * value:.0f}", f"{value / none:.2f}", bound)
+    rich.console.Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The truncated unroll as a differentiable function of theta."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regularized_lopt import regularizers
+from regularized_lopt.outer_training import truncated_step as truncated_step_lib
+
+LOSSES = ("last", "mean", "weighted")
+
+
+class UnrollAux(NamedTuple):
+    """What an unroll yields beside its outer loss; constants, of the plain objective.
+
+    Attributes:
+      loss: plain outer loss.
+      state: where the next unroll continues.
+      inner_loss: inner losses, [T].
+      iteration: inner steps taken at each of them, [T].
+      smoothness: (R, grad_theta R) of the smoothing term, mean over the unroll; None without one.
+    """
+
+    loss: Float[Array, ""]
+    state: truncated_step_lib.UnrollState
+    inner_loss: Float[Array, steps]
+    iteration: jax.Array
+    smoothness: Any
+
+
+class Unroll(NamedTuple):
+    """T inner steps of one trajectory, and the outer loss along them.
+
+    Attributes:
+      step_lib: the inner problem.
+      length: T.
+      loss: one of `LOSSES`.
+      smoothing: smoothing term of the learned optimizer, or None.
+    """
+
+    step_lib: truncated_step_lib.RegularizedTruncatedStep
+    length: int
+    loss: str = "last"
+    smoothing: regularizers.Smoothing | None = None
+
+    def __call__(
+        self,
+        theta: Any,
+        state: truncated_step_lib.UnrollState,
+        key: jax.Array,
+        data: Any,
+        outer_state: Any,
+    ) -> tuple[Float[Array, ""], UnrollAux]:
+        """One task: (outer loss, aux)."""
+        step_lib, length = self.step_lib, self.length
+        reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
+        state = step_lib.reset_one(theta, state, outer_state, reset_key)
+
+        def outer_loss(state: truncated_step_lib.UnrollState, t: jax.Array, key: jax.Array) -> Any:
+            batch_key, key = jax.random.split(key)
+            batch = step_lib.batch_one(data["outer"], t, batch_key)
+            return jnp.stack(step_lib.outer_loss_one(theta, state, key, batch, outer_state))
+
+        def inner_step(
+            before: truncated_step_lib.UnrollState, inputs: tuple[jax.Array, jax.Array]
+        ) -> Any:
+            t, key = inputs
+            batch_key, key, loss_key = jax.random.split(key, 3)
+            state, loss, grad = step_lib.step_one(
+                theta, before, key, step_lib.batch_one(data["train"], t, batch_key)
+            )
+            outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
+            smoothness = None
+            if self.smoothing is not None:
+                smoothing_key = jax.random.fold_in(key, 1)
+                smoothness = step_lib.smoothing_one(
+                    self.smoothing, theta, before, grad, smoothing_key
+                )
+            return state, (loss, state.inner_step, outer, smoothness)
+
+        # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
+        # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
+        policy = jax.checkpoint_policies.save_only_these_names(truncated_step_lib.INNER_GRADIENT)
+        state, (inner_losses, iterations, outer_losses, smoothness) = jax.lax.scan(
+            jax.checkpoint(inner_step, prevent_cse=False, policy=policy),
+            state,
+            (jnp.arange(length), jax.random.split(scan_key, length)),
+        )
+        if self.loss == "last":
+            regularized, plain = outer_loss(state, jnp.asarray(length - 1), loss_key)
+        else:
+            ramp = jnp.ones(length) if self.loss == "mean" else jnp.arange(1.0, length + 1)
+            regularized, plain = (ramp / ramp.sum()) @ outer_losses
+        aux = UnrollAux(
+            loss=plain,
+            state=step_lib.finish_one(state, outer_state, finish_key),
+            inner_loss=inner_losses,
+            iteration=iterations,
+            smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), smoothness),
+        )
+        return regularized, jax.lax.stop_gradient(aux)
+
+
+def over_tasks(
+    step_lib: truncated_step_lib.RegularizedTruncatedStep,
+    per_task: Any,
+    theta: Any,
+    state: Any,
+    keys: jax.Array,
+    data: Any,
+    *rest: jax.Array,
+) -> Any:
+    """`per_task(theta, state, key, data, ...)` of all tasks: results lead with [num_tasks]."""
+    data_axis = step_lib.data_axis
+    if len(keys) == 1:
+        # Without a batch axis the matmuls of theta and the state need no transposes: 1.7x
+        # faster on CPU.
+        state, keys, rest = jax.tree.map(lambda leaf: leaf[0], (state, keys, rest))
+        data = data if data_axis is None else jax.tree.map(lambda leaf: leaf[:, 0], data)
+        return jax.tree.map(lambda leaf: leaf[None], per_task(theta, state, keys, data, *rest))
+    # Theta is repeated for the same reason: [tasks, ...] times [tasks, ...] is a plain batched
+    # matmul.
+    thetas = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(keys), *leaf.shape)), theta)
+    return jax.vmap(per_task, in_axes=(0, 0, 0, data_axis, *[0] * len(rest)))(
+        thetas, state, keys, data, *rest
+    )

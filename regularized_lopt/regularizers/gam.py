@@ -1,0 +1,150 @@
+"""Gradient norm aware minimization (Zhang et al. 2023, arXiv 2303.03108)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from regularized_lopt import errors
+from regularized_lopt.regularizers import base, tree
+from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+
+FORMS = ("difference", "hvp")
+
+
+@gin.configurable
+class GAM(base.Regularizer):
+    """First-order flatness: R = rho max_{||w' - w|| <= rho} ||grad L(w')||, by one ascent step.
+
+    `form="hvp"`: f = H g / ||g||, w_adv = w + rho f / ||f||, and the loss is L + strength R with
+    grad R = rho H(w_adv) g_adv / ||g_adv|| (Hessian-vector products, never a Hessian).
+
+    `form="difference"`: the authors' published algorithm, four gradients in all and no second
+    derivative: g0 at w; g1 at w + r g0/||g0||; d = rho (g1 - g0)/||g1 - g0||; g2 at w + d; g3 at
+    w + d + r g2/||g2||. The gradient is n - gamma (part of m orthogonal to n), with
+    n = beta_1 g1 + (1 - beta_1) g3 and m = beta_0 g0 + (1 - beta_0) g2. As a value, the same points
+    give R = rho (L(w + d + r g2/||g2||) - L(w + d)) / r.
+
+    Where the inner gradients of an unroll are inputs that are not differentiated through, the two
+    differ: a Hessian-vector product sees the unroll with its gradients frozen, a difference sees
+    them change. On ordinary functions they agree as r goes to 0. The default is therefore
+    "difference" for gradients (meta space) and "hvp" for values (optimizee space).
+    """
+
+    name = "gam"
+
+    def __init__(
+        self,
+        rho: Scheduled = 0.2,
+        strength: Scheduled = 1.0,
+        form: str | None = None,
+        r: Scheduled = 0.03,
+        beta_0: float = 0.1,
+        beta_1: float = 0.1,
+        gamma: float = 0.05,
+        weight: Scheduled = 1.0,
+    ):
+        """Initializer.
+
+        Args:
+          rho: l2 radius of the neighbourhood, >= 0; 0 is plain ("difference": if r is 0 too).
+          strength: lambda in L + lambda R, where that form is used, >= 0.
+          form: "hvp" or "difference" in both spaces; None: see above.
+          r: length of the differences, >= 0.
+          beta_0: see above, in [0, 1].
+          beta_1: see above, in [0, 1].
+          gamma: see above, >= 0. Defaults as published for a ResNet on CIFAR-10.
+          weight: w in g + w (G_GAM - g), >= 0.
+        """
+        super().__init__(weight)
+        self.rho = self._not_negative("rho", rho)
+        self.strength = self._not_negative("strength", strength)
+        self.r = self._not_negative("r", r)
+        self.gamma = self._not_negative("gamma", gamma)
+        for name, value in (("beta_0", beta_0), ("beta_1", beta_1)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"GAM.{name} = {value!r}: it must be between 0 and 1.")
+        self.beta_0, self.beta_1 = beta_0, beta_1
+        self.form = form if form is None else errors.check_name("GAM form", form, FORMS)
+        self.first_order = form != "hvp"
+
+    def gradient(
+        self,
+        objective: base.Objective,
+        point: Any,
+        grad: Any,
+        *,
+        key: Any,
+        step: Any,
+        ascent: Any = None,
+    ) -> Any:
+        del key
+        if is_zero(self.rho) and (self.form == "hvp" or is_zero(self.r)):
+            return grad
+        ascent = grad if ascent is None else ascent
+        if self.form == "hvp":
+            correction = self._flatness_gradient_hvp(objective.gradient, point, ascent, step)
+            return tree.add(grad, tree.scale(correction, at(self.strength, step)))
+        g1, g2, g3 = self._gradients(objective.gradient, point, grad, ascent, step)
+        n = tree.interpolate(g1, g3, self.beta_1)
+        m = tree.interpolate(grad, g2, self.beta_0)
+        return tree.subtract(n, tree.scale(tree.orthogonal_part(m, n), self.gamma))
+
+    def flatness_gradient(self, grad_fn: base.GradFn, point: Any, grad: Any, step: Any = 0) -> Any:
+        """grad R alone, in either form: what the two agree on as r goes to 0."""
+        if self.form == "hvp":
+            return self._flatness_gradient_hvp(grad_fn, point, grad, step)
+        _, g2, g3 = self._gradients(grad_fn, point, grad, grad, step)
+        return tree.scale(tree.subtract(g3, g2), at(self.rho, step) / at(self.r, step))
+
+    def regularized_value(
+        self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
+    ) -> base.Scalar:
+        del key
+        if is_zero(self.rho):
+            return loss_fn(point)
+        rho, r = at(self.rho, step), at(self.r, step)
+        grad_fn = jax.grad(loss_fn)
+        fixed = jax.lax.stop_gradient(point)
+        grad = grad_fn(fixed)
+        if self.form == "difference":
+            g1 = grad_fn(tree.add(fixed, tree.scale_to_norm(grad, r)))
+            ascent = tree.subtract(g1, grad)
+        else:
+            ascent = _hvp(grad_fn, fixed, tree.scale_to_norm(grad, 1.0))
+        d = jax.lax.stop_gradient(tree.scale_to_norm(ascent, rho))
+        adversarial = tree.add(point, d)
+        if self.form == "difference":
+            g2 = grad_fn(jax.lax.stop_gradient(adversarial))
+            along = jax.lax.stop_gradient(tree.scale_to_norm(g2, r))
+            there: Any = loss_fn(tree.add(adversarial, along))
+            flatness: Any = (there - loss_fn(adversarial)) / jnp.where(r > 0, r, 1.0)
+        else:
+            flatness = tree.norm(grad_fn(adversarial))
+        return base.plus(loss_fn(point), at(self.strength, step) * rho * flatness)
+
+    def _flatness_gradient_hvp(self, grad_fn: base.GradFn, point: Any, grad: Any, step: Any) -> Any:
+        rho = at(self.rho, step)
+        f = _hvp(grad_fn, point, tree.scale_to_norm(grad, 1.0))
+        adversarial = tree.add(point, tree.scale_to_norm(f, rho))
+        direction = tree.scale_to_norm(grad_fn(adversarial), 1.0)
+        return tree.scale(_hvp(grad_fn, adversarial, direction), rho)
+
+    def _gradients(
+        self, grad_fn: base.GradFn, point: Any, grad: Any, ascent: Any, step: Any
+    ) -> tuple[Any, Any, Any]:
+        """g1, g2, g3."""
+        r = at(self.r, step)
+        g1 = grad_fn(tree.add(point, tree.scale_to_norm(ascent, r)))
+        d = tree.scale_to_norm(tree.subtract(g1, grad), at(self.rho, step))
+        adversarial = tree.add(point, d)
+        g2 = grad_fn(adversarial)
+        g3 = grad_fn(tree.add(adversarial, tree.scale_to_norm(g2, r)))
+        return g1, g2, g3
+
+
+def _hvp(grad_fn: base.GradFn, point: Any, vector: Any) -> Any:
+    return jax.jvp(grad_fn, (point,), (vector,))[1]

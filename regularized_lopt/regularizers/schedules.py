@@ -1,0 +1,79 @@
+"""Strengths and radii that change over outer training.
+
+Wherever a regularizer takes a weight, strength or radius, it takes a schedule too: a function of
+the outer step, such as optax's. In gin:
+
+    SAM.rho = @linear_schedule()
+    linear_schedule.init_value = 0.0
+    linear_schedule.end_value = 0.05
+    linear_schedule.transition_steps = 1000
+
+`constant_schedule`, `linear_schedule` and `cosine_decay_schedule` are optax's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import optax
+
+from regularized_lopt import errors
+
+Schedule = Callable[[Any], Any]
+Scheduled = float | Schedule
+
+for _schedule in (
+    optax.constant_schedule,
+    optax.linear_schedule,
+    optax.cosine_decay_schedule,
+):
+    gin.external_configurable(_schedule, module="optax")
+
+
+def at(value: Scheduled, step: Any) -> Any:
+    """The value at an outer step; numbers are constant."""
+    return value(step) if callable(value) else value
+
+
+def is_zero(value: Any) -> bool:
+    """Whether it is the number 0, known before anything runs: the work can be left out."""
+    return isinstance(value, int | float) and value == 0
+
+
+@gin.configurable
+def proportional_schedule(
+    minimum: float = gin.REQUIRED,
+    maximum: float = gin.REQUIRED,
+    learning_rate: Schedule = gin.REQUIRED,
+    num_steps: int = gin.REQUIRED,
+) -> Schedule:
+    """A radius tied to the learning rate of theta, as GSAM and GAM use it.
+
+    minimum + (maximum - minimum) (lr_t - lr_min) / (lr_max - lr_min); the maximum where the rate is
+    constant. Source: Zhuang et al. 2022.
+
+    Args:
+      minimum: value at the lowest learning rate, >= 0.
+      maximum: value at the highest, >= minimum.
+      learning_rate: schedule of theta's optimizer, in gin @theta_learning_rate().
+      num_steps: outer steps among which the lowest and highest rates are found, > 0.
+    """
+    errors.check_not_negative("proportional_schedule.minimum", minimum)
+    errors.check_not_negative("proportional_schedule.maximum - minimum", maximum - minimum)
+    errors.check_positive("proportional_schedule.num_steps", num_steps)
+    rates = jax.vmap(lambda step: jnp.asarray(learning_rate(step), float))(
+        jnp.arange(num_steps + 1)
+    )
+    lowest, highest = float(rates.min()), float(rates.max())
+    if highest == lowest:
+        return optax.constant_schedule(maximum)
+
+    def schedule(step: Any) -> Any:
+        share = (learning_rate(step) - lowest) / (highest - lowest)
+        return minimum + (maximum - minimum) * jnp.clip(share, 0.0, 1.0)
+
+    return schedule

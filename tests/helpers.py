@@ -1,0 +1,63 @@
+"""A small deterministic inner problem, and estimators on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import regularized_lopt
+from regularized_lopt import tasks, upstream
+from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+
+KEY = jax.random.PRNGKey(0)
+ROOT = jax.random.PRNGKey(7)
+CONSTANT = upstream.truncation_schedule.ConstantTruncationSchedule
+
+
+class TwoLayer(upstream.Task):
+    """A two-layer network on eight fixed points, full batch: everything is deterministic."""
+
+    datasets = None
+    x = np.random.default_rng(1).normal(size=(8, 3))
+    y = np.random.default_rng(2).normal(size=(8, 1))
+
+    def init(self, key):
+        del key
+        rng = np.random.default_rng(3)
+        return {
+            "w1": jnp.asarray(rng.normal(size=(3, 4))),
+            "w2": jnp.asarray(rng.normal(size=(4, 1))),
+        }
+
+    def loss(self, params, key, data):
+        del key, data
+        x, y = (jnp.asarray(a, params["w1"].dtype) for a in (self.x, self.y))
+        return jnp.mean((jnp.tanh(x @ params["w1"]) @ params["w2"] - y) ** 2)
+
+
+def make(task, length=20, *, lopt=None, step=None, **kwargs):
+    lopt = lopt or regularized_lopt.LSTMLOpt()
+    family = tasks.as_family(task)
+    truncated_step = RegularizedTruncatedStep(family, lopt, CONSTANT(length), **(step or {}))
+    return RegularizedTruncatedGrad(truncated_step, **kwargs)
+
+
+def weights(theta, step=0):
+    return upstream.WorkerWeights(theta, None, upstream.OuterState(jnp.asarray(step)))
+
+
+def run(estimator, theta, num_estimates=1):
+    """Estimates in a row: (gradients, losses, last state)."""
+    state = estimator.init_worker_state(weights(theta), KEY)
+    grads, losses = [], []
+    for i in range(num_estimates):
+        out, _ = estimator.compute_gradient_estimate(
+            weights(theta), jax.random.fold_in(ROOT, i), state, with_summary=True
+        )
+        state = out.unroll_state
+        grads.append(out.grad)
+        losses.append(out.mean_loss)
+    return grads, losses, state
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])

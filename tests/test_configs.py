@@ -1,0 +1,65 @@
+"""Every gin configuration that is shipped: it parses, and its outer step can be traced."""
+
+import gin
+import jax
+import pytest
+from conftest import REPOSITORY
+from helpers import KEY, weights
+
+import regularized_lopt
+from regularized_lopt import launch, regularizers, tasks, upstream
+from regularized_lopt.outer_training import (
+    Curriculum,
+    RegularizedTruncatedGrad,
+    RegularizedTruncatedStep,
+    theta_optimizer,
+)
+
+CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
+EXPERIMENTS = [name for name in CONFIGS if name != "base.gin" and not name.startswith("upstream_")]
+
+
+def test_each_regularizer_has_one_in_each_space_on_each_dataset():
+    for dataset in ("digits", "mnist"):
+        assert f"{dataset}_mlp_smoothing.gin" in CONFIGS
+        for name in regularizers.names():
+            if name in regularizers._BUILT_IN:
+                assert f"{dataset}_mlp_{name}.gin" in CONFIGS
+                assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS)
+def test_is_a_whole_experiment(config):
+    """Traced with Digits in the place of MNIST, so that no data are needed."""
+    gin.add_config_file_search_path(str(REPOSITORY))
+    launch.parse_gin([f"gin_configs/{config}"], ["LSTMLOpt.hidden_size = 3"])
+    named = gin.query_parameter("outer_train.task")
+    several = isinstance(named, tuple)
+    steps = [
+        RegularizedTruncatedStep(
+            tasks.as_family(name.replace("Mnist", "Digits")), regularized_lopt.LSTMLOpt()
+        )
+        for name in (named if several else [named])
+    ]
+    estimator = RegularizedTruncatedGrad(steps if several else steps[0])
+    Curriculum().check(estimator.unroll_length)
+    theta = estimator.learned_opt.init(KEY)
+    theta_optimizer().init(theta)
+    state = estimator.init_worker_state(weights(theta), KEY)
+    out = jax.eval_shape(
+        estimator.estimate, theta, state, KEY, estimator.get_datas(), weights(theta).outer_state
+    )
+    assert jax.tree.structure(out.grad) == jax.tree.structure(theta)
+
+    # It does what its name says.
+    words = config.removesuffix(".gin").split("_mlp_")[-1]
+    space = "optimizee" if words.endswith("_optimizee") else "meta"
+    name = words.removesuffix("_optimizee")
+    if name in regularizers.names():
+        found = {
+            "meta": estimator.regularizer.name,
+            "optimizee": steps[0].regularizer.name,
+        }
+        assert found == {"meta": "none", "optimizee": "none", space: name}
+    assert (estimator.smoothing is not None) == (name == "smoothing")
+    assert upstream.GENERATION in ("wheel", "main")
