@@ -133,6 +133,7 @@ def measure(runs: dict[K, Callable[[], None]], rounds: int) -> dict[K, float]:
     times: dict[K, list[float]] = {name: [] for name in runs}
     for round_index in range(rounds + 1):
         for name, run in runs.items():
+            time.sleep(0.3)  # PyTorch's threads spin for a while after their work.
             start = time.perf_counter()
             run()
             if round_index:
