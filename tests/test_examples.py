@@ -31,10 +31,30 @@ def test_haiku_loop(lopt_file, tmp_path):
     assert re.search(r"accuracy on the 297 digits left out \d", output)
 
 
+def readme_code():
+    """The README's Python: the training loop, and the regularizer of one's own."""
+    readme = (REPOSITORY / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+
+def test_the_readme_s_regularizer_works_in_both_spaces():
+    _, code = readme_code()
+    exec(code, {})
+    noisy = regularized_lopt.regularizers.get("noisy", deviation=0.5)
+    point, key = {"a": jax.numpy.ones(3), "b": jax.numpy.ones(())}, jax.random.PRNGKey(0)
+
+    def loss(p):
+        return jax.numpy.sum(p["a"] ** 2) + p["b"] ** 2
+
+    value, grad = noisy.value_and_grad(loss, point, key=key)
+    assert float(value) == 4.0
+    assert not jax.numpy.allclose(grad["a"], 2.0)
+    assert float(noisy.value(loss, point, key=key)) != 4.0
+
+
 def test_the_readme_s_training_loop_runs(lopt_file):
     """The five lines of the README, on a small Haiku network."""
-    readme = (REPOSITORY / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code, _ = readme_code()
     setup = """
 import haiku as hk, jax, jax.numpy as jnp
 net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([4, 1])(x)))
