@@ -1,3 +1,5 @@
+import functools
+
 import gin
 import jax
 import jax.numpy as jnp
@@ -121,25 +123,34 @@ def test_gradient_agrees_with_finite_differences():
         np.testing.assert_allclose(flat(grad) @ flat(direction), (up - down) / (2 * h), rtol=1e-6)
 
 
+@functools.cache
+def digits_run(loss="last", meta="none", optimizee="none", per_task=False):
+    """5 x 5 steps: across a reset at 20."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+    estimator = make(
+        "ImageMLP_Digits_20_Sigmoid",
+        lopt=lopt,
+        unroll_length=5,
+        loss=loss,
+        regularizer=meta,
+        per_task_perturbation=per_task,
+        step={"num_tasks": 2, "regularizer": optimizee},
+    )
+    return run(estimator, lopt.init(KEY), 5)
+
+
 @pytest.mark.parametrize(
     "variant",
     [
-        {"regularizer": "sam"},
-        {"step": {"regularizer": "sam"}},
-        {"regularizer": "sam", "per_task_perturbation": True},
-        {"regularizer": "sam", "step": {"regularizer": "sam"}, "loss": "weighted"},
+        {"meta": "sam"},
+        {"optimizee": "sam"},
+        {"meta": "sam", "per_task": True},
+        {"meta": "sam", "optimizee": "sam", "loss": "weighted"},
     ],
 )
 def test_inner_trajectories_are_bit_identical_with_and_without_a_regularizer(variant):
-    step = {"num_tasks": 2, **variant.pop("step", {})}
-    theta = regularized_lopt.LSTMLOpt(hidden_size=4).init(KEY)
-    task = "ImageMLP_Digits_20_Sigmoid"
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
-    common = {"lopt": lopt, "unroll_length": 5}
-    plain = make(task, step={"num_tasks": 2}, loss=variant.get("loss", "last"), **common)
-    grads, losses, state = run(plain, theta, 5)  # 5 x 5 steps: across a reset at 20.
-    variant.setdefault("loss", "last")
-    reg_grads, reg_losses, reg_state = run(make(task, step=step, **variant, **common), theta, 5)
+    grads, losses, state = digits_run(variant.get("loss", "last"))
+    reg_grads, reg_losses, reg_state = digits_run(**variant)
     assert int(state.inner_step[0]) == 5
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(reg_state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -161,23 +172,22 @@ def test_per_task_perturbation_is_the_mean_of_single_tasks():
         )
         state = estimator.init_worker_state(weights(theta), KEY)
         data, outer_state = estimator.get_datas(), upstream.OuterState(jnp.asarray(0))
-        estimate = estimator.estimate(theta, state, ROOT, data, outer_state)
+        estimate = jax.jit(estimator.estimate)(theta, state, ROOT, data, outer_state)
         keys = jax.random.split(jax.random.split(ROOT)[0], 3)
+
+        @jax.jit
+        @jax.grad
+        def outer_grad(theta, one, key):
+            unroll = unroll_lib.Unroll(estimator.truncated_step, 2)
+            return unroll(theta, one, key, data, outer_state)[0]
+
         total = 0.0
-        for task_index in range(3):
-            one = jax.tree.map(lambda leaf, i=task_index: leaf[i], state)
-
-            def outer_loss(theta, one=one, key=keys[task_index]):
-                unroll = unroll_lib.Unroll(estimator.truncated_step, 2)
-                return unroll(theta, one, key, data, outer_state)[0]
-
-            g = jax.grad(outer_loss)(theta)
+        for i in range(3):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], state)
+            g = outer_grad(theta, one, keys[i])
             norm = np.linalg.norm(flat(g))
-            total += flat(
-                jax.grad(outer_loss)(
-                    jax.tree.map(lambda t, leaf, n=norm: t + 0.05 * leaf / n, theta, g)
-                )
-            )
+            at = jax.tree.map(lambda t, leaf, n=norm: t + 0.05 * leaf / n, theta, g)
+            total += flat(outer_grad(at, one, keys[i]))
         np.testing.assert_allclose(flat(estimate.grad), total / 3, rtol=1e-7, atol=1e-12)
 
 
