@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 
@@ -36,6 +37,14 @@ def _own_caches(tmp_path_factory):
         os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release_compiled_programs():
+    """Each holds memory maps, of which a process may have 65,530; past that, compiling crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def digits_config(num_outer_steps, *extra):
