@@ -65,22 +65,26 @@ class _Curvature(base.Regularizer):
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
 
 
-@gin.configurable
-class HessianTrace(_Curvature):
-    """R = tr H, by Hutchinson's estimator: the mean of v'Hv over Rademacher vectors v."""
-
-    name = "hessian_trace"
+class _Probed(_Curvature):
+    """R as the mean over random probes."""
 
     def __init__(self, strength: Scheduled = 5e-4, num_probes: int = 10, weight: Scheduled = 1.0):
         """Initializer.
 
         Args:
-          strength: factor on R, >= 0 (Yang et al. 2023: 5e-4 or 1e-4).
+          strength: factor on R, >= 0 (Yang et al. 2023, for the trace: 5e-4 or 1e-4).
           num_probes: vectors v per estimate, > 0.
           weight: w in L + w (L_reg - L), >= 0.
         """
-        errors.check_positive("HessianTrace.num_probes", num_probes)
+        errors.check_positive(f"{type(self).__name__}.num_probes", num_probes)
         super().__init__(strength, num_probes, weight)
+
+
+@gin.configurable
+class HessianTrace(_Probed):
+    """R = tr H, by Hutchinson's estimator: the mean of v'Hv over Rademacher vectors v."""
+
+    name = "hessian_trace"
 
     def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
         """Estimate of tr H."""
@@ -102,21 +106,10 @@ class HessianTrace(_Curvature):
 
 
 @gin.configurable
-class HessianFrobenius(_Curvature):
+class HessianFrobenius(_Probed):
     """R = ||H||_F^2, as the mean of ||Hv||^2 over Rademacher vectors v."""
 
     name = "hessian_frobenius"
-
-    def __init__(self, strength: Scheduled = 5e-4, num_probes: int = 10, weight: Scheduled = 1.0):
-        """Initializer.
-
-        Args:
-          strength: factor on R, >= 0.
-          num_probes: vectors v per estimate, > 0.
-          weight: w in L + w (L_reg - L), >= 0.
-        """
-        errors.check_positive("HessianFrobenius.num_probes", num_probes)
-        super().__init__(strength, num_probes, weight)
 
     def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
         """Estimate of ||H||_F^2."""
