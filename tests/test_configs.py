@@ -7,7 +7,7 @@ from conftest import REPOSITORY
 from helpers import KEY, weights
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, tasks, upstream
+from regularized_lopt import launch, regularizers, tasks
 from regularized_lopt.outer_training import (
     Curriculum,
     RegularizedTruncatedGrad,
@@ -62,4 +62,3 @@ def test_is_a_whole_experiment(config):
         }
         assert found == {"meta": "none", "optimizee": "none", space: name}
     assert (estimator.smoothing is not None) == (name == "smoothing")
-    assert upstream.GENERATION in ("wheel", "main")

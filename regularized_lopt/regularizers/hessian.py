@@ -22,10 +22,9 @@ class _Curvature(base.Regularizer):
 
     first_order = False
 
-    def __init__(self, strength: Scheduled, count: int, weight: Scheduled):
+    def __init__(self, strength: Scheduled, weight: Scheduled):
         super().__init__(weight)
         self.strength = self._not_negative("strength", strength)
-        self._count = count
 
     def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
         """R at `point`; differentiable."""
@@ -59,11 +58,6 @@ class _Curvature(base.Regularizer):
         curvature = self.curvature(loss_fn, point, self._need_key(key))
         return base.plus(loss_fn(point), at(self.strength, step) * curvature)
 
-    def _mean(self, function: Any, key: jax.Array) -> Any:
-        """Mean of function(key) over the probes, one after the other: memory is that of one."""
-        values = jax.lax.map(function, jax.random.split(key, self._count))
-        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
-
 
 class _Probed(_Curvature):
     """R as the mean over random probes."""
@@ -77,7 +71,13 @@ class _Probed(_Curvature):
           weight: w in L + w (L_reg - L), >= 0.
         """
         errors.check_positive(f"{type(self).__name__}.num_probes", num_probes)
-        super().__init__(strength, num_probes, weight)
+        super().__init__(strength, weight)
+        self.num_probes = num_probes
+
+    def _mean(self, function: Any, key: jax.Array) -> Any:
+        """Mean of function(key) over the probes, one after the other: memory is that of one."""
+        values = jax.lax.map(function, jax.random.split(key, self.num_probes))
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
 
 
 @gin.configurable
@@ -151,7 +151,8 @@ class HessianTop(_Curvature):
           weight: w in L + w (L_reg - L), >= 0.
         """
         errors.check_positive("HessianTop.num_iterations", num_iterations)
-        super().__init__(strength, num_iterations, weight)
+        super().__init__(strength, weight)
+        self.num_iterations = num_iterations
 
     def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
         """Signed Rayleigh quotient of the last vector."""
@@ -169,7 +170,7 @@ class HessianTop(_Curvature):
             return tree.scale_to_norm(_derivative(grad_fn, point, v), 1.0)
 
         start = tree.scale_to_norm(_random(jax.random.normal, key, point), 1.0)
-        return jax.lax.fori_loop(0, self._count, iterate, start)
+        return jax.lax.fori_loop(0, self.num_iterations, iterate, start)
 
 
 def _derivative(function: Any, point: Any, v: Any) -> Any:
