@@ -15,7 +15,7 @@ import time
 import gin
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import figures, meta_test, report, results
+from regularized_lopt.evaluation import figures, meta_test, report
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.outer_train import load_metrics
 
@@ -47,20 +47,23 @@ def main() -> None:
         launch.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
         run_dir = args.out_dir / pathlib.Path(config).stem
         outer_train(run_dir)
-        opts[name] = zoo.load(run_dir).opt()
+        opts[name] = zoo.load(run_dir)
         curves[name] = load_metrics(run_dir)
 
-    page = report.Report(
+    page = report.Reporter(
+        [
+            meta_test(opts, task, num_runs=num_runs, num_steps=num_steps)
+            for task in (TASKS[:1] if args.smallest else TASKS)
+        ],
+        args.out_dir,
+    ).write(
         "Quickstart: a learned optimizer that looks for flat minima",
         "Two LSTM optimizers were meta-trained on scikit-learn's handwritten digits (an MLP of "
         "20 sigmoid units), one with the plain outer loss, one with SAM in the outer objective. "
         "Here both train networks they have not seen, on an ordinary loss, next to SGD and Adam "
         "with tuned learning rates.",
+        with_claims=False,
     )
-    for task in TASKS[:1] if args.smallest else TASKS:
-        result = meta_test(opts, task, num_runs=num_runs, num_steps=num_steps)
-        results.write(result, args.out_dir / task)
-        page.meta_test(result, args.out_dir / task)
     page.heading("Outer training")
     page.figure(
         figures.outer_training(curves),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import inspect
+import pathlib
 import platform
 import re
 import sys
@@ -62,6 +63,25 @@ def _own_configurables() -> list[str]:
     return [name.rpartition(".")[-1] for name in own]
 
 
+def named_paths(values: Sequence[str]) -> dict[str, str]:
+    """NAME=PATH, or PATH alone, which names itself.
+
+    Raises:
+      ValueError: two have the same name.
+    """
+    named = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals:
+            path = name
+            file = pathlib.Path(path)
+            name = file.resolve().name if file.is_dir() else file.stem
+        if name in named:
+            raise ValueError(f"Two optimizers have the name {name!r}: call them NAME=PATH.")
+        named[name] = path
+    return named
+
+
 def reuse_freed_memory() -> None:
     """Has glibc keep the memory that XLA frees; call it before JAX starts its threads.
 
@@ -78,18 +98,23 @@ def reuse_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2."""
+def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
+    """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2.
+
+    Args:
+      main: called with the arguments that are no flags, if it takes any.
+      takes_arguments: whether it does.
+    """
     reuse_freed_memory()
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_arguments:
             raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
         try:
             parse_gin(CONFIG_FILE.value, GIN_BINDINGS.value, GIN_IMPORT.value)
-            main()
-        except (ValueError, OSError, RuntimeError) as error:
+            main(*([argv[1:]] if takes_arguments else []))
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
             if logging.vlog_is_on(1):
                 raise
             text = str(error)

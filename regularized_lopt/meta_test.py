@@ -1,11 +1,10 @@
 """Launcher: python -m regularized_lopt.meta_test --lopt=[NAME=]PATH --task=... --out_dir=..."""
 
-import pathlib
-
 from absl import flags
 
-from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import baselines, meta_test, report, results
+from regularized_lopt import launch
+from regularized_lopt.evaluation import Experiment, Laboratory, contestants
+from regularized_lopt.evaluation.report import Reporter
 
 _LOPT = flags.DEFINE_multi_string(
     "lopt",
@@ -21,49 +20,38 @@ _NUM_RUNS = flags.DEFINE_integer("num_runs", 10, "Paired runs per optimizer.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 2000, "Inner steps per run.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of inits and batches.")
 _BASELINES = flags.DEFINE_list(
-    "baselines", ",".join(baselines.BASELINES), "Tuned baselines; empty for none."
+    "baselines",
+    "SGD,Adam",
+    f"Tuned baselines, of {', '.join(contestants.BASELINES)}; empty for none.",
 )
 _OUT_DIR = flags.DEFINE_string(
     "out_dir", "runs/meta_test", "Where results, figures and report.html go."
 )
 
 
-def _named(value: str) -> tuple[str, str]:
-    name, equals, path = value.partition("=")
-    if equals:
-        return name, path
-    path = name
-    file = pathlib.Path(path)
-    return file.resolve().name if file.is_dir() else file.stem, path
-
-
 def main() -> None:
     """Loads the optimizers, meta-tests them on every task, and writes the report."""
-    named = [_named(value) for value in _LOPT.value]
-    opts = {name: zoo.load(path).opt() for name, path in named}
-    if len(opts) < len(named):
-        raise ValueError(
-            f"Two optimizers have the same name among {[name for name, _ in named]}: use "
-            "--lopt=NAME=PATH."
-        )
-    out_dir = pathlib.Path(_OUT_DIR.value)
-    page = report.Report(
-        "Meta-test",
-        f"{', '.join(opts)} on tasks they were not meta-trained on, with tuned baselines.",
+    optimizers = launch.named_paths(_LOPT.value)
+    experiment = Experiment(
+        optimizers=optimizers,
+        tasks=tuple(_TASK.value),
+        reference=next(iter(optimizers)),
+        baselines=tuple(name for name in _BASELINES.value if name),
+        num_runs=_NUM_RUNS.value,
+        num_steps=_NUM_STEPS.value,
+        seed=_SEED.value,
     )
-    for task in _TASK.value:
-        result = meta_test(
-            opts,
-            task,
-            num_runs=_NUM_RUNS.value,
-            num_steps=_NUM_STEPS.value,
-            seed=_SEED.value,
-            baselines=[name for name in _BASELINES.value if name],
-        )
-        results.write(result, out_dir / task)
-        page.meta_test(result, out_dir / task)
-    page.write(out_dir / "report.html")
-    print(f"Results, figures and report: {out_dir / 'report.html'}")
+    laboratory = Laboratory(experiment, _OUT_DIR.value)
+    reporter = Reporter.of(laboratory)
+    page = reporter.write(
+        "Meta-test",
+        f"{', '.join(optimizers)} on tasks they were not meta-trained on, with tuned baselines.",
+        with_claims=False,
+        seconds_per_step=laboratory.seconds_per_step,
+    )
+    reporter.smoothness(page, laboratory.learned())
+    page.write(laboratory.out_dir / "report.html")
+    print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

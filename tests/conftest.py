@@ -35,8 +35,16 @@ def _own_caches(tmp_path_factory):
     """Tests leave the user's cache alone, unless told to, and compile each program once."""
     if "REGULARIZED_LOPT_CACHE_DIR" not in os.environ:
         os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # One for all workers.
+        root = root.parent
+    # In the environment, too, for launchers that tests start.
+    for name, value in {
+        "jax_compilation_cache_dir": str(root / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,11 @@ from regularized_lopt.outer_training import (
 )
 
 CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
-EXPERIMENTS = [name for name in CONFIGS if name != "base.gin" and not name.startswith("upstream_")]
+EXPERIMENTS = [
+    name
+    for name in CONFIGS
+    if name != "base.gin" and not name.startswith(("upstream_", "reproduce_"))
+]
 
 
 def test_each_regularizer_has_one_in_each_space_on_each_dataset():

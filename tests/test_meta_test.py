@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
@@ -14,16 +16,14 @@ from hypothesis import strategies as st
 import regularized_lopt
 from regularized_lopt import serialization, tasks, upstream, zoo
 from regularized_lopt.evaluation import (
-    baselines,
+    contestants,
     convergence,
-    figures,
+    landscape,
     meta_test,
-    report,
-    results,
+    properties,
     sharpness,
-    statistics,
+    training,
 )
-from regularized_lopt.evaluation.meta_test import eval_grid, train_runs, tune_baseline
 
 KEY = jax.random.PRNGKey(0)
 DIGITS = "ImageMLP_Digits_20_Relu"
@@ -106,66 +106,165 @@ def test_more_ascent_never_lowers_the_best_and_never_leaves_the_ball(seed, radiu
     assert max(farthest) <= radius * (1 + 1e-3) + 1e-6
 
 
-def test_paired_difference_is_a_bootstrap_interval():
-    rng = np.random.default_rng(0)
-    common = 10 * rng.normal(size=30)
-    shift = 0.5 + 0.1 * rng.normal(size=30)
-    difference = statistics.paired_difference(common + shift, common)
-    assert difference.low < shift.mean() < difference.high
-    # Common noise cancels: the interval is that of the shift, about +-2 * 0.1 / sqrt(30).
-    assert difference.high - difference.low == pytest.approx(4 * 0.1 / np.sqrt(30), rel=0.3)
-    same = statistics.paired_difference(common, common)
-    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="Paired runs are needed: got 30 and 3"):
-        statistics.paired_difference(common, common[:3])
-    assert statistics.summarize(np.array([2.0])).std == 0.0
+def test_relative_radii_are_shares_of_each_filters_rms():
+    params = {"w": jnp.asarray([[3.0, 0.0], [4.0, 0.0]]), "b": jnp.asarray([1.0, -1.0])}
+    radii = sharpness.filter_radii(params, 0.1)
+    np.testing.assert_allclose(radii["w"], [[0.1 * np.sqrt(12.5), 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(radii["b"], [0.1], rtol=1e-6)
+    # A filter scaled up has the same ball relative to it, so a scale-free loss rises the same.
+
+    def loss(p):
+        return jnp.sum((p["w"][:, 0] / jnp.linalg.norm(p["w"][:, 0])) * jnp.asarray([1.0, 2.0]))
+
+    larger = {"w": 10 * params["w"], "b": params["b"]}
+    a, b = (
+        sharpness.ascend(loss, p, KEY, sharpness.filter_radii(p, 0.1)) for p in (params, larger)
+    )
+    np.testing.assert_allclose(a.values, b.values, rtol=1e-4)
+
+
+def test_gradient_over_its_maximum_is_another_direction_of_ascent():
+    a = jnp.asarray([1.0, 0.5])
+    ascent = sharpness.ascend(
+        lambda x: jnp.sum(a * x), jnp.zeros(2), KEY, 1.0, num_steps=1, direction="max"
+    )
+    # Linear: a step of 1/4 along (1, 1/2) unless the ball's side is in the way.
+    start = np.clip(0.5 * jax.random.normal(jax.random.split(KEY, 1)[0], (2,)), -1, 1)
+    end = np.clip(start + 0.25 * np.array([1.0, 0.5]), -1, 1)
+    assert float(ascent.last) == pytest.approx(float(np.sum(np.asarray(a) * end)), rel=1e-5)
 
 
 def test_runs_are_what_a_plain_loop_gives():
-    """Vmapped, chunked and jitted, a run is the same as upstream's optimizer in a Python loop."""
+    """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
     task = tasks.get(DIGITS)
-    runs = train_runs(
-        lambda _: upstream.SGD(0.1), task, 2, 12, seed=3, eval_steps=[5, 12], progress=False
+    contestant = contestants.fixed("SGD", upstream.SGD(0.1))
+    layouts = (training.Layout(1, 1), training.Layout(1, 2), training.Layout(2, 1))
+    plain, threads, wide = (
+        training.Trainer(
+            task, 2, 40, seed=3, eval_steps=[5, 40], layout=layout, progress=False
+        ).train([contestant])["SGD"]
+        for layout in layouts
     )
+    np.testing.assert_array_equal(plain.train_loss, threads.train_loss)
+    np.testing.assert_allclose(plain.train_loss, wide.train_loss, rtol=1e-4)
     arrays = task.datasets.arrays("train")
     for run in range(2):
         key = jax.random.fold_in(jax.random.PRNGKey(3), run)
         opt = upstream.SGD(0.1)
         state = opt.init(task.init(jax.random.fold_in(key, 0)))
-        for t in range(12):
+        reached = {}
+        for t in range(40):
             batch_key = jax.random.fold_in(jax.random.fold_in(key, 1), t)
             batch = task.datasets.sample(arrays, batch_key)
             loss, grad = jax.value_and_grad(task.loss)(opt.get_params(state), key, batch)
-            assert float(loss) == pytest.approx(float(runs.train_loss[run, t]), rel=1e-4)
+            assert float(loss) == pytest.approx(float(plain.train_loss[run, t]), rel=1e-4)
+            before = opt.get_params(state)
             state = opt.update(state, grad, loss=loss)
+            if t >= 19:
+                trailing = np.asarray(plain.train_loss[run, t - 19 : t + 1], np.float64).mean()
+                level = int(np.floor(-np.log(trailing) / np.log(training.LEVEL_RATIO)))
+                reached.setdefault(level, (t, opt.get_params(state)))
         test = task.datasets.host_arrays("test")
         batch = task.datasets.normalize(test)
         loss, aux = task.loss_and_aux(opt.get_params(state), key, batch)
-        assert float(loss) == pytest.approx(float(runs.test_loss[run, -1]), rel=1e-4)
-        assert float(aux["accuracy"]) == pytest.approx(float(runs.test_accuracy[run, -1]), abs=1e-6)
+        assert float(loss) == pytest.approx(float(plain.test_loss[run, -1]), rel=1e-4)
+        assert float(aux["accuracy"]) == pytest.approx(
+            float(plain.test_accuracy[run, -1]), abs=1e-6
+        )
+        update = jax.tree.map(jnp.subtract, opt.get_params(state), before)
+        assert float(plain.update_norm[run, -1]) == pytest.approx(
+            float(optax.tree.norm(update)), rel=1e-3
+        )
+        # Params at the first step that reached a training loss.
+        lowest = max(reached)
+        params, steps = properties.params_at_level(plain, np.full(2, lowest))
+        assert plain.level[run].max() == lowest
+        assert steps[run] == reached[lowest][0]
+        for found, expected in zip(
+            *map(jax.tree.leaves, (params, reached[lowest][1])), strict=True
+        ):
+            np.testing.assert_allclose(found[run], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_all_optimizers_start_from_the_same_params_and_batches():
     task = tasks.get(DIGITS)
-    a, b = (
-        train_runs(lambda _, r=rate: upstream.SGD(r), task, 2, 2, eval_steps=[0], progress=False)
-        for rate in (0.0, 1.0)
+    trainer = training.Trainer(task, 2, 2, eval_steps=[0], progress=False)
+    rates = (1e-9, 1.0)
+    runs = trainer.train(
+        [dataclasses.replace(contestants.baseline("SGD", rate), name=str(rate)) for rate in rates]
     )
+    a, b = (runs[str(rate)] for rate in rates)
     np.testing.assert_array_equal(a.test_loss[:, 0], b.test_loss[:, 0])
     np.testing.assert_array_equal(a.train_loss[:, 0], b.train_loss[:, 0])
+    assert not np.array_equal(a.train_loss[:, 1], b.train_loss[:, 1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), slope=st.floats(0.0, 0.3), noise=st.floats(0.0, 0.5))
+def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
+    rng = np.random.default_rng(seed)
+    losses = (np.exp(1 - slope * np.arange(80)) * np.exp(noise * rng.normal(size=80))).astype("f4")
+
+    def step(state, inputs):
+        t, loss = inputs
+        return state.update(t, loss, t.astype(jnp.float32)), None
+
+    state, _ = jax.lax.scan(
+        step, training.Levels.start(jnp.asarray(-1.0)), (jnp.arange(80), jnp.asarray(losses))
+    )
+    means = np.array([losses[t - 19 : t + 1].mean() for t in range(19, 80)])
+    for number, at in zip(np.asarray(state.level), np.asarray(state.step), strict=True):
+        if at >= 0:
+            bound = training.LEVEL_RATIO ** -float(number)
+            first = 19 + int(np.argmax(means <= bound * (1 + 1e-5)))
+            assert abs(first - at) <= 1 or means[at - 19] <= bound * (1 + 1e-4)
+            assert not np.any(means[: at - 19] < bound * (1 - 1e-4))
+    kept = np.asarray(state.step) >= 0
+    assert kept.any()
+    # The params of a slot are those of its step, or of a lower level that was reached with it.
+    lowest = int(np.argmax(np.where(kept, state.level, -(10**9))))
+    assert float(state.params[lowest]) == float(state.step[lowest])
 
 
 def test_tuning_picks_the_rate_that_trains_best(monkeypatch):
-    rates = jnp.asarray([1e-4, 0.5, 1e3])  # Too slow, good, divergent.
-    monkeypatch.setitem(baselines.LEARNING_RATES, "SGD", rates)
-    assert tune_baseline("SGD", tasks.get(DIGITS), 30, progress=False) == 0.5
+    rates = np.array([1e-4, 0.5, 1e3])  # Too slow, good, divergent.
+    found = dataclasses.replace(contestants.BASELINES["SGD"], learning_rates=rates)
+    monkeypatch.setattr(contestants, "BASELINES", {"SGD": found})
+    tuned = training.tune("SGD", tasks.get(DIGITS), 30, progress=False)
+    assert tuned.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", "SGD+SAM", "Adam+SAM"])
+def test_baselines_are_optax_s(name):
+    """Two steps on a quadratic, against optax driven by hand; SAM's ascent written out."""
+    a = jnp.asarray([1.0, 4.0])
+    grad_fn = jax.grad(lambda p: 0.5 * jnp.sum(a * p**2))
+    base = {
+        "SGD": optax.sgd(0.1),
+        "Momentum": optax.sgd(0.1, momentum=0.9),
+        "Adam": optax.adam(0.1),
+    }[name.removesuffix("+SAM")]
+    params = expected = jnp.asarray([1.0, -1.0])
+    contestant = contestants.baseline(name, 0.1)
+    opt = contestant.make(contestant.hyper)
+    state, by_hand = opt.init(params), base.init(params)
+    for _ in range(2):
+        at = opt.get_params(state)
+        state = opt.update(state, grad_fn(at), loss=0.0, grad_fn=grad_fn)
+        g = grad_fn(expected)
+        if name.endswith("SAM"):
+            g = grad_fn(expected + contestants.SAM_RHO * g / jnp.linalg.norm(g))
+        updates, by_hand = base.update(g, by_hand, expected)
+        expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
+    assert contestant.gradients_per_step == (2 if name.endswith("SAM") else 1)
 
 
 def test_eval_grid_has_start_quarter_and_end():
-    grid = eval_grid(2000)
+    grid = training.eval_grid(2000)
     assert {0, 1, 500, 2000} <= set(grid.tolist())
     assert (np.diff(grid) > 0).all()
-    assert eval_grid(1).tolist() == [0, 1]
+    assert training.eval_grid(1).tolist() == [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +302,7 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
             f"--lopt=b={lopt_file}",
             f"--task={DIGITS}",
             "--num_runs=2",
-            "--num_steps=15",
+            "--num_steps=25",
             "--baselines=SGD",
             f"--out_dir={tmp_path}",
         ],
@@ -211,20 +310,25 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
         cwd=REPOSITORY,
         capture_output=True,
     )
-    out = tmp_path / DIGITS
-    content = json.loads((out / "results.json").read_text())
-    assert set(content["runs"]) == {"a", "b", "SGD"}
+    content = json.loads((tmp_path / "results.json").read_text())
+    found = content["tasks"][DIGITS]["contestants"]
+    assert set(found) == {"a", "b", "SGD"}
     # The same optimizer under two names, the same inits and batches: no difference at all.
-    assert content["runs"]["a"]["train_loss"] == content["runs"]["b"]["train_loss"]
-    assert content["sharpness_at_poc"]["a"] == content["sharpness_at_poc"]["b"]
-    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert found["a"]["runs"] == found["b"]["runs"]
+    assert found["a"]["at"] == found["b"]["at"]
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert len(rows) == 3 * 2 * 2
-    table = list(csv.DictReader((out / "table.csv").open()))
+    table = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert table[1]["vs a (points, 95%)"] == "+0 [+0, +0]"
-    for name in ("training_curves", "sharpness_by_radius", "ascent_curves"):
-        assert (out / f"{name}.png").stat().st_size > 10_000
+    verdicts = list(csv.DictReader((tmp_path / "verdicts.csv").open()))
+    assert {row["verdict"] for row in verdicts if row["optimizer"] == "b"} == {"undecided"}
+    assert len(list(csv.DictReader((tmp_path / "properties.csv").open()))) == 3 * 2 * 3 * 2 * 5
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3
+    for name in ("differences", f"{DIGITS}/training_curves", f"{DIGITS}/ascent_curves",
+                 f"{DIGITS}/loss_slices", "smoothness", "sam_by_relative_radius"):  # fmt: skip
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    assert page.count("<svg") == 7
     assert "prefers-color-scheme: dark" in page
     assert "currentColor" in page
     for outside in ("http://", "https://", "<script", "<link"):
@@ -232,30 +336,77 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
         assert not links, f"the report is not self-contained: {outside}{links[0][:60]}"
 
 
-def test_results_have_one_row_per_run_and_point(lopt_file):
-    opt = regularized_lopt.load(lopt_file).opt()
-    result = meta_test({"lo": opt}, DIGITS, 2, 10, baselines=(), radii=(0.01, 0.1), progress=False)
-    rows = results.run_rows(result)
-    assert len(rows) == 4
-    completion = rows[-1]
-    assert completion["point"] == "completion"
-    rise = results.rise(result.at_completion["lo"], 0)
-    assert completion["max_loss_r0.01"] == pytest.approx(completion["held_out_loss"] + rise[1])
-    header, (row,) = results.table(result)
-    assert len(header) == len(row)
-    assert set(figures.meta_test_figures(result)) == set(report._CAPTIONS)
+def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
+    """Against the ascents called one by one, and the Hessian written out."""
+    task = tasks.get(DIGITS)
+    what = properties.Measurement(
+        radii=(0.01, 0.1), num_examples=64, headline_starts=1, num_probes=2000, num_iterations=200
+    )
+    result = meta_test(
+        {"lo": regularized_lopt.load(lopt_file)}, DIGITS, 1, 25, baselines=(), measurement=what,
+        progress=False,
+    )  # fmt: skip
+    (one,) = result.contestants.values()
+    around, params = one.at["completion"][0], jax.tree.map(lambda x: x[0], one.runs[0].final_params)
+    raw = task.datasets.host_arrays("test")
+    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
+    batch = task.datasets.normalize({name: jnp.asarray(v[chosen]) for name, v in raw.items()})
+
+    def loss(p):
+        return task.loss(p, KEY, batch)
+
+    assert around.loss[0] == pytest.approx(float(loss(params)), rel=1e-5)
+    for scale in properties.SCALES:
+        for index, radius in enumerate(what.radii):
+            ball = sharpness.filter_radii(params, radius) if scale == "relative" else radius
+            key = jax.random.fold_in(jax.random.PRNGKey(0), 0)
+            steep = sharpness.gradient_norm(loss)
+            a, b = (sharpness.ascend(f, params, key, ball) for f in (loss, steep))
+            assert around.last("sam", scale)[0, index] == pytest.approx(float(a.last), rel=1e-3)
+            assert around.last("gsam", scale)[0, index] == pytest.approx(
+                float(a.last - a.centre), rel=1e-2, abs=1e-4
+            )
+            assert around.last("gam", scale)[0, index] == pytest.approx(
+                float(b.last - b.centre), rel=1e-2, abs=1e-4
+            )
+            assert around.best("sam", scale)[0, index] >= around.last("sam", scale)[0, index]
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    hessian = np.asarray(jax.hessian(lambda p: loss(unravel(p)))(flat), np.float64)
+    eigenvalues = np.linalg.eigvalsh(hessian)
+    assert around.top[0] == pytest.approx(eigenvalues[np.argmax(np.abs(eigenvalues))], rel=0.01)
+    deviation = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 2000)
+    assert abs(around.trace[0] - np.trace(hessian)) < 4 * deviation
+
+
+def test_slices_are_normalized_by_filter(lopt_file):
+    task = tasks.get(DIGITS)
+    params = task.init(KEY)
+    direction = landscape.filter_direction(params, KEY)
+    for d, p in zip(*map(jax.tree.leaves, (direction, params)), strict=True):
+        axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
+        np.testing.assert_allclose(
+            np.sum(np.square(d), axis=axes), np.sum(np.square(p), axis=axes), rtol=1e-4
+        )
+    slices = landscape.loss_slices(task, params, num_points=5, num_examples=64)
+    raw = task.datasets.host_arrays("test")
+    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
+    batch = task.datasets.normalize({name: jnp.asarray(v[chosen]) for name, v in raw.items()})
+    assert slices.line[2] == pytest.approx(float(task.loss(params, KEY, batch)), rel=1e-5)
+    np.testing.assert_array_equal(slices.plane[:, 2], slices.line)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: meta_test({}, DIGITS, baselines=("SDG",)), ValueError, "Did you mean 'SGD'"),
-        (lambda: meta_test({}, "ImageMLP_Digit"), ValueError, "Did you mean"),
-        (lambda: meta_test({}, "CubicRegression"), TypeError, "needs an image task"),
-        (lambda: train_runs(lambda _: upstream.SGD(1.0), tasks.get(DIGITS), 0, 1), ValueError,
-         "num_runs = 0"),
-        (lambda: meta_test({"s": upstream.SGD(1.0)}, DIGITS, 1, 1, baselines=(), radii=(-1.0,),
-                           progress=False), ValueError, "radius = -1"),
+        (lambda: meta_test({}, DIGITS), ValueError, "must name at least one each"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, DIGITS, baselines=("SDG",)), ValueError,
+         "Did you mean 'SGD'"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, "ImageMLP_Digit"), ValueError, "Did you mean"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, "CubicRegression"), TypeError,
+         "Only image tasks"),
+        (lambda: training.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
+        (lambda: properties.Measurement(radii=(-1.0,)), ValueError, "Measurement.radii = -1"),
+        (lambda: properties.Measurement(direction="up"), ValueError, "Unknown direction 'up'"),
     ],
 )  # fmt: skip
 def test_refuses_bad_input(call, error, message):

@@ -5,19 +5,40 @@ from __future__ import annotations
 import io
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import figure as mpl_figure
 
-from regularized_lopt.evaluation import results as results_lib
-from regularized_lopt.evaluation.meta_test import MetaTestResult
+from regularized_lopt.evaluation.early_evidence import EarlyEvidence
+from regularized_lopt.evaluation.landscape import LossSlices
+from regularized_lopt.evaluation.properties import LABELS, PROPERTIES
+from regularized_lopt.evaluation.statistics import Difference
+from regularized_lopt.evaluation.verdicts import (
+    POINTS,
+    Result,
+    TaskResult,
+    Verdict,
+    compare,
+    matched_pair,
+)
 
 # Distinguishable for colour-blind readers and mid-tone, so that they stand out on white and on
 # black.
-COLORS = ("#3d8ed6", "#e0752d", "#2ca58d", "#c75b9b", "#8f7ee7", "#b39b1d")
+COLORS = (
+    "#3d8ed6",
+    "#e0752d",
+    "#2ca58d",
+    "#c75b9b",
+    "#8f7ee7",
+    "#b39b1d",
+    "#8a8f98",
+    "#d9534f",
+    "#4fb3bf",
+)
+_AT = {"poc": "at the PoC", "completion": "at completion"}
 _INK = "#010203"  # Stands for the page's text colour in SVGs, see `to_svg`.
 STYLE = {
     "axes.edgecolor": _INK,
@@ -48,69 +69,192 @@ def new_figure(
     return figure, figure.subplots(1, columns)
 
 
-def training_curves(result: MetaTestResult) -> mpl_figure.Figure:
-    """Training loss (trailing mean) and test accuracy by inner step, over runs."""
+def training_curves(result: TaskResult) -> mpl_figure.Figure:
+    """Training loss (trailing mean) and test accuracy by inner step, over all runs."""
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = new_figure(2)
-        for color, (name, runs) in zip(cycle(), result.runs.items(), strict=False):
-            smooth = _trailing_mean(runs.train_loss, 20)
+        for style, one in _styled(result):
+            smooth = np.concatenate([_trailing_mean(runs.train_loss, 20) for runs in one.runs])
             steps = np.arange(1, smooth.shape[1] + 1)
-            _band(left, steps, smooth, color, name)
-            declared = runs.poc_declared
-            if declared.any():
-                at = int(np.median(runs.poc_step[declared]))
-                left.plot(at + 1, smooth.mean(axis=0)[at], "o", color=color, markersize=5)
-            _band(right, runs.eval_steps, 100 * runs.test_accuracy, color, name, marker=".")
+            _band(left, steps, smooth, one.name, **style)
+            declared = np.concatenate([r.poc_step[r.poc_declared] for r in one.runs])
+            if len(declared):
+                at = int(np.median(declared))
+                left.plot(at + 1, smooth.mean(axis=0)[at], "o", color=style["color"], markersize=5)
+            accuracy = np.concatenate([100 * runs.test_accuracy for runs in one.runs])
+            _band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
         left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
         left.set_title("Training loss (dot: median PoC)")
         right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
         right.set_xticks([0, *[10**e for e in range(int(np.log10(result.num_steps)) + 1)]])
         right.set_title("Test accuracy")
-        best = max(100 * runs.test_accuracy[:, -1].mean() for runs in result.runs.values())
+        best = max(one.accuracy().mean() for one in result.contestants.values())
         right.set_ylim(bottom=max(0.0, best - 40))
-        right.legend(loc="lower right")
+        legend_below(figure, right)
     return figure
 
 
-def sharpness_by_radius(result: MetaTestResult) -> mpl_figure.Figure:
-    """How much the held-out loss rises within a radius, at the PoC and at completion."""
+def property_by_radius(
+    results: Sequence[TaskResult], name: str, keys: Sequence[str], scale: str = "absolute"
+) -> mpl_figure.Figure:
+    """A property after the last ascent step by radius (the paper's Figures 4 to 6).
+
+    Small multiples: a column per task, a row per point.
+
+    Args:
+      results: by task.
+      name: "sam", "gsam" or "gam".
+      keys: contestants to show.
+      scale: of the radius, "absolute" or "relative".
+    """
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(2)
-        points = (
-            ("at the point of convergence", result.at_poc),
-            ("at completion", result.at_completion),
+        figure = mpl_figure.Figure(
+            figsize=(max(4.8, 2.6 * len(results) + 1), 5.2), layout="constrained"
         )
-        for axis, (title, measured) in zip(axes, points, strict=True):
-            for color, (name, sharpness) in zip(cycle(), measured.items(), strict=False):
-                rise = np.maximum(sharpness.values[:, :, -1] - sharpness.centre[:, None], 1e-8)
-                _band(axis, np.asarray(result.radii), rise, color, name, marker=".")
-            axis.set(
-                xscale="log",
-                yscale="log",
-                xlabel="l∞ radius",
-                ylabel="rise of the held-out loss (nats)",
+        axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
+        for column, result in enumerate(results):
+            for row, point in enumerate(POINTS):
+                axis = axes[row, column]
+                for style, one in _styled(result, keys):
+                    values = np.concatenate([s.last(name, scale) for s in one.at[point]])
+                    _band(
+                        axis,
+                        np.asarray(result.measurement.radii),
+                        values,
+                        one.name,
+                        marker=".",
+                        **style,
+                    )
+                axis.set(xscale="log", yscale="log")
+                if row == 0:
+                    axis.set_title(_short(result.task))
+                else:
+                    axis.set_xlabel(
+                        "radius" if scale == "absolute" else "radius / rms of the filter"
+                    )
+                if column == 0:
+                    axis.set_ylabel(f"{LABELS[name]}, {_AT[point]}")
+        legend_below(figure, axes[0, 0])
+    return figure
+
+
+def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
+    """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
+    index = result.measurement.headline
+    with matplotlib.rc_context(STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
+        axes = figure.subplots(2, len(PROPERTIES), sharex=True)
+        for column, name in enumerate(PROPERTIES):
+            for row, point in enumerate(POINTS):
+                axis = axes[row, column]
+                for style, one in _styled(result):
+                    curve = np.concatenate([s.curve(name, scale)[:, index] for s in one.at[point]])
+                    _band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
+                if row == 0:
+                    axis.set_title(LABELS[name])
+                else:
+                    axis.set_xlabel("ascent step")
+                if column == 0:
+                    axis.set_ylabel(_AT[point])
+        legend_below(figure, axes[0, 0])
+    return figure
+
+
+def differences(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> mpl_figure.Figure:
+    """What each optimizer gained or lost against the reference, with 95% intervals.
+
+    Left: test accuracy. Right: its own property at completion, in three ways of measuring it, each
+    as a share of the reference's value.
+    """
+    rows = [(result, key, one) for result in results for key, one in result.others]
+    with matplotlib.rc_context(STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        found = {(v.task, v.contestant, v.property, v.point): v for v in judged}
+        for y, (result, key, one) in enumerate(rows):
+            base = result.reference_result
+            accuracy = compare(one.accuracy(), base.accuracy())
+            _interval(left, y, accuracy, 1.0, COLORS[0])
+            verdict = found[result.task, key, one.own_property, "completion"]
+            index = result.measurement.headline
+            scales = (
+                base.last(one.own_property, "completion", index).mean(),
+                base.last(one.own_property, "completion", index, "relative").mean(),
+                matched_pair(one, one.own_property)[1].mean(),
             )
-            axis.set_title(f"Rise after 10 steps of PGA, {title}")
-        axes[0].legend(loc="upper left")
+            measured = (verdict.absolute, verdict.relative, verdict.matched)
+            for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
+                _interval(right, y + 0.2 * (offset - 1), difference, 100 / unit, COLORS[offset + 1])
+        left.set_yticks(range(len(rows)), [f"{_short(r.task)}: {one.name}" for r, _, one in rows])
+        left.invert_yaxis()
+        for axis in (left, right):
+            axis.axvline(0, color=_INK, linewidth=0.8)
+        left.set(xlabel="points", title=f"Test accuracy against {results[0].reference}")
+        right.set(
+            xlabel=f"% of {results[0].reference}'s",
+            title="Own property at completion (left is flatter)",
+        )
+        names = ("absolute radius", "relative radius", "at matched training loss")
+        for name, color in zip(names, COLORS[1:], strict=False):
+            right.plot([], [], "o", color=color, label=name, markersize=4)
+        legend_below(figure, right)
     return figure
 
 
-def ascent_curves(result: MetaTestResult) -> mpl_figure.Figure:
-    """The held-out loss along the ascent at the headline radius (the paper's Figures 3-6)."""
-    index = results_lib.headline_index(result)
+def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figure:
+    """The loss on a line and on a plane through the PoC of run 0, by contestant.
+
+    Directions are random and normalized by filter (Li et al. 2018), the same for all contestants.
+    """
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(2)
-        points = (
-            ("at the point of convergence", result.at_poc),
-            ("at completion", result.at_completion),
+        figure = mpl_figure.Figure(
+            figsize=(max(4.8, 2.4 * (len(slices) + 1)), 2.9), layout="constrained"
         )
-        for axis, (title, measured) in zip(axes, points, strict=True):
-            for color, (name, sharpness) in zip(cycle(), measured.items(), strict=False):
-                curve = sharpness.values[:, index]
-                _band(axis, np.arange(curve.shape[1]), curve, color, name, marker=".")
-            axis.set(xlabel="ascent step", ylabel="held-out loss (nats)")
-            axis.set_title(f"Radius {result.radii[index]:g}, {title}")
-        axes[0].legend(loc="upper left")
+        axes = figure.subplots(1, len(slices) + 1)
+        top = max(np.nanquantile(one.plane, 0.9) for one in slices.values())
+        bottom = min(np.nanmin(one.plane) for one in slices.values())
+        levels = np.geomspace(max(bottom, 1e-6), top, 12)
+        for index, (color, (name, one)) in enumerate(zip(cycle(), slices.items(), strict=False)):
+            axes[0].plot(one.at, one.line, color=color, label=name, linewidth=1.4)
+            axis = axes[index + 1]
+            axis.contour(one.at, one.at, one.plane.T, levels=levels, cmap="viridis", linewidths=1)
+            axis.plot(0, 0, "+", color=_INK)
+            axis.set_title(name)
+            axis.set_aspect("equal")
+            axis.set_xlabel("direction 1")
+            axis.grid(False)
+        axes[0].set(yscale="log", xlabel="direction 1", ylabel="held-out loss (nats)")
+        axes[0].set_title(_short(task))
+        legend_below(figure, axes[0])
+    return figure
+
+
+def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure:
+    """R^2 and norms over all polynomials, and the first fits with the data."""
+    with matplotlib.rc_context(STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 5.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1)
+        left, right = top.subplots(1, 2)
+        names = list(found.fits)
+        for index, (color, (name, fits)) in enumerate(
+            zip(cycle(), found.fits.items(), strict=False)
+        ):
+            # R^2 has no lower end: what is below -1 is drawn there.
+            spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(fits.r2))
+            left.plot(np.maximum(fits.r2, -1), index + spread, ".", color=color, markersize=4)
+            left.plot(np.median(fits.r2), index, "|", color=_INK, markersize=22)
+            right.hist(fits.norm, bins=20, histtype="step", color=color, label=name, linewidth=1.5)
+        left.set_yticks(range(len(names)), names)
+        left.invert_yaxis()
+        left.set(xlabel="R² on held-out points (line: median)", title="Regression on noisy cubics")
+        right.set(xlabel="‖p‖", ylabel="polynomials", title="Norm of the params")
+        right.legend(fontsize=8)
+        for example, axis in enumerate(bottom.subplots(1, examples)):
+            axis.plot(found.x[example], found.y[example], ".", color="#808080", markersize=5)
+            axis.plot(found.grid, found.truth[example], color=_INK, linewidth=1, linestyle=":")
+            for color, fits in zip(cycle(), found.fits.values(), strict=False):
+                axis.plot(found.grid, fits.fit[example], color=color, linewidth=1.3)
+            axis.set(xlabel="x", title=f"Polynomial {example} (dotted: without noise)")
     return figure
 
 
@@ -139,15 +283,6 @@ def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figur
     return figure
 
 
-def meta_test_figures(result: MetaTestResult) -> dict[str, mpl_figure.Figure]:
-    """All figures of a meta-test, by file name."""
-    return {
-        "training_curves": training_curves(result),
-        "sharpness_by_radius": sharpness_by_radius(result),
-        "ascent_curves": ascent_curves(result),
-    }
-
-
 def to_svg(figure: mpl_figure.Figure) -> str:
     """The figure as an SVG element that takes its ink from the page (`currentColor`)."""
     buffer = io.StringIO()
@@ -170,11 +305,40 @@ def cycle() -> Any:
     return (COLORS[i % len(COLORS)] for i in range(1000))
 
 
-def _band(
-    axis: Any, x: np.ndarray, runs: np.ndarray, color: str, label: str, **kwargs: Any
-) -> None:
+def _styled(
+    result: TaskResult, keys: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Contestants with their colours, the same in every figure; baselines are dashed."""
+    for color, (key, one) in zip(cycle(), result.contestants.items(), strict=False):
+        if keys is None or key in keys:
+            style = "-" if one.learning_rate is None else "--"
+            yield {"color": color, "linestyle": style}, one
+
+
+def legend_below(figure: mpl_figure.Figure, axis: Any) -> None:
+    """One legend for the whole figure, where it hides no curve."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = max(1, int(figure.get_figwidth() / 1.9))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def _short(task: str) -> str:
+    return (
+        task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
+    )
+
+
+def _interval(axis: Any, y: float, difference: Difference, factor: float, color: str) -> None:
+    if np.isfinite(difference.mean):
+        ends = [difference.low * factor, difference.high * factor]
+        if np.all(np.isfinite(ends)):
+            axis.plot(ends, [y, y], color=color, linewidth=1.6)
+        axis.plot(difference.mean * factor, y, "o", color=color, markersize=4)
+
+
+def _band(axis: Any, x: np.ndarray, runs: np.ndarray, label: str, **style: Any) -> None:
     mean = runs.mean(axis=0)
-    axis.plot(x, mean, color=color, label=label, linewidth=1.6, **kwargs)
+    axis.plot(x, mean, label=label, linewidth=1.5, **style)
     if len(runs) > 1:
         std = runs.std(axis=0, ddof=1)
         # On a logarithmic axis mean - std may be negative: end the band at the lowest run instead.
@@ -182,8 +346,8 @@ def _band(
             x,
             np.maximum(mean - std, runs.min(axis=0)),
             mean + std,
-            color=color,
-            alpha=0.18,
+            color=style["color"],
+            alpha=0.15,
             linewidth=0,
         )
 

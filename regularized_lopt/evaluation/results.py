@@ -1,163 +1,308 @@
-"""Meta-test results as files: results.json (everything), results.csv (by run), table.csv."""
+"""Results as files and as tables. The same cells give the same bytes."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
+import math
 import pathlib
-import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-import regularized_lopt
-from regularized_lopt import upstream
-from regularized_lopt.evaluation import statistics
-from regularized_lopt.evaluation.meta_test import MetaTestResult, Runs, Sharpness
+from regularized_lopt.evaluation import statistics, store
+from regularized_lopt.evaluation.claims import Claim
+from regularized_lopt.evaluation.early_evidence import EarlyEvidence
+from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
+from regularized_lopt.evaluation.verdicts import (
+    POINTS,
+    Result,
+    TaskResult,
+    Verdict,
+    compare,
+    units,
+)
 
-HEADLINE_RADIUS = 0.01
-"""The radius that the table shows; figures and files have all of them."""
-
-
-def write(result: MetaTestResult, out_dir: pathlib.Path, reference: str | None = None) -> None:
-    """Writes results.json, results.csv and table.csv into `out_dir`."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "results.json").write_text(json.dumps(to_json(result), indent=1))
-    _write_csv(out_dir / "results.csv", run_rows(result))
-    header, rows = table(result, reference)
-    _write_csv(out_dir / "table.csv", [dict(zip(header, row, strict=True)) for row in rows])
+Table = tuple[list[str], list[list[str]]]
 
 
-def to_json(result: MetaTestResult) -> dict[str, Any]:
-    """Everything but params, as JSON types."""
+def write(
+    results: Sequence[TaskResult],
+    judged: Sequence[Verdict],
+    claims: Sequence[Claim],
+    out_dir: pathlib.Path,
+) -> None:
+    """Writes table.csv, properties.csv, verdicts.csv, runs.csv and results.json into `out_dir`.
 
-    def arrays(value: Runs | Sharpness) -> dict[str, Any]:
-        fields = {
-            f.name: getattr(value, f.name)
-            for f in dataclasses.fields(value)
-            if not f.name.endswith("_params")
-        }
-        return {
-            name: field.tolist() if isinstance(field, np.ndarray) else field
-            for name, field in fields.items()
-        }
-
-    return {
-        "task": result.task,
-        "num_runs": result.num_runs,
-        "num_steps": result.num_steps,
-        "seed": result.seed,
-        "radii": list(result.radii),
-        "versions": {
-            "regularized_lopt": regularized_lopt.__version__,
-            "learned_optimization": upstream.GENERATION,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "runs": {name: arrays(runs) for name, runs in result.runs.items()},
-        "sharpness_at_poc": {name: arrays(sharpness) for name, sharpness in result.at_poc.items()},
-        "sharpness_at_completion": {
-            name: arrays(sharpness) for name, sharpness in result.at_completion.items()
-        },
-    }
-
-
-def run_rows(result: MetaTestResult) -> list[dict[str, Any]]:
-    """One row per optimizer, run and point (PoC, completion)."""
-    rows = []
-    for name, runs in result.runs.items():
-        for point, sharpness in (
-            ("poc", result.at_poc[name]),
-            ("completion", result.at_completion[name]),
-        ):
-            for run in range(result.num_runs):
-                row = {
-                    "task": result.task,
-                    "optimizer": name,
-                    "run": run,
-                    "point": point,
-                    "step": int(runs.poc_step[run]) + 1 if point == "poc" else result.num_steps,
-                    "poc_declared": bool(runs.poc_declared[run]),
-                    "held_out_loss": float(sharpness.centre[run]),
-                }
-                if point == "completion":
-                    row |= {
-                        "test_accuracy": float(runs.test_accuracy[run, -1]),
-                        "test_loss": float(runs.test_loss[run, -1]),
-                        "train_loss": float(runs.final_train_loss[run]),
-                        "param_norm": float(runs.param_norm[run, -1]),
-                    }
-                for index, radius in enumerate(result.radii):
-                    row[f"max_loss_r{radius:g}"] = float(sharpness.values[run, index, -1])
-                    row[f"best_max_loss_r{radius:g}"] = float(sharpness.best[run, index])
-                rows.append(row)
-    return rows
-
-
-def table(
-    result: MetaTestResult, reference: str | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """The summary: one row per optimizer; means with deviations over runs.
-
-    Args:
-      result: of a meta-test.
-      reference: the optimizer that accuracies are compared with, paired; default: the first.
+    table.csv has what a reader sees, properties.csv every property at every radius with its
+    interval, runs.csv one row per run and point, results.json the curves on the evaluation grid.
     """
-    reference = reference or next(iter(result.runs))
-    index = headline_index(result)
-    radius = result.radii[index]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    header, rows = accuracy_table(results)
+    _write_csv(out_dir / "table.csv", (dict(zip(header, row, strict=True)) for row in rows))
+    _write_csv(out_dir / "properties.csv", property_rows(results))
+    header, rows = verdict_table(judged)
+    _write_csv(out_dir / "verdicts.csv", (dict(zip(header, row, strict=True)) for row in rows))
+    _write_csv(out_dir / "runs.csv", run_rows(results))
+    (out_dir / "results.json").write_text(json.dumps(to_json(results, claims), indent=1))
+
+
+def accuracy_table(results: Sequence[TaskResult]) -> Table:
+    """One row per task and contestant: means, deviations, paired differences to the reference."""
+    reference = results[0].reference
     header = [
+        "task",
         "optimizer",
         "test accuracy (%)",
         f"vs {reference} (points, 95%)",
         "train loss",
         "‖p‖",
-        f"rise at PoC, r={radius:g}",
-        f"rise at end, r={radius:g}",
-        f"rise vs {reference} (95%)",
         "PoC (step)",
+        "gradients per step",
     ]
     rows = []
-    for name, runs in result.runs.items():
-        accuracy = 100 * runs.test_accuracy[:, -1]
-        base = 100 * result.runs[reference].test_accuracy[:, -1]
-        at_poc, at_end = rise(result.at_poc[name], index), rise(result.at_completion[name], index)
-        base_rise = rise(result.at_completion[reference], index)
-        same = name == reference
-        never = int(np.sum(~runs.poc_declared))
+    for result in results:
+        base = result.reference_result.accuracy()
+        for key, one in result.contestants.items():
+            poc = np.concatenate([runs.poc_step for runs in one.runs]) + 1
+            never = int(sum((~runs.poc_declared).sum() for runs in one.runs))
+            rows.append(
+                [
+                    result.task,
+                    one.name,
+                    _summary(one.accuracy()),
+                    "" if key == reference else str(compare(one.accuracy(), base)),
+                    _summary(one.final_train_loss()),
+                    _summary(one.param_norm()),
+                    f"{np.median(poc):.0f}" + (f" ({never} never)" if never else ""),
+                    str(one.gradients_per_step),
+                ]
+            )
+    return header, rows
+
+
+def property_table(result: TaskResult, point: str) -> Table:
+    """One task: every contestant's properties at the headline radius, with differences."""
+    reference = result.reference
+    radius = result.measurement.headline
+    header = ["optimizer"]
+    for name in PROPERTIES:
+        header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
+    header += ["tr H", "λ max"]
+    rows = []
+    for key, one in result.contestants.items():
+        row = [one.name]
+        for name in PROPERTIES:
+            row.append(_summary(one.last(name, point, radius)))
+            for scale in SCALES:
+                row.append(
+                    ""
+                    if key == reference
+                    else str(
+                        compare(
+                            one.last(name, point, radius, scale),
+                            result.reference_result.last(name, point, radius, scale),
+                        )
+                    )
+                )
+        row += [
+            _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
+        ]
+        rows.append(row)
+    return header, rows
+
+
+def verdict_table(judged: Sequence[Verdict]) -> Table:
+    """One row per verdict; p and its threshold where a test was declared."""
+    header = [
+        "task",
+        "optimizer",
+        "property",
+        "point",
+        "verdict",
+        "absolute radius (95%)",
+        "relative radius (95%)",
+        "at matched training loss (95%)",
+        "p",
+        "threshold (Holm)",
+    ]
+    rows = []
+    for v in judged:
+        tested = v.decision is not None
         rows.append(
             [
-                name
-                + (f" (lr {runs.learning_rate:.2g})" if runs.learning_rate is not None else ""),
-                str(statistics.summarize(accuracy)),
-                "" if same else str(statistics.paired_difference(accuracy, base)),
-                str(statistics.summarize(runs.final_train_loss)),
-                str(statistics.summarize(runs.param_norm[:, -1])),
-                str(statistics.summarize(at_poc)),
-                str(statistics.summarize(at_end)),
-                "" if same else str(statistics.paired_difference(at_end, base_rise)),
-                f"{np.median(runs.poc_step) + 1:.0f}" + (f" ({never} never)" if never else ""),
+                v.task,
+                v.contestant,
+                v.property,
+                v.point,
+                v.verdict,
+                str(v.absolute),
+                str(v.relative),
+                str(v.matched),
+                f"{v.decision.p:.3g}" if v.decision is not None else "",
+                f"{v.decision.threshold:.3g}" if v.decision is not None and tested else "",
             ]
         )
     return header, rows
 
 
-def rise(sharpness: Sharpness, index: int) -> np.ndarray:
-    """[runs]: how much the loss rises from the centre to the end of the ascent, at one radius."""
-    return sharpness.values[:, index, -1] - sharpness.centre
+def early_evidence_table(found: EarlyEvidence) -> Table:
+    """One row per contestant; differences to the first."""
+    first = next(iter(found.fits.values()))
+    header = ["optimizer", "R² (median)", "R²", "vs first (95%)", "‖p‖", "vs first (95%)", "loss"]
+    rows = []
+    for name, fits in found.fits.items():
+        same = fits is first
+        rows.append(
+            [
+                name,
+                f"{np.median(fits.r2):.4g}",
+                str(statistics.summarize(fits.r2)),
+                "" if same else str(statistics.paired_difference(fits.r2, first.r2)),
+                str(statistics.summarize(fits.norm)),
+                "" if same else str(statistics.paired_difference(fits.norm, first.norm)),
+                str(statistics.summarize(fits.train_loss)),
+            ]
+        )
+    return header, rows
 
 
-def headline_index(result: MetaTestResult) -> int:
-    """Index of the radius that is closest to `HEADLINE_RADIUS`."""
-    return int(np.argmin(np.abs(np.log(np.asarray(result.radii) / HEADLINE_RADIUS))))
+def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """Every property, scale, point and radius, with its difference to the reference."""
+    for result in results:
+        for key, one in result.contestants.items():
+            for point in POINTS:
+                for name in PROPERTIES:
+                    for scale in SCALES:
+                        for index, radius in enumerate(result.measurement.radii):
+                            values = one.last(name, point, index, scale)
+                            best = np.stack([s.best(name, scale)[:, index] for s in one.at[point]])
+                            base = result.reference_result.last(name, point, index, scale)
+                            summary = statistics.summarize(units(values))
+                            difference = compare(values, base)
+                            yield {
+                                "task": result.task,
+                                "optimizer": key,
+                                "point": point,
+                                "property": name,
+                                "scale": scale,
+                                "radius": radius,
+                                "mean": summary.mean,
+                                "std": summary.std,
+                                "best_mean": float(units(best).mean()),
+                                "difference": difference.mean,
+                                "low": difference.low,
+                                "high": difference.high,
+                            }
 
 
-def _write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-    fields = list(dict.fromkeys(field for row in rows for field in row))
+def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """One row per contestant, meta-training seed, run and point."""
+    for result in results:
+        for key, one in result.contestants.items():
+            for seed, runs in enumerate(one.runs):
+                for point in POINTS:
+                    around = one.at[point][seed]
+                    for run in range(len(runs.train_loss)):
+                        at_poc = point == "poc"
+                        row = {
+                            "task": result.task,
+                            "optimizer": key,
+                            "meta_training_seed": seed,
+                            "run": run,
+                            "point": point,
+                            "step": int(runs.poc_step[run]) + 1 if at_poc else result.num_steps,
+                            "poc_declared": bool(runs.poc_declared[run]),
+                            "held_out_loss": float(around.loss[run]),
+                            "grad_norm": float(around.grad_norm[run]),
+                            "hessian_trace": float(around.trace[run]),
+                            "hessian_top": float(around.top[run]),
+                            "test_accuracy": "" if at_poc else float(runs.test_accuracy[run, -1]),
+                            "test_loss": "" if at_poc else float(runs.test_loss[run, -1]),
+                            "train_loss": "" if at_poc else float(runs.final_train_loss[run]),
+                            "param_norm": "" if at_poc else float(runs.param_norm[run, -1]),
+                        }
+                        for name in PROPERTIES:
+                            for scale in SCALES:
+                                last = around.last(name, scale)[run]
+                                for index, radius in enumerate(result.measurement.radii):
+                                    row[f"{name}_{scale}_r{radius:g}"] = float(last[index])
+                        yield row
+
+
+def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
+    """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
+
+    def contestant(one: Result) -> dict[str, Any]:
+        return {
+            "name": one.name,
+            "gradients_per_step": one.gradients_per_step,
+            "runs": [
+                {
+                    name: getattr(runs, name)
+                    for name in (
+                        "eval_steps",
+                        "test_loss",
+                        "test_accuracy",
+                        "param_norm",
+                        "update_norm",
+                        "final_train_loss",
+                        "poc_step",
+                        "poc_declared",
+                        "best_step",
+                    )
+                }
+                for runs in one.runs
+            ],
+            "at": {point: [store.fields(s) for s in around] for point, around in one.at.items()},
+            "matched": [
+                {
+                    "training_loss": matched.level,
+                    "own_step": matched.own_step,
+                    "reference_step": matched.reference_step,
+                    "own": store.fields(matched.own),
+                    "reference": store.fields(matched.reference),
+                }
+                for matched in one.matched
+            ],
+        }
+
+    return _jsonable(
+        {
+            "made_with": store.versions(),
+            "reference": results[0].reference,
+            "claims": [store.fields(claim) for claim in claims],
+            "tasks": {
+                result.task: {
+                    "num_steps": result.num_steps,
+                    "measurement": store.fields(result.measurement),
+                    "contestants": {k: contestant(one) for k, one in result.contestants.items()},
+                }
+                for result in results
+            },
+        }
+    )
+
+
+def _summary(values: np.ndarray) -> str:
+    return str(statistics.summarize(units(values)))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _jsonable(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_csv(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
+    listed = list(rows)
+    fields = list(dict.fromkeys(field for row in listed for field in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(listed)

@@ -1,4 +1,4 @@
-"""How flat the surroundings of a minimum are: projected gradient ascent (PGA) in an l_inf ball."""
+"""How flat the surroundings of a minimum are: ascent in a ball around it, and curvature."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
+from regularized_lopt.regularizers import tree
 
 RADII = (0.001, 0.005, 0.01, 0.05, 0.1)
 NUM_STEPS = 10
+DIRECTIONS = ("sign", "max")
+
+Objective = Callable[[Any], jax.Array]
 
 
 @flax.struct.dataclass
@@ -40,48 +44,79 @@ class Ascent:
 
 
 def ascend(
-    objective: Callable[[Any], jax.Array],
+    objective: Objective,
     centre: Any,
     key: jax.Array,
-    radius: float | jax.Array,
+    radius: Any,
     num_steps: int = NUM_STEPS,
+    direction: str = "sign",
 ) -> Ascent:
-    """Climbs `objective` inside the l_inf ball of `radius` around `centre`.
+    """Climbs `objective` inside the l_inf ball of `radius` around `centre` (PGA).
 
     Start: centre + N(0, (radius / 2)^2), clipped to the ball. Steps: radius / 4 * sign(gradient),
-      clipped. Source:
-    arXiv 2510.08968, supplement (10 steps).
+    clipped. Source: arXiv 2510.08968, supplement (10 steps).
 
     Args:
       objective: scalar function of a pytree like `centre`.
       centre: the minimum in question, a pytree.
       key: of the random start.
-      radius: in units of the params, > 0; may be traced.
+      radius: in units of the params, > 0: a number, maybe traced, or a tree of numbers or arrays
+        that broadcast against the leaves of `centre` (see `filter_radii`).
       num_steps: ascent steps, > 0.
+      direction: of a step: "sign" of the gradient, or the gradient over its "max" magnitude.
 
     Returns:
       The objective at the centre, the start and after each step.
     """
     errors.check_positive("ascend.num_steps", num_steps)
+    errors.check_name("direction", direction, DIRECTIONS)
     leaves, treedef = jax.tree.flatten(centre)
     keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(leaves))))
+    if len(jax.tree.leaves(radius)) == 1:
+        (everywhere,) = jax.tree.leaves(radius)
+        radius = jax.tree.map(lambda _: everywhere, centre)
 
-    def clip(offset: jax.Array) -> jax.Array:
-        return jnp.clip(offset, -radius, radius)
+    def normal(key: jax.Array, leaf: jax.Array, r: Any) -> jax.Array:
+        return jnp.clip(r / 2 * jax.random.normal(key, leaf.shape, leaf.dtype), -r, r)
 
-    offset = jax.tree.map(
-        lambda k, leaf: clip(radius / 2 * jax.random.normal(k, leaf.shape, leaf.dtype)),
-        keys,
-        centre,
-    )
+    def climb(offset: jax.Array, g: jax.Array, r: Any) -> jax.Array:
+        return jnp.clip(offset + r / 4 * g, -r, r)
+
+    def unit(grad: Any) -> Any:
+        if direction == "sign":
+            return jax.tree.map(jnp.sign, grad)
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grad)]))
+        return jax.tree.map(lambda g: g / jnp.where(largest > 0, largest, 1), grad)
+
     value_and_grad = jax.value_and_grad(
         lambda offset: objective(jax.tree.map(jnp.add, centre, offset))
     )
 
     def step(offset: Any, _: None) -> tuple[Any, jax.Array]:
         value, grad = value_and_grad(offset)
-        return jax.tree.map(lambda o, g: clip(o + radius / 4 * jnp.sign(g)), offset, grad), value
+        return jax.tree.map(climb, offset, unit(grad), radius), value
 
+    offset = jax.tree.map(normal, keys, centre, radius)
     offset, values = jax.lax.scan(step, offset, length=num_steps)
     last = objective(jax.tree.map(jnp.add, centre, offset))
     return Ascent(centre=objective(centre), values=jnp.append(values, last))
+
+
+def filter_radii(params: Any, radius: float | jax.Array) -> Any:
+    """`radius` in units of each filter's root mean square: a ball that rescaling leaves alone.
+
+    An absolute radius reaches less far, relative to the weights, where the weights are larger. A
+    filter is what feeds one output (all axes but the last); a bias is one filter as a whole. After
+    the normalization of Li et al. 2018, arXiv 1712.09913.
+    """
+
+    def leaf(weights: jax.Array) -> jax.Array:
+        axes = tuple(range(weights.ndim - 1)) if weights.ndim > 1 else None
+        return radius * jnp.sqrt(jnp.mean(weights**2, axis=axes, keepdims=True))
+
+    return jax.tree.map(leaf, params)
+
+
+def gradient_norm(loss_fn: Objective) -> Objective:
+    """‖∇L‖ as an objective to climb (GAM's property)."""
+    return lambda params: tree.norm(jax.grad(loss_fn)(params))

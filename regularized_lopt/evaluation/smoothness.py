@@ -84,5 +84,5 @@ def smoothness(
                 axis.plot(curve.gradient, curve.update, color=color, label=name)
             axis.set(xlabel="gradient", ylabel="update")
             axis.set_title(f"Gradients up to {limit:g}, after {num_warmup} steps")
-        axes[-1].legend()
+        figures.legend_below(figure, axes[-1])
     return figure

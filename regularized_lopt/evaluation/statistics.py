@@ -1,11 +1,26 @@
-"""Numbers with their uncertainty: never a bare mean."""
+"""Numbers with their uncertainty: never a bare mean.
+
+Two kinds of statement. Intervals describe every difference. Tests decide, and only over a family
+that was declared before looking at the data (`decide`), so that one chance finding among many
+cells is not reported as a result.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.stats
+
+from regularized_lopt import errors
+
+TESTS = ("auto", "sign_flip", "t")
+
+_BOOTSTRAP_FROM = 8  # Fewer values resample into too few distinct samples: Student's t.
+_RESAMPLES = 9999
+_EXACT_UP_TO = 16  # 2^16 sign flips are enumerated, more are drawn.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +35,40 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """Mean of a - b over paired runs with a bootstrap interval.
+class Difference:
+    """Mean of a - b with an interval.
 
     Attributes:
-      mean: of the differences.
-      low, high: ends of the interval (percentile bootstrap); equal to the mean where all
-        differences are.
+      mean: of the differences; NaN where a value is not finite (a run diverged).
+      low, high: ends of the interval; equal to the mean where all differences are the same,
+        unbounded where there is only one, or where a value is not finite.
+      count: differences.
     """
 
     mean: float
     low: float
     high: float
+    count: int
 
     def __str__(self) -> str:
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """The outcome of one test of a family.
+
+    Attributes:
+      p: two-sided, of mean difference 0.
+      threshold: what Holm's procedure compares p with.
+      sign: of the difference where p passes, else 0.
+      underpowered: no data of this size could have passed.
+    """
+
+    p: float
+    threshold: float
+    sign: int
+    underpowered: bool
 
 
 def summarize(values: np.ndarray) -> Summary:
@@ -44,10 +78,25 @@ def summarize(values: np.ndarray) -> Summary:
     )
 
 
+def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b in float64, run by run: their common inits and batches cancel.
+
+    Raises:
+      ValueError: the two have different numbers of runs.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"Paired runs are needed: got {len(a)} and {len(b)}.")
+    with np.errstate(invalid="ignore"):  # inf - inf: both diverged.
+        return np.asarray(a, np.float64) - np.asarray(b, np.float64)
+
+
 def paired_difference(
     a: np.ndarray, b: np.ndarray, confidence: float = 0.95, seed: int = 0
-) -> PairedDifference:
-    """a - b, run by run: both have the same inits and batches, so their common noise cancels.
+) -> Difference:
+    """Mean of a - b with an interval: the studentized bootstrap, Student's t below 8 runs.
+
+    At 10 runs it covers the mean in 92 to 97% of normal and of exponential samples, where the
+    percentile bootstrap and Student's t stay below (tests/test_statistics.py).
 
     Args:
       a, b: one number per run, in the same order of runs.
@@ -57,17 +106,103 @@ def paired_difference(
     Raises:
       ValueError: the two have different numbers of runs.
     """
-    if len(a) != len(b):
-        raise ValueError(f"Paired runs are needed: got {len(a)} and {len(b)}.")
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    difference = differences(a, b)
+    count = len(difference)
+    if not np.all(np.isfinite(difference)):
+        return Difference(float("nan"), -np.inf, np.inf, count)
     mean = float(np.mean(difference))
-    if np.ptp(difference) == 0:
-        return PairedDifference(mean, mean, mean)
-    interval = scipy.stats.bootstrap(
-        (difference,),
-        np.mean,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return PairedDifference(mean, float(interval.low), float(interval.high))
+    if count > 1 and np.ptp(difference) == 0:
+        return Difference(mean, mean, mean, count)
+    if count < 2:
+        return Difference(mean, -np.inf, np.inf, count)
+    error = np.std(difference, ddof=1) / np.sqrt(count)
+    tails = np.array([0.5 + confidence / 2, 0.5 - confidence / 2])
+    if count < _BOOTSTRAP_FROM:
+        quantiles = scipy.stats.t.ppf(tails, count - 1)
+    else:
+        rng = np.random.default_rng(seed)
+        sample = difference[rng.integers(0, count, (_RESAMPLES, count))]
+        spread = np.std(sample, axis=1, ddof=1) / np.sqrt(count)
+        # A sample of one value, count times over, has no spread of its own: it is left out.
+        t = (np.mean(sample, axis=1) - mean)[spread > 0] / spread[spread > 0]
+        quantiles = np.quantile(t, tails)
+    low, high = mean - quantiles * error
+    return Difference(mean, float(low), float(high), count)
+
+
+def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
+    """Mean of a - mean of b, of runs that have nothing in common, with Welch's interval."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    count = min(len(a), len(b))
+    if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
+        return Difference(float("nan"), -np.inf, np.inf, count)
+    mean = float(a.mean() - b.mean())
+    if count < 2:
+        return Difference(mean, -np.inf, np.inf, count)
+    if np.ptp(a) == np.ptp(b) == 0:
+        return Difference(mean, mean, mean, count)
+    interval = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    return Difference(mean, float(interval.low), float(interval.high), count)
+
+
+def sign_flip_p(difference: np.ndarray) -> float:
+    """Two-sided p of the studentized sign-flip test: exact up to 16 differences.
+
+    Under the hypothesis that each difference is as likely as its negative; the smallest p is
+    2 / 2^n.
+    """
+    count = len(difference)
+    if count <= _EXACT_UP_TO:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    else:
+        draws = np.random.default_rng(0).choice((1.0, -1.0), (2**_EXACT_UP_TO - 1, count))
+        signs = np.concatenate([np.ones((1, count)), draws])
+    flipped = signs * difference
+    total = np.abs(flipped.sum(axis=1))
+    # With the sum of squares fixed, Student's t is monotone in |sum|: the sum serves for it.
+    return float(np.mean(total >= total[0] * (1 - 1e-12)))
+
+
+def t_p(difference: np.ndarray) -> float:
+    """Two-sided p of Student's paired t test."""
+    return float(scipy.stats.ttest_1samp(difference, 0.0).pvalue)
+
+
+def decide(
+    family: Mapping[str, np.ndarray], alpha: float = 0.05, test: str = "auto"
+) -> dict[str, Decision]:
+    """Tests a declared family of paired differences under Holm's procedure.
+
+    Args:
+      family: differences by the name of the comparison, [runs] each.
+      alpha: the chance that any member is found where all differences are 0.
+      test: "sign_flip" is exact but needs runs: 2 / 2^n must reach alpha / members. "t" is
+        Student's. "auto": sign_flip where it can reach that, else t; the data are not looked at.
+
+    Returns:
+      A decision for each; identical runs give p = 1, runs that diverged p = NaN.
+    """
+    errors.check_name("test", test, TESTS)
+    ps, floors = {}, {}
+    for name, difference in family.items():
+        count = len(difference)
+        exact = test == "sign_flip" or (
+            test == "auto" and 2.0 ** (1 - count) <= alpha / len(family)
+        )
+        floors[name] = (2.0 ** (1 - count) if exact else 0.0) if count > 1 else 1.0
+        if not np.all(np.isfinite(difference)):
+            ps[name] = float("nan")
+        elif count < 2 or np.all(difference == 0):
+            ps[name] = 1.0
+        else:
+            ps[name] = sign_flip_p(difference) if exact else t_p(difference)
+    decisions, passing = {}, True
+    order = sorted(ps, key=lambda name: np.nan_to_num(ps[name], nan=2.0))
+    for rank, name in enumerate(order):
+        threshold = alpha / (len(order) - rank)
+        passing = passing and ps[name] <= threshold
+        sign = int(np.sign(np.mean(family[name]))) if passing else 0
+        # Judged by the strictest threshold: which one applies is known only from the data.
+        underpowered = floors[name] > alpha / len(order)
+        decisions[name] = Decision(ps[name], threshold, sign, underpowered)
+    return {name: decisions[name] for name in family}

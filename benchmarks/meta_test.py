@@ -1,0 +1,95 @@
+"""Inner steps per second at meta-test: ours, one after the other, and upstream's eval_training.
+
+    python benchmarks/meta_test.py [--dataset=Mnist] [--runs=10] [--steps=100] [--rounds=3]
+
+The same work in one process, in turns: as many networks, as many steps, the same learned optimizer,
+no evaluations. Everything is compiled and its data are loaded before it is timed.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import rich.console
+import rich.table
+
+from regularized_lopt import LSTMLOpt, launch, tasks, upstream
+from regularized_lopt.evaluation import contestants, training
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="Digits")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    launch.reuse_freed_memory()
+
+    task = tasks.get(f"ImageMLP_{args.dataset}_20_Sigmoid")
+    lopt = LSTMLOpt()
+    theta = lopt.init(jax.random.PRNGKey(0))
+    contestant = contestants.learned("lo", lopt, theta)
+    family = upstream.single_task_to_family(task)
+    eval_training = upstream.eval_training
+
+    trainer = training.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
+    speeds = training.measure_layouts(trainer, contestant)
+    chosen = max(speeds, key=lambda layout: speeds[layout])
+
+    def ours(layout: training.Layout):
+        one = training.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
+        return lambda: one.train([contestant])
+
+    def single() -> None:
+        for run in range(args.runs):
+            eval_training.single_task_training_curves(
+                task,
+                lopt.opt_fn(theta),
+                args.steps - 1,
+                jax.random.PRNGKey(run),
+                eval_every=10**9,
+                eval_batches=1,
+            )
+
+    def multi() -> None:
+        eval_training.multi_task_training_curves(
+            family,
+            lopt,
+            theta,
+            args.runs,
+            seed=0,
+            n_devices=1,
+            n_eval_batches_vec=0,
+            eval_just_at_end=True,
+            steps=args.steps,
+        )
+
+    ways = {
+        "ours, one run after the other": ours(training.Layout(1, 1)),
+        f"ours, {chosen.lanes} side by side, {chosen.workers} at once (chosen)": ours(chosen),
+        "upstream's single_task_training_curves": single,
+        "upstream's multi_task_training_curves": multi,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(args.rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if repeat:  # The first one compiles.
+                times[name].append(time.perf_counter() - start)
+    table = rich.table.Table(title=f"{task.name}: {args.runs} runs of {args.steps} steps")
+    for column in ("", "inner steps per second", "x sequential"):
+        table.add_column(column, justify="left" if not column else "right")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    sequential = next(iter(medians.values()))
+    for name, seconds in medians.items():
+        rate = args.runs * args.steps / seconds
+        table.add_row(name, f"{rate:,.0f}", f"{sequential / seconds:.2f}")
+    rich.console.Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

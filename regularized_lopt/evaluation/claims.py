@@ -1,0 +1,193 @@
+"""The six claims of arXiv 2510.08968, each with what was measured and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from regularized_lopt.evaluation import statistics
+from regularized_lopt.evaluation.verdicts import (
+    ABSOLUTE_ONLY,
+    DOES_NOT_HOLD,
+    HOLDS,
+    UNDECIDED,
+    TaskResult,
+    Verdict,
+    compare,
+    units,
+)
+
+NOT_MEASURED = "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and how it fared.
+
+    Attributes:
+      text: the claim.
+      verdict: in a few words.
+      evidence: what was measured, a sentence per line.
+    """
+
+    text: str
+    verdict: str
+    evidence: tuple[str, ...]
+
+
+def go_through(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
+    """All six, in the paper's order."""
+    return [
+        _accuracy(results),
+        _learned(
+            "SAM's property holds on all MLPs, CIFAR-10 included, and more at completion than at "
+            "convergence.",
+            "sam",
+            results,
+            judged,
+            lambda task: "MLP" in task,
+        ),
+        _learned(
+            "GSAM's property holds at one of the two points; weakly for the MLP with ReLU at "
+            "convergence.",
+            "gsam",
+            results,
+            judged,
+            lambda task: True,
+            either_point=True,
+        ),
+        _learned(
+            "GAM's property holds for the CNN on MNIST and Fashion-MNIST, not on CIFAR-10.",
+            "gam",
+            results,
+            judged,
+            lambda task: task.startswith("Conv") and "Cifar10" not in task,
+        ),
+        _relu(results),
+        _radius(results),
+    ]
+
+
+def _accuracy(results: Sequence[TaskResult]) -> Claim:
+    text = "Regularized learned optimizers beat the unregularized one in test accuracy."
+    signs, evidence = [], []
+    for result in results:
+        for key, one in result.others:
+            if one.learning_rate is not None:
+                continue
+            difference = compare(one.accuracy(), result.reference_result.accuracy())
+            signs.append(int(difference.low > 0) - int(difference.high < 0))
+            evidence.append(f"{result.task}, {key}: {difference} points.")
+    if not signs:
+        return Claim(text, NOT_MEASURED, ())
+    counts = (signs.count(1), signs.count(-1), signs.count(0))
+    evidence.append("{} better, {} worse, {} open by their 95% intervals.".format(*counts))
+    if counts[0] == len(signs):
+        verdict = HOLDS
+    elif counts[1] and not counts[0]:
+        verdict = DOES_NOT_HOLD
+    elif counts[1]:
+        verdict = "holds for some, fails for others"
+    else:
+        verdict = UNDECIDED if not counts[0] else f"holds in {counts[0]} of {len(signs)}"
+    return Claim(text, verdict, tuple(evidence))
+
+
+def _learned(
+    text: str,
+    name: str,
+    results: Sequence[TaskResult],
+    judged: Sequence[Verdict],
+    claimed: Callable[[str], bool],
+    either_point: bool = False,
+) -> Claim:
+    """Whether optimizers that were trained for a property have it, where the paper says so."""
+    owners = {
+        (result.task, key)
+        for result in results
+        for key, one in result.others
+        if one.own_property == name and one.learning_rate is None
+    }
+    relevant = [v for v in judged if v.property == name and (v.task, v.contestant) in owners]
+    if not relevant:
+        return Claim(text, NOT_MEASURED, ())
+    evidence = [
+        f"{v.task}, {v.contestant}, at {v.point}: {v.absolute} in absolute radius, {v.relative} "
+        f"in relative, {v.matched} at matched training loss: {v.verdict}."
+        for v in relevant
+    ]
+    wanted = [v for v in relevant if claimed(v.task)]
+    if not wanted:
+        return Claim(text, NOT_MEASURED, tuple(evidence))
+    cells: dict[tuple[str, str], list[str]] = {}
+    for v in wanted:
+        if either_point or v.point == "completion":
+            cells.setdefault((v.task, v.contestant), []).append(v.verdict)
+    outcomes = [_strongest(found) for found in cells.values()]
+    if len(set(outcomes)) == 1:
+        return Claim(text, outcomes[0], tuple(evidence))
+    parts = (f"{outcome} in {outcomes.count(outcome)}" for outcome in dict.fromkeys(outcomes))
+    return Claim(text, f"{', '.join(parts)} of {len(outcomes)}", tuple(evidence))
+
+
+def _strongest(found: Sequence[str]) -> str:
+    for verdict in (HOLDS, ABSOLUTE_ONLY, DOES_NOT_HOLD):
+        if verdict in found:
+            return verdict
+    return found[0]
+
+
+def _relu(results: Sequence[TaskResult]) -> Claim:
+    text = "The MLP with ReLU shows a much higher maximum loss nearby than the one with sigmoid."
+    by_task = {result.task: result for result in results}
+    evidence, signs = [], []
+    for task, result in by_task.items():
+        sigmoid = by_task.get(task.replace("_Relu", "_Sigmoid"))
+        if "_Relu" not in task or sigmoid is None:
+            continue
+        high, low = (
+            r.reference_result.last("sam", "completion", r.measurement.headline)
+            for r in (result, sigmoid)
+        )
+        difference = statistics.unpaired_difference(units(high), units(low))
+        signs.append(int(difference.low > 0) - int(difference.high < 0))
+        evidence.append(
+            f"{task}, {result.reference}: {np.mean(high):.3g} against {np.mean(low):.3g} nats, "
+            f"difference {difference}."
+        )
+    if not signs:
+        return Claim(text, NOT_MEASURED, ())
+    if len(set(signs)) == 1:
+        verdict = {1: HOLDS, -1: DOES_NOT_HOLD, 0: UNDECIDED}[signs[0]]
+    else:
+        verdict = f"holds in {signs.count(1)} of {len(signs)}"
+    return Claim(text, verdict, tuple(evidence))
+
+
+def _radius(results: Sequence[TaskResult]) -> Claim:
+    """Where differences stand out most from their spread over runs."""
+    text = "Radius 0.01 reads best."
+    effects: dict[float, list[float]] = {}
+    for result in results:
+        for _, one in result.others:
+            if one.learning_rate is not None:
+                continue
+            for index, radius in enumerate(result.measurement.radii):
+                a = one.last(one.own_property, "completion", index)
+                b = result.reference_result.last(one.own_property, "completion", index)
+                a, b = np.broadcast_arrays(a, b)
+                difference = statistics.differences(units(a), units(b))
+                spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
+                if spread > 0:
+                    effects.setdefault(radius, []).append(abs(float(difference.mean() / spread)))
+    if not effects:
+        return Claim(text, NOT_MEASURED, ())
+    means = {radius: float(np.mean(values)) for radius, values in effects.items()}
+    best = max(means, key=lambda radius: means[radius])
+    evidence = tuple(
+        f"Radius {radius:g}: differences are {mean:.2f} standard deviations, on average."
+        for radius, mean in means.items()
+    )
+    return Claim(text, HOLDS if best == 0.01 else f"{best:g} reads best here", evidence)

@@ -1,0 +1,175 @@
+"""What a meta-test compares: learned optimizers and tuned baselines behind one interface."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from regularized_lopt import errors, upstream, zoo
+from regularized_lopt.learned_optimizers import LSTMLOpt
+
+SAM_RHO = 0.1
+"""Radius of the SAM baselines, fixed beforehand: only their learning rate is tuned."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """An optimizer as a pure function of what tells it from others of its kind.
+
+    Contestants with the same `kind` share compiled programs and may run side by side.
+
+    Attributes:
+      name: in tables and figures.
+      kind: of optimizer; with the same kind, `make` is the same function.
+      make: hyper -> `Optimizer`.
+      hyper: pytree of arrays: theta of a learned optimizer, the learning rate of a baseline.
+      gradients_per_step: gradients of the loss that a step takes.
+      learning_rate: of a baseline, else None.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[Any], upstream.Optimizer]
+    hyper: Any
+    gradients_per_step: int = 1
+    learning_rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the learning rate where there is one."""
+        rate = self.learning_rate
+        return self.name if rate is None else f"{self.name} (lr {rate:.2g})"
+
+
+def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Contestant:
+    """A learned optimizer with its weights."""
+    if isinstance(learned_opt, LSTMLOpt):
+        kind = f"LSTMLOpt {sorted(learned_opt.config.items())}"
+    else:
+        kind = f"{type(learned_opt).__qualname__} {id(learned_opt)}"
+    return Contestant(name, kind, learned_opt.opt_fn, jax.tree.map(jnp.asarray, theta))
+
+
+def load(name: str, path: Any) -> Contestant:
+    """A trained optimizer from a file or a directory of outer training."""
+    loaded = zoo.load(path)
+    return learned(name, loaded.learned_opt, loaded.theta)
+
+
+def fixed(name: str, opt: upstream.Optimizer) -> Contestant:
+    """Any other optimizer of upstream's interface, as it is."""
+    return Contestant(name, f"{name} {id(opt)}", lambda _: opt, jnp.zeros(()))
+
+
+@flax.struct.dataclass
+class OptaxState:
+    """Params, the optimizee's non-trained state, and optax's own state."""
+
+    params: Any
+    state: Any
+    optax_state: Any
+
+
+class OptaxBaseline(upstream.Optimizer):
+    """An optax optimizer behind upstream's interface, whose learning rate may be a traced array.
+
+    Upstream's own wrapper is jitted with the learning rate baked in; here a whole grid of rates is
+    one program.
+    """
+
+    def __init__(self, name: str, transformation: optax.GradientTransformation):
+        self._name = name
+        self._transformation = optax.with_extra_args_support(transformation)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def init(
+        self,
+        params: Any,
+        model_state: Any = None,
+        num_steps: Any = None,
+        key: Any = None,
+        **kwargs: Any,
+    ) -> OptaxState:
+        del num_steps, key, kwargs
+        return OptaxState(params, model_state, self._transformation.init(params))
+
+    def update(
+        self,
+        opt_state: OptaxState,
+        grad: Any,
+        loss: Any = None,
+        model_state: Any = None,
+        key: Any = None,
+        grad_fn: Callable[[Any], Any] | None = None,
+        **kwargs: Any,
+    ) -> OptaxState:
+        """One step; `grad_fn(params)`, the gradient on this batch, is needed by SAM alone."""
+        del loss, key, kwargs
+        updates, optax_state = self._transformation.update(
+            grad,
+            opt_state.optax_state,
+            opt_state.params,
+            grad_fn=grad_fn and (lambda params, _: grad_fn(params)),
+        )
+        return OptaxState(optax.apply_updates(opt_state.params, updates), model_state, optax_state)
+
+
+def _sam(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(SAM_RHO))
+    return optax.contrib.sam(optimizer, ascent, opaque_mode=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """An optax optimizer with a learning rate to tune.
+
+    Attributes:
+      make: learning rate -> transformation.
+      learning_rates: the grid that is searched.
+      gradients_per_step: gradients of the loss that a step takes.
+    """
+
+    make: Callable[[Any], optax.GradientTransformation]
+    learning_rates: np.ndarray
+    gradients_per_step: int = 1
+
+
+_SGD_RATES = np.geomspace(0.01, 10.0, 10)
+_ADAM_RATES = np.geomspace(1e-4, 0.1, 10)
+
+BASELINES: Mapping[str, Baseline] = {
+    "SGD": Baseline(optax.sgd, _SGD_RATES),
+    "Momentum": Baseline(lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
+    "Adam": Baseline(optax.adam, _ADAM_RATES),
+    "SGD+SAM": Baseline(lambda rate: _sam(optax.sgd(rate)), _SGD_RATES, 2),
+    "Adam+SAM": Baseline(lambda rate: _sam(optax.adam(rate)), _ADAM_RATES, 2),
+}
+"""Baselines by name, each with a grid of ten rates over three decades."""
+
+
+def baseline(name: str, learning_rate: float) -> Contestant:
+    """A baseline at one learning rate.
+
+    Raises:
+      errors.UnknownNameError: it is none of `BASELINES`.
+    """
+    found = BASELINES[errors.check_name("baseline", name, BASELINES)]
+    kind = name if found.gradients_per_step == 1 else f"{name}, rho {SAM_RHO}"
+    return Contestant(
+        name,
+        kind,
+        lambda rate: OptaxBaseline(name, found.make(rate)),
+        jnp.asarray(learning_rate),
+        found.gradients_per_step,
+        float(learning_rate),
+    )

@@ -1,0 +1,95 @@
+"""What is compared on what: the configuration of the laboratory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import gin
+
+from regularized_lopt import errors
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import properties
+
+GIVEN = "given"
+"""In `Experiment.optimizers`: the optimizer is handed to the laboratory as an object."""
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is compared on what.
+
+    Attributes:
+      optimizers: learned optimizers by name: a gin file to meta-train one from, a trained one (a
+        file or a directory of outer training), or `GIVEN`.
+      tasks: names of image tasks to meta-test on.
+      reference: which of `optimizers` the others are compared with.
+      primary: (optimizer, property) of the declared tests, one per task, at most 9; or None.
+      properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
+        its own name where that is one, else "sam".
+      baselines: of `contestants.BASELINES`, their learning rates tuned first.
+      num_runs: paired runs per optimizer and task.
+      num_steps: inner steps per run.
+      seed: of inits and batches.
+      meta_training_seeds: each optimizer is meta-trained once per seed (gin files only).
+      bindings: gin bindings of every meta-training, e.g. a number of outer steps.
+      early_evidence: optimizers for the regression on cubic polynomials by name, gin files or
+        trained ones; none: it is left out.
+      alpha: of the declared tests.
+      test: see `statistics.decide`.
+      layout: (lanes, workers), see `training.Layout`; None: measured once per task.
+    """
+
+    optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    reference: str = "none"
+    primary: tuple[str, str] | None = None
+    properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
+    num_runs: int = 10
+    num_steps: int = 2000
+    seed: int = 0
+    meta_training_seeds: tuple[int, ...] = (0,)
+    bindings: tuple[str, ...] = ()
+    early_evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    alpha: float = 0.05
+    test: str = "auto"
+    layout: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.optimizers or not self.tasks:
+            raise ValueError(
+                "Experiment.optimizers and Experiment.tasks must name at least one each, e.g. "
+                'Experiment.optimizers = {"none": "gin_configs/digits_mlp_none.gin"}.'
+            )
+        for name in self.baselines:
+            errors.check_name("baseline", name, contestants_lib.BASELINES)
+        errors.check_name("reference", self.reference, (*self.optimizers, *self.baselines))
+        for name in ("num_runs", "num_steps"):
+            errors.check_positive(f"Experiment.{name}", getattr(self, name))
+        if clash := set(self.optimizers) & set(self.baselines):
+            raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
+        for optimizer, name in self.properties.items():
+            errors.check_name("optimizer", optimizer, self.optimizers)
+            errors.check_name("property", name, properties.PROPERTIES)
+        if self.primary is not None:
+            errors.check_name("primary optimizer", self.primary[0], self.contestants)
+            errors.check_name("property", self.primary[1], properties.PROPERTIES)
+            if len(self.tasks) > 9:
+                raise ValueError(
+                    f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "
+                    "more than 9 cannot be decided by a reasonable number of runs."
+                )
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        """All names, the reference first."""
+        names = (*self.optimizers, *self.baselines)
+        return (self.reference, *(name for name in names if name != self.reference))
+
+    def property_of(self, name: str) -> str:
+        """The property that a contestant should have learned."""
+        base = name.split("_", maxsplit=1)[0].rsplit("+", maxsplit=1)[-1].lower()
+        default = base if base in properties.PROPERTIES else "sam"
+        return self.properties.get(name, default)

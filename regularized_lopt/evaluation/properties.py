@@ -1,0 +1,245 @@
+"""The properties that regularized optimizers should have learned, measured around what they found.
+
+For each regularizer of the paper the quantity that it is meant to keep low, after an ascent in an
+l_inf ball (arXiv 2510.08968, Figures 3-6):
+
+  sam   max L            the worst loss nearby
+  gsam  max L - L        how much worse that is (the surrogate gap)
+  gam   max ‖∇L‖ - ‖∇L‖  how much steeper it gets
+
+each in an absolute radius and in one relative to the size of every filter (`filter_radii`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from regularized_lopt import errors, tasks
+from regularized_lopt.evaluation import sharpness
+from regularized_lopt.evaluation.training import LEVEL_RATIO, Runs
+from regularized_lopt.regularizers import hessian
+
+LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
+PROPERTIES = tuple(LABELS)
+SCALES = ("absolute", "relative")
+HEADLINE_RADIUS = 0.01
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What is measured around the params of a run.
+
+    Attributes:
+      radii: of the balls; absolute in units of the params, relative as a share of each filter's
+        root mean square.
+      num_steps: ascent steps.
+      direction: of a step, see `sharpness.ascend`.
+      num_examples: size of the fixed subset of the test set that the loss is taken on.
+      headline_starts: random starts at `HEADLINE_RADIUS`, averaged; one at the others.
+      num_probes: random vectors for the Hessian's trace (0: neither trace nor top eigenvalue).
+      num_iterations: power iterations for its top eigenvalue.
+      seed: of starts and probes.
+    """
+
+    radii: tuple[float, ...] = sharpness.RADII
+    num_steps: int = sharpness.NUM_STEPS
+    direction: str = "sign"
+    num_examples: int = 2048
+    headline_starts: int = 3
+    num_probes: int = 10
+    num_iterations: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for radius in self.radii:
+            errors.check_positive("Measurement.radii", radius)
+        for name in ("num_steps", "num_examples", "headline_starts", "num_iterations"):
+            errors.check_positive(f"Measurement.{name}", getattr(self, name))
+        errors.check_not_negative("Measurement.num_probes", self.num_probes)
+        errors.check_name("direction", self.direction, sharpness.DIRECTIONS)
+
+    @property
+    def headline(self) -> int:
+        """Index of the radius that is closest to `HEADLINE_RADIUS`."""
+        return int(np.argmin(np.abs(np.log(np.asarray(self.radii) / HEADLINE_RADIUS))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What was measured around the params of every run; leading axis: runs.
+
+    Attributes:
+      loss, grad_norm: [runs], at the params.
+      loss_ascent: per scale, [runs, radii, ascent steps + 1], the loss while climbing it.
+      grad_norm_ascent: the same for the gradient's norm.
+      trace, top: [runs], of the Hessian: trace (Hutchinson), eigenvalue of largest magnitude (power
+        iteration); NaN where not measured.
+    """
+
+    loss: np.ndarray
+    grad_norm: np.ndarray
+    loss_ascent: dict[str, np.ndarray]
+    grad_norm_ascent: dict[str, np.ndarray]
+    trace: np.ndarray
+    top: np.ndarray
+
+    def curve(self, name: str, scale: str = "absolute") -> np.ndarray:
+        """[runs, radii, ascent steps + 1]: a property along its ascent."""
+        errors.check_name("property", name, PROPERTIES)
+        if name == "sam":
+            return self.loss_ascent[scale]
+        if name == "gsam":
+            return self.loss_ascent[scale] - self.loss[:, None, None]
+        return self.grad_norm_ascent[scale] - self.grad_norm[:, None, None]
+
+    def last(self, name: str, scale: str = "absolute") -> np.ndarray:
+        """[runs, radii]: a property after the last ascent step, as the paper reports it."""
+        return self.curve(name, scale)[..., -1]
+
+    def best(self, name: str, scale: str = "absolute") -> np.ndarray:
+        """[runs, radii]: its highest value on the way, centre included."""
+        centre = self.loss if name == "sam" else np.zeros_like(self.loss)
+        return np.maximum(centre[:, None], self.curve(name, scale).max(axis=-1))
+
+
+def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundings:
+    """Measures around the params of every run, on the held-out loss.
+
+    Args:
+      task: an image task in phase "meta_test".
+      params: leading axis [runs].
+      what: to measure.
+    """
+    raw = task.datasets.host_arrays("test")
+    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[: what.num_examples]
+    examples = {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
+    key = jax.random.PRNGKey(what.seed)
+    found = []
+    for index, radius in enumerate(what.radii):
+        starts = what.headline_starts if index == what.headline else 1
+        found.append(
+            jax.tree.map(
+                np.asarray,
+                _ascend(
+                    task, what.num_steps, what.direction, params, radius, starts, key, examples
+                ),
+            )
+        )
+    loss, grad_norm = found[0][0]
+    loss_ascent, grad_norm_ascent = jax.tree.map(
+        lambda *radii: np.stack(radii, axis=1), *(curves for _, curves in found)
+    )
+    trace = top = np.full_like(loss, np.nan)
+    if what.num_probes:
+        trace, top = jax.tree.map(
+            np.asarray,
+            _curvature(task, what.num_probes, what.num_iterations, params, key, examples),
+        )
+    return Surroundings(loss, grad_norm, loss_ascent, grad_norm_ascent, trace, top)
+
+
+# Jitted at module level: one compilation serves all contestants, points and radii of a task.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _ascend(
+    task: tasks.ImageTask,
+    num_steps: int,
+    direction: str,
+    params: Any,
+    radius: jax.Array,
+    starts: jax.Array,
+    key: jax.Array,
+    examples: Any,
+) -> tuple[Any, Any]:
+    """At one radius, run by run: ((loss, gradient norm), (loss, gradient norm) along ascents)."""
+    batch = task.datasets.normalize(examples)
+
+    def loss_fn(params: Any) -> jax.Array:
+        return task.loss(params, key, batch)
+
+    objectives = (loss_fn, sharpness.gradient_norm(loss_fn))
+
+    def one_run(params: Any) -> tuple[Any, Any]:
+        def one_start(start: jax.Array, total: Any) -> Any:
+            start_key = jax.random.fold_in(key, start)
+
+            def values(objective: sharpness.Objective, scale: str) -> jax.Array:
+                ball = sharpness.filter_radii(params, radius) if scale == "relative" else radius
+                return sharpness.ascend(
+                    objective, params, start_key, ball, num_steps, direction
+                ).values
+
+            found = tuple({scale: values(f, scale) for scale in SCALES} for f in objectives)
+            return jax.tree.map(jnp.add, total, found)
+
+        nothing = tuple({scale: jnp.zeros(num_steps + 1) for scale in SCALES} for _ in objectives)
+        total = jax.lax.fori_loop(0, starts, one_start, nothing)
+        centre = tuple(objective(params) for objective in objectives)
+        return centre, jax.tree.map(lambda values: values / starts, total)
+
+    return jax.lax.map(one_run, params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _curvature(
+    task: tasks.ImageTask,
+    num_probes: int,
+    num_iterations: int,
+    params: Any,
+    key: jax.Array,
+    examples: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Trace and top eigenvalue of the Hessian, run by run."""
+    batch = task.datasets.normalize(examples)
+
+    def loss_fn(params: Any) -> jax.Array:
+        return task.loss(params, key, batch)
+
+    trace = hessian.HessianTrace(num_probes=num_probes)
+    top = hessian.HessianTop(num_iterations=num_iterations)
+    return jax.lax.map(
+        lambda p: (trace.curvature(loss_fn, p, key), top.curvature(loss_fn, p, key)), params
+    )
+
+
+def matched_level(a: Runs, b: Runs) -> np.ndarray:
+    """[runs]: the lowest training loss that both runs reached, as a number of `Levels`.
+
+    Where one of the two fell so much lower that its params there are not kept: -2^30.
+    """
+    lowest = np.minimum(a.level.max(axis=1), b.level.max(axis=1))
+    kept = np.all(
+        [[lowest[i] in runs.level[i] for i in range(len(lowest))] for runs in (a, b)], axis=0
+    )
+    return np.where(kept, lowest, -(2**30))
+
+
+def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Params, and steps [runs], at which each run first reached its level; NaN and -1: never."""
+    slots, steps = [], []
+    for run, number in enumerate(level):
+        found = np.flatnonzero(runs.level[run] == number)
+        step = int(runs.level_step[run, found[0]]) if len(found) and number > -(2**30) else -1
+        steps.append(step)
+        # Levels that were reached at once share the slot of the lowest loss among them.
+        same = np.flatnonzero(runs.level_step[run] == step)
+        slots.append(same[np.argmax(runs.level[run, same])] if step >= 0 else 0)
+    known = np.asarray(steps) >= 0
+
+    def leaf(values: np.ndarray) -> np.ndarray:
+        picked = values[np.arange(len(slots)), slots]
+        return np.where(known.reshape(-1, *[1] * (picked.ndim - 1)), picked, np.nan)
+
+    return jax.tree.map(leaf, runs.level_params), np.asarray(steps)
+
+
+def level_loss(level: np.ndarray) -> np.ndarray:
+    """The training loss (nats) that the number of a level stands for."""
+    return np.where(level > -(2**30), LEVEL_RATIO ** -level.astype(np.float64), np.nan)

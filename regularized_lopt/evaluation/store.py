@@ -1,0 +1,130 @@
+"""Results of an experiment on disk: each cell is computed once, and found again by what made it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import regularized_lopt
+from regularized_lopt import serialization, upstream
+
+_PART = re.compile(r"\['([^']*)'\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The name of a result: everything that it depends on, and nothing else.
+
+    Attributes:
+      kind: of result: "runs", "surroundings", ...
+      label: for people; part of the file's name.
+      spec: JSON-serializable; a change of it is another cell.
+    """
+
+    kind: str
+    label: str
+    spec: Mapping[str, Any]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of kind and spec."""
+        text = json.dumps([self.kind, self.spec], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def file_name(self) -> str:
+        """Within the store."""
+        label = re.sub(r"[^\w.+-]+", "_", self.label)
+        return f"{self.kind}/{label}-{self.digest}.npz"
+
+
+class Store:
+    """A directory of cells. Files are written aside and renamed: half a cell is no cell."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def __contains__(self, cell: Cell) -> bool:
+        return (self._path / cell.file_name).is_file()
+
+    def save(self, cell: Cell, tree: Mapping[str, Any]) -> None:
+        """Stores a result: nested dicts (string keys) of arrays."""
+        metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": versions()}
+        serialization.save(self._path / cell.file_name, tree, metadata)
+
+    def load(self, cell: Cell) -> dict[str, Any]:
+        """Reads a result.
+
+        Raises:
+          FileNotFoundError: it is not there.
+          serialization.FileFormatError: the file is damaged; the message names it.
+        """
+        flat, _ = serialization.load_flat(self._path / cell.file_name)
+        tree: dict[str, Any] = {}
+        for path, array in flat.items():
+            *parents, last = _PART.findall(path)
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = array
+        return tree
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """A dataclass of arrays (and trees of them) as a dict, not copied."""
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+def digest(tree: Any) -> str:
+    """Of the bits of all leaves: what a trained optimizer is called in a spec."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a result was made with; the git state is that of the source, where it has one."""
+    return {
+        "regularized_lopt": regularized_lopt.__version__,
+        "learned_optimization": upstream.GENERATION,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> str:
+    source = pathlib.Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        # Of an installed copy the commit would be that of whatever repository surrounds it.
+        if not commit or not git("ls-files", "--", str(source / "__init__.py")):
+            return "not in git"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        return "git is not installed"
+    return commit + (" with changes" if changed else "")

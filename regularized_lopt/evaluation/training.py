@@ -1,0 +1,435 @@
+"""Meta-test runs: unseen networks, trained by each contestant from the same inits and batches."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from jaxtyping import Array, Float, Int
+
+from regularized_lopt import errors, tasks
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import convergence
+from regularized_lopt.evaluation.contestants import Contestant
+
+_CHUNK = 100  # Inner steps between two looks at the progress bar.
+_EVAL_BATCH = 1000
+_TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
+
+LEVEL_RATIO = 1.1
+"""Training losses at which params are kept are this factor apart."""
+LEVELS_KEPT = 24
+"""The last so many of them: a factor of ten in the loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the runs share the machine.
+
+    Attributes:
+      lanes: runs side by side in one program (vmap), > 0.
+      workers: programs at work at a time, > 0.
+    """
+
+    lanes: int = 1
+    workers: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Curves and end points of the runs of one contestant on one task; leading axis: runs.
+
+    Attributes:
+      train_loss: [runs, steps], on the batch of each step, before it.
+      eval_steps: [evals], after how many steps the test set was evaluated.
+      test_loss, test_accuracy: [runs, evals], on the whole test set.
+      param_norm: [runs, evals], global l2 norm of the params.
+      update_norm: [runs, evals], of the last step before (0 at step 0).
+      poc_step: [runs], step at which convergence was declared (the last one if never).
+      poc_declared: [runs], whether it was.
+      best_step: [runs], step of the lowest trailing mean of the training loss.
+      level_step: [runs, LEVELS_KEPT], the first step whose trailing mean is at or below a level,
+        -1 where that level was not reached; see `Levels`.
+      level: [runs, LEVELS_KEPT], which level that is.
+      poc_params, final_params: params at the PoC and at completion.
+      level_params: [runs, LEVELS_KEPT, ...], params at `level_step`.
+    """
+
+    train_loss: np.ndarray
+    eval_steps: np.ndarray
+    test_loss: np.ndarray
+    test_accuracy: np.ndarray
+    param_norm: np.ndarray
+    update_norm: np.ndarray
+    poc_step: np.ndarray
+    poc_declared: np.ndarray
+    best_step: np.ndarray
+    level_step: np.ndarray
+    level: np.ndarray
+    poc_params: Any
+    final_params: Any
+    level_params: Any
+
+    @property
+    def final_train_loss(self) -> np.ndarray:
+        """[runs], mean of the last `convergence.WINDOW` training losses."""
+        return self.train_loss[:, -convergence.WINDOW :].mean(axis=1)
+
+
+@flax.struct.dataclass
+class Levels:
+    """Params at the first step at which the trailing mean of the training loss reaches a level.
+
+    Level k is the loss LEVEL_RATIO^-k. Which level two runs will be compared at is known only when
+    both have ended, so the params at the last `LEVELS_KEPT` ones are kept, in a ring.
+
+    Attributes:
+      recent: the last training losses, a ring.
+      lowest: the highest level number reached so far.
+      level, step: number of the level in each slot, and when it was reached; step -1: empty.
+      params: [LEVELS_KEPT + 1, ...]; the last slot takes what is not kept.
+    """
+
+    recent: Float[Array, window]
+    lowest: Int[Array, ""]
+    level: Int[Array, slots]
+    step: Int[Array, slots]
+    params: Any
+
+    @classmethod
+    def start(cls, params: Any) -> Levels:
+        """Before the first step."""
+        return cls(
+            recent=jnp.full((convergence.WINDOW,), jnp.inf),
+            lowest=jnp.asarray(-(2**30), jnp.int32),
+            level=jnp.full((LEVELS_KEPT,), -(2**30), jnp.int32),
+            step=jnp.full((LEVELS_KEPT,), -1, jnp.int32),
+            params=jax.tree.map(
+                lambda leaf: jnp.zeros((LEVELS_KEPT + 1, *leaf.shape), leaf.dtype), params
+            ),
+        )
+
+    def update(self, step: jax.Array, loss: jax.Array, params: Any) -> Levels:
+        """Takes in one training step: its number, its loss, the params after it."""
+        recent = self.recent.at[step % convergence.WINDOW].set(loss)
+        mean = jnp.mean(recent)
+        number = jnp.floor(-jnp.log(jnp.maximum(mean, 1e-30)) / np.log(LEVEL_RATIO))
+        reached = jnp.where(jnp.isfinite(mean), number, -(2.0**30)).astype(jnp.int32)
+        new = reached > self.lowest
+        # Levels passed over in one step share the step and the params of the lowest of them.
+        numbers = reached - jnp.arange(LEVELS_KEPT)
+        passed = new & (numbers > self.lowest)
+        slots = numbers % LEVELS_KEPT
+        level = self.level.at[slots].set(jnp.where(passed, numbers, self.level[slots]))
+        at = self.step.at[slots].set(jnp.where(passed, step, self.step[slots]))
+        slot = jnp.where(new, reached % LEVELS_KEPT, LEVELS_KEPT)
+        return Levels(
+            recent=recent,
+            lowest=jnp.maximum(self.lowest, reached),
+            level=level,
+            step=at,
+            params=jax.tree.map(lambda old, leaf: old.at[slot].set(leaf), self.params, params),
+        )
+
+
+def eval_grid(num_steps: int, points: int = 12) -> np.ndarray:
+    """When the test set is evaluated: at 0, log-spaced, at a quarter of the run and at its end."""
+    spaced = np.geomspace(1, num_steps, points).round().astype(int)
+    return np.unique(np.concatenate([[0, max(1, num_steps // 4)], spaced]))
+
+
+class Trainer:
+    """Trains networks on one task: run r has the same init and batches for every contestant.
+
+    Programs are compiled once per kind of contestant and kept.
+    """
+
+    def __init__(
+        self,
+        task: tasks.ImageTask,
+        num_runs: int,
+        num_steps: int,
+        seed: int = 0,
+        eval_steps: Sequence[int] | None = None,
+        layout: Layout = Layout(),
+        programs: dict[str, _Program] | None = None,
+        progress: bool = True,
+    ):
+        """Initializer.
+
+        Args:
+          task: an image task in phase "meta_test".
+          num_runs: networks per contestant, > 0.
+          num_steps: inner steps, > 0.
+          seed: run r starts from key (seed, r).
+          eval_steps: when to evaluate the test set; default: `eval_grid(num_steps)`.
+          layout: how runs share the machine.
+          programs: those of another trainer on this task, so that none is compiled twice.
+          progress: show progress bars.
+        """
+        errors.check_positive("num_runs", num_runs)
+        errors.check_positive("num_steps", num_steps)
+        errors.check_positive("Layout.lanes", layout.lanes)
+        errors.check_positive("Layout.workers", layout.workers)
+        self.task = task
+        self.num_runs = num_runs
+        self.num_steps = num_steps
+        self.layout = layout
+        self._grid = np.asarray(eval_grid(num_steps) if eval_steps is None else eval_steps)
+        self._progress = progress
+        self._keys = jax.vmap(lambda run: jax.random.fold_in(jax.random.PRNGKey(seed), run))(
+            jnp.arange(num_runs)
+        )
+        self.programs = {} if programs is None else programs
+
+    def train(self, contestants: Sequence[Contestant], label: str = "") -> dict[str, Runs]:
+        """Trains `num_runs` networks with each contestant; all are of one kind.
+
+        Args:
+          contestants: what to train with; names differ.
+          label: of the progress bar; default: their names.
+        """
+        kinds = {contestant.kind for contestant in contestants}
+        if len(kinds) != 1:
+            raise ValueError(f"Trainer.train takes contestants of one kind, got {sorted(kinds)}.")
+        program = self.programs.setdefault(kinds.pop(), _Program(self.task, contestants[0].make))
+        lanes = [(c.hyper, key) for c in contestants for key in self._keys]
+        width = min(self.layout.lanes, len(lanes))
+        groups = [lanes[i : i + width] for i in range(0, len(lanes), width)]
+        bar = tqdm.tqdm(
+            total=len(lanes) * self.num_steps,
+            desc=label or ", ".join(c.label for c in contestants),
+            unit="step",
+            unit_scale=True,
+            disable=not self._progress,
+        )
+        lock = threading.Lock()
+
+        def report(steps: int, loss: float) -> None:
+            with lock:
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update(steps)
+
+        run = functools.partial(
+            program.run, num_steps=self.num_steps, grid=self._grid, report=report
+        )
+        with bar, concurrent.futures.ThreadPoolExecutor(self.layout.workers) as pool:
+            finished = list(pool.map(run, groups))
+        rows = [row for group in finished for row in group]
+        return {
+            contestant.name: _stack(rows[i * self.num_runs : (i + 1) * self.num_runs], self._grid)
+            for i, contestant in enumerate(contestants)
+        }
+
+
+class _Program:
+    """The jitted parts of training with one kind of contestant, on any number of lanes."""
+
+    def __init__(self, task: tasks.ImageTask, make: Any):
+        self._task = task
+        self._make = make
+
+    def run(self, lanes: Sequence[Any], num_steps: int, grid: Any, report: Any) -> list[Any]:
+        """Trains a group of lanes to the end: one dict of arrays per lane."""
+        datasets = self._task.datasets
+        train, test = datasets.arrays("train"), datasets.arrays("test")
+        hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+        carry = self._init(hyper, keys, num_steps)
+        losses = jnp.zeros((len(lanes), num_steps))
+        evaluations: list[Any] = []
+        done = 0
+        for stop in [*grid, num_steps]:
+            while done < stop:
+                end = min(done + _CHUNK, int(stop))
+                carry, losses = self._advance(hyper, keys, carry, losses, done, end, train)
+                report((end - done) * len(lanes), float(losses[:, max(0, end - 20) : end].mean()))
+                done = end
+            if len(evaluations) < len(grid):
+                evaluations.append(self._evaluate(hyper, carry, test))
+        opt_state, poc, levels, _ = carry
+        # [lanes, 4, evals]; tuning asks for no evaluations at all.
+        columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(lanes)).T
+        arrays = {
+            "train_loss": losses,
+            **dict(
+                zip(
+                    ("test_loss", "test_accuracy", "param_norm", "update_norm"),
+                    columns.transpose(1, 0, 2),
+                    strict=True,
+                )
+            ),
+            "poc_step": poc.step,
+            "poc_declared": poc.declared,
+            "best_step": poc.best_step,
+            "level_step": levels.step,
+            "level": levels.level,
+            "poc_params": poc.params,
+            "final_params": self._params(hyper, opt_state),
+            "level_params": jax.tree.map(lambda leaf: leaf[:, :-1], levels.params),
+        }
+        arrays = jax.tree.map(np.asarray, arrays)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(lanes))]
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def _init(self, hyper: Any, keys: jax.Array, num_steps: int) -> Any:
+        def one(hyper: Any, key: jax.Array) -> Any:
+            params = self._task.init(jax.random.fold_in(key, 0))
+            opt_state = self._make(hyper).init(params, num_steps=num_steps)
+            return opt_state, convergence.start(params), Levels.start(params), jnp.zeros(())
+
+        return _over_lanes(one, hyper, keys)
+
+    # Dynamic bounds: one program serves every stretch between evaluations.
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=(3, 4))
+    def _advance(
+        self,
+        hyper: Any,
+        keys: jax.Array,
+        carry: Any,
+        losses: jax.Array,
+        begin: int,
+        end: int,
+        train: Any,
+    ) -> tuple[Any, jax.Array]:
+        def body(t: jax.Array, carry_and_losses: Any) -> Any:
+            carry, losses = carry_and_losses
+            carry, loss = _over_lanes(
+                lambda h, k, c: self._step(h, k, t, c, train), hyper, keys, carry
+            )
+            return carry, jax.lax.dynamic_update_slice(losses, loss[:, None], (0, t))
+
+        return jax.lax.fori_loop(begin, end, body, (carry, losses))
+
+    def _step(
+        self, hyper: Any, key: jax.Array, t: jax.Array, carry: Any, train: Any
+    ) -> tuple[Any, jax.Array]:
+        opt_state, poc, levels, _ = carry
+        opt, task = self._make(hyper), self._task
+        batch = task.datasets.sample(train, jax.random.fold_in(jax.random.fold_in(key, 1), t))
+        params = opt.get_params(opt_state)
+        loss, grad = jax.value_and_grad(task.loss)(params, key, batch)
+        # A second gradient on the same batch, for those that ask for it.
+        extra = (
+            {"grad_fn": lambda at: jax.grad(task.loss)(at, key, batch)}
+            if isinstance(opt, contestants_lib.OptaxBaseline)
+            else {}
+        )
+        opt_state = opt.update(opt_state, grad, loss=loss, key=key, **extra)
+        after = opt.get_params(opt_state)
+        poc = convergence.update(poc, t, loss, after)
+        update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
+        return (opt_state, poc, levels.update(t, loss, after), update_norm), loss
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _evaluate(self, hyper: Any, carry: Any, test: Any) -> jax.Array:
+        """[4, lanes]: test loss and accuracy, norms of the params and of the last update."""
+
+        def one(hyper: Any, carry: Any) -> jax.Array:
+            opt_state, _, _, update_norm = carry
+            params = self._make(hyper).get_params(opt_state)
+            loss, accuracy = whole_split(self._task, params, test)
+            return jnp.stack([loss, accuracy, optax.tree.norm(params), update_norm])
+
+        return jax.lax.map(lambda args: one(*args), (hyper, carry)).T
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _params(self, hyper: Any, opt_state: Any) -> Any:
+        return _over_lanes(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
+
+
+def tune(
+    name: str,
+    task: tasks.ImageTask,
+    num_steps: int,
+    seed: int = 0,
+    num_runs: int = 2,
+    layout: Layout = Layout(),
+    programs: dict[str, _Program] | None = None,
+    progress: bool = True,
+) -> Contestant:
+    """A baseline at the learning rate of its grid with the lowest final training loss.
+
+    The loss is that on the meta-test train split; the test set is not looked at. The runs are not
+    those that are reported.
+    """
+    rates = contestants_lib.BASELINES[
+        errors.check_name("baseline", name, contestants_lib.BASELINES)
+    ].learning_rates
+    trainer = Trainer(
+        task, num_runs, num_steps, seed + _TUNING_SEED, [], layout, programs, progress
+    )
+    grid = [
+        dataclasses.replace(contestants_lib.baseline(name, rate), name=str(rate)) for rate in rates
+    ]
+    runs = trainer.train(grid, label=f"tune {name}")
+    final = np.array([runs[str(rate)].final_train_loss.mean() for rate in rates])
+    return contestants_lib.baseline(name, rates[int(np.argmin(np.nan_to_num(final, nan=np.inf)))])
+
+
+def measure_layouts(
+    trainer: Trainer, contestant: Contestant, num_steps: int = 60
+) -> dict[Layout, float]:
+    """Inner steps per second of every layout worth trying on this machine, after compiling."""
+    runs = trainer.num_runs
+    layouts = [Layout(1, 1), Layout(runs, 1)]
+    if jax.default_backend() == "cpu":
+        # Wide programs mostly move more memory there; several narrow ones share the cores.
+        layouts.append(Layout(1, min(_cores(), runs)))
+    speeds = {}
+    for layout in dict.fromkeys(layouts):
+        trial = Trainer(trainer.task, runs, num_steps, 0, [], layout, progress=False)
+        trial.train([contestant])
+        start = time.monotonic()
+        trial.train([contestant])
+        speeds[layout] = runs * num_steps / (time.monotonic() - start)
+    return speeds
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Those that this process may use.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and accuracy over a whole split, in batches; the last is padded and masked."""
+    size = split["label"].shape[0]
+    count = -(-size // _EVAL_BATCH)
+    index = jnp.arange(count * _EVAL_BATCH).reshape(count, _EVAL_BATCH)
+
+    def sums(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch = task.datasets.normalize(
+            {name: value[jnp.minimum(index, size - 1)] for name, value in split.items()}
+        )
+        logits = task.logits(params, batch["image"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        inside = index < size
+        return jnp.sum(loss * inside), jnp.sum(correct & inside)
+
+    losses, correct = jax.lax.map(sums, index)
+    return losses.sum() / size, correct.sum() / size
+
+
+def _over_lanes(function: Any, *args: Any) -> Any:
+    """vmap, but plain for a single lane: batched gathers and matmuls are slower on CPU."""
+    if jax.tree.leaves(args)[0].shape[0] > 1:
+        return jax.vmap(function)(*args)
+    out = function(*jax.tree.map(lambda leaf: leaf[0], args))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], out)
+
+
+def _stack(rows: Sequence[dict[str, Any]], grid: np.ndarray) -> Runs:
+    return Runs(eval_steps=grid, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows))

@@ -1,0 +1,242 @@
+"""What the measurements say: paired comparisons, the declared tests, and a verdict for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regularized_lopt.evaluation import statistics
+from regularized_lopt.evaluation.landscape import LossSlices
+from regularized_lopt.evaluation.properties import Measurement, Surroundings
+from regularized_lopt.evaluation.training import Runs
+
+HOLDS = "holds"
+ABSOLUTE_ONLY = "holds only in absolute radius"
+DOES_NOT_HOLD = "does not hold"
+UNDECIDED = "undecided"
+UNDERPOWERED = "underpowered"
+VERDICTS = (HOLDS, ABSOLUTE_ONLY, DOES_NOT_HOLD, UNDECIDED, UNDERPOWERED)
+
+POINTS = ("poc", "completion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """A contestant and the reference, each when it first reached the same training loss.
+
+    Attributes:
+      level: [runs], the training loss (nats); NaN where it was not comparable.
+      own_step, reference_step: [runs].
+      own, reference: what was measured around the params there, at the headline radius alone.
+    """
+
+    level: np.ndarray
+    own_step: np.ndarray
+    reference_step: np.ndarray
+    own: Surroundings
+    reference: Surroundings
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One contestant on one task: what was found with each of its meta-training seeds.
+
+    Attributes:
+      name: in tables, with the learning rate of a baseline.
+      own_property: which one it should have learned: "sam", "gsam" or "gam".
+      gradients_per_step: of the loss.
+      learning_rate: of a baseline; None: it was learned.
+      runs: per seed.
+      at: per point ("poc", "completion"), per seed.
+      matched: per seed; empty for the reference.
+      slices: of the loss around the PoC of the first run, if they were asked for.
+    """
+
+    name: str
+    own_property: str
+    gradients_per_step: int
+    learning_rate: float | None
+    runs: Sequence[Runs]
+    at: Mapping[str, Sequence[Surroundings]]
+    matched: Sequence[Matched]
+    slices: LossSlices | None = None
+
+    @property
+    def num_seeds(self) -> int:
+        """Meta-training seeds."""
+        return len(self.runs)
+
+    def accuracy(self, index: int = -1) -> np.ndarray:
+        """[seeds, runs], percent, at one of `eval_steps`."""
+        return np.stack([100 * runs.test_accuracy[:, index] for runs in self.runs])
+
+    def final_train_loss(self) -> np.ndarray:
+        """[seeds, runs], nats."""
+        return np.stack([runs.final_train_loss for runs in self.runs])
+
+    def param_norm(self) -> np.ndarray:
+        """[seeds, runs], at completion."""
+        return np.stack([runs.param_norm[:, -1] for runs in self.runs])
+
+    def last(self, name: str, point: str, radius: int, scale: str = "absolute") -> np.ndarray:
+        """[seeds, runs]: a property after the last ascent step at one radius (index)."""
+        return np.stack([s.last(name, scale)[:, radius] for s in self.at[point]])
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """All contestants on one task.
+
+    Attributes:
+      task: its name.
+      num_steps: inner steps.
+      measurement: what was measured.
+      reference: name (key) of the contestant that others are compared with.
+      contestants: by key.
+    """
+
+    task: str
+    num_steps: int
+    measurement: Measurement
+    reference: str
+    contestants: Mapping[str, Result]
+
+    @property
+    def others(self) -> Iterator[tuple[str, Result]]:
+        """All contestants but the reference."""
+        return ((k, r) for k, r in self.contestants.items() if k != self.reference)
+
+    @property
+    def reference_result(self) -> Result:
+        """The contestant that others are compared with."""
+        return self.contestants[self.reference]
+
+
+def units(values: np.ndarray) -> np.ndarray:
+    """[seeds, runs] -> the independent units: means over runs where there are several seeds.
+
+    Runs of one trained optimizer tell about that optimizer; of a regularizer tell only optimizers
+    that were trained anew.
+    """
+    return values.mean(axis=1) if values.shape[0] > 1 else values[0]
+
+
+def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
+    """a - b, both [seeds, runs] (one seed goes with any number), over the independent units."""
+    a, b = np.broadcast_arrays(a, b)
+    return statistics.paired_difference(units(a), units(b))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a contestant has a property more than the reference has.
+
+    Attributes:
+      task, contestant, property, point: of which it is said.
+      absolute, relative: difference to the reference at the headline radius; negative: flatter.
+      matched: the same in the relative radius where both first reached the same training loss,
+        whatever `point` is.
+      decision: of the declared family's test; None for what is merely described.
+      verdict: one of `VERDICTS`.
+    """
+
+    task: str
+    contestant: str
+    property: str
+    point: str
+    absolute: statistics.Difference
+    relative: statistics.Difference
+    matched: statistics.Difference
+    decision: statistics.Decision | None
+    verdict: str
+
+
+def judge(
+    results: Sequence[TaskResult],
+    primary: tuple[str, str] | None = None,
+    alpha: float = 0.05,
+    test: str = "auto",
+) -> list[Verdict]:
+    """A verdict for every contestant, property and point of every task.
+
+    Args:
+      results: by task.
+      primary: (contestant, property) of the declared family: one test per task, at completion, at
+        the headline radius, together under Holm's procedure; everything else is judged by its
+        95% intervals, one by one, and is descriptive. None: nothing is declared.
+      alpha: of the family.
+      test: see `statistics.decide`.
+    """
+    decisions: Mapping[str, statistics.Decision] = {}
+    if primary is not None:
+        family = {}
+        for result in results:
+            if primary[0] in result.contestants and primary[0] != result.reference:
+                a, b = _pair(result, primary[0], primary[1], "completion", "absolute")
+                a, b = np.broadcast_arrays(a, b)
+                family[result.task] = statistics.differences(units(a), units(b))
+        decisions = statistics.decide(family, alpha, test) if family else {}
+    return [
+        _verdict(
+            result,
+            key,
+            name,
+            point,
+            decisions.get(result.task)
+            if (key, name) == primary and point == "completion"
+            else None,
+        )
+        for result in results
+        for key, _ in result.others
+        for name in ("sam", "gsam", "gam")
+        for point in POINTS
+    ]
+
+
+def _verdict(
+    result: TaskResult, key: str, name: str, point: str, decision: statistics.Decision | None
+) -> Verdict:
+    absolute = compare(*_pair(result, key, name, point, "absolute"))
+    relative = compare(*_pair(result, key, name, point, "relative"))
+    matched = compare(*matched_pair(result.contestants[key], name))
+    sign = _sign(absolute) if decision is None else decision.sign
+    if decision is not None and decision.underpowered:
+        verdict = UNDERPOWERED
+    elif sign > 0:
+        verdict = DOES_NOT_HOLD
+    elif sign == 0:
+        verdict = UNDECIDED
+    elif _sign(relative) < 0 and _sign(matched) < 0:
+        verdict = HOLDS
+    else:
+        verdict = ABSOLUTE_ONLY
+    return Verdict(result.task, key, name, point, absolute, relative, matched, decision, verdict)
+
+
+def matched_pair(contestant: Result, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A property at matched training loss, relative radius, [seeds, runs]: (own, reference's)."""
+    pairs: list[list[Any]] = [
+        [getattr(m, side).last(name, "relative")[:, 0] for m in contestant.matched]
+        for side in ("own", "reference")
+    ]
+    return np.stack(pairs[0]), np.stack(pairs[1])
+
+
+def _pair(
+    result: TaskResult, key: str, name: str, point: str, scale: str
+) -> tuple[np.ndarray, np.ndarray]:
+    radius = result.measurement.headline
+    return (
+        result.contestants[key].last(name, point, radius, scale),
+        result.reference_result.last(name, point, radius, scale),
+    )
+
+
+def _sign(difference: statistics.Difference) -> int:
+    """Of a difference whose interval leaves 0 out, else 0."""
+    if np.isnan(difference.mean) or difference.low == difference.high == 0:
+        return 0
+    return int(difference.low > 0) - int(difference.high < 0)

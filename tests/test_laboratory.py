@@ -1,0 +1,299 @@
+"""The laboratory as a whole: cells, restarts, verdicts, and a planted difference."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import REPOSITORY
+
+from regularized_lopt import launch, tasks
+from regularized_lopt.evaluation import (
+    Experiment,
+    Laboratory,
+    Measurement,
+    contestants,
+    early_evidence,
+    laboratory,
+    results,
+    statistics,
+    store,
+    training,
+    verdicts,
+)
+from regularized_lopt.evaluation import experiment as experiment_lib
+from regularized_lopt.evaluation.report import Reporter
+
+RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
+QUICK = Measurement(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
+
+
+def given(**others):
+    """SGD under the name of the reference, and others beside it."""
+    return {"none": contestants.baseline("SGD", 0.5), **others}
+
+
+def experiment(names, **kwargs):
+    settings = {"tasks": (RELU,), "baselines": (), "num_runs": 2, "num_steps": 30, "layout": (1, 1)}
+    return Experiment(
+        optimizers=dict.fromkeys(names, experiment_lib.GIVEN), **{**settings, **kwargs}
+    )
+
+
+SAM = given(sam=contestants.baseline("SGD+SAM", 0.5))
+
+
+def table(out_dir):
+    return {
+        name: (pathlib.Path(out_dir) / name).read_bytes()
+        for name in ("table.csv", "properties.csv", "verdicts.csv", "runs.csv")
+    }
+
+
+def lab(out_dir, measurement=QUICK, who=SAM, **kwargs):
+    return Laboratory(experiment(who, **kwargs), out_dir, measurement, given=who, progress=False)
+
+
+def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    """Stopped after each number of cells: the files of an undisturbed run, byte for byte."""
+    undisturbed = lab(tmp_path / "a", baselines=("Adam",))
+    planned = undisturbed.plan()
+    assert not any(cell.cached for cell in planned[2:])
+    Reporter.of(undisturbed).write("", "")
+    assert all(cell.cached for cell in undisturbed.plan())
+    assert len(undisturbed.plan()) == len(planned)
+
+    class Killed(BaseException):
+        pass
+
+    save = store.Store.save
+
+    def saves_until(limit):
+        left = [limit]
+
+        def saving(self, cell, tree):
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+            save(self, cell, tree)
+
+        return saving
+
+    for limit in (1, 3, 4):
+        monkeypatch.setattr(store.Store, "save", saves_until(limit))
+        with pytest.raises(Killed):
+            lab(tmp_path / "b", baselines=("Adam",)).run()
+    monkeypatch.setattr(store.Store, "save", save)
+    Reporter.of(lab(tmp_path / "b", baselines=("Adam",))).write("", "")
+    assert table(tmp_path / "b") == table(tmp_path / "a")
+
+    monkeypatch.setattr(training.Trainer, "train", None)  # Nothing is trained again.
+    Reporter.of(lab(tmp_path / "a", baselines=("Adam",))).write("", "")
+    assert table(tmp_path / "b") == table(tmp_path / "a")
+
+
+def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
+    lab(tmp_path).run()
+
+    def missing(changed):
+        return {cell.stage for cell in changed.plan() if not cell.cached}
+
+    assert missing(lab(tmp_path)) == set()
+    wider = dataclasses.replace(QUICK, radii=(0.01, 0.1))
+    assert missing(lab(tmp_path, wider)) == {"measure"}
+    starts = dataclasses.replace(QUICK, headline_starts=2)
+    assert missing(lab(tmp_path, starts)) == {"measure", "match"}
+    assert missing(lab(tmp_path, num_steps=31)) == {"train", "measure", "match"}
+    more = lab(tmp_path, tasks=(RELU, SIGMOID)).plan()
+    assert all(cell.cached == (RELU in cell.label) for cell in more if cell.stage != "meta-train")
+    other = given(sam=contestants.baseline("SGD+SAM", 0.4))
+    to_do = [cell.label for cell in lab(tmp_path, who=other).plan() if not cell.cached]
+    assert to_do
+    assert all(", sam" in label for label in to_do)
+    gin.parse_config("meta_splits.seed = 1")
+    assert missing(lab(tmp_path)) == {"train", "measure", "match"}
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    lab(tmp_path).run()
+    cell = sorted((tmp_path / "cells" / "runs").iterdir())[0]
+    cell.write_bytes(cell.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=cell.name.replace("+", r"\+")):
+        lab(tmp_path).run()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """SGD against SGD+SAM (rho 0.1) and SGD on other batches, all at the same learning rate.
+
+    Long enough to fit the training set: before that, no regularizer has much to choose from.
+    """
+    out_dir = tmp_path_factory.mktemp("planted")
+    measurement = Measurement(radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0)
+    settings = {"num_runs": 24, "num_steps": 1500, "layout": (24, 1)}
+    plain = {"none": contestants.baseline("SGD", 0.3)}
+    both = {**plain, "sam": contestants.baseline("SGD+SAM", 0.3)}
+    (result,) = lab(out_dir, measurement, both, **settings).run()
+    (others,) = lab(out_dir, measurement, plain, seed=1, **settings).run()
+    return result, others
+
+
+def test_sgd_with_sam_comes_out_flatter(planted):
+    result, _ = planted
+    judged = verdicts.judge([result], primary=("sam", "sam"))
+    found = {(v.property, v.point): v for v in judged}
+    declared = found["sam", "completion"]
+    assert declared.decision is not None
+    assert declared.verdict in (verdicts.HOLDS, verdicts.ABSOLUTE_ONLY)
+    assert declared.absolute.high < 0
+    assert found["gsam", "completion"].absolute.high < 0
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "gam"])
+def test_other_batches_alone_seldom_make_a_verdict(planted, name):
+    """400 pairings of 10 stored runs of SGD with 10 of SGD on other inits and batches."""
+    result, others = planted
+    pools = [
+        r.reference_result.last(name, "completion", r.measurement.headline)[0]
+        for r in (result, others)
+    ]
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(400):
+        a, b = (rng.choice(pool, 10, replace=False) for pool in pools)
+        decided += statistics.decide({"null": a - b})["null"].sign != 0
+    assert decided <= 0.075 * 400
+
+
+def test_several_meta_training_seeds_are_the_unit(tmp_path):
+    """Runs of one trained optimizer are no independent evidence on a regularizer."""
+    values = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(verdicts.units(values), [0.5, 2.5, 4.5])
+    np.testing.assert_array_equal(verdicts.units(values[:1]), values[0])
+    # A baseline, which has one "seed", is compared with each.
+    difference = verdicts.compare(values, np.ones((1, 2)))
+    assert difference.count == 3
+    assert difference.mean == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"reference": "non"}, "Unknown reference 'non'. Did you mean 'none'"),
+        ({"primary": ("sams", "sam")}, "Unknown primary optimizer 'sams'. Did you mean 'sam'"),
+        ({"primary": ("sam", "sma")}, "Unknown property 'sma'. Did you mean 'sam'"),
+        ({"primary": ("sam", "sam"), "tasks": (RELU,) * 10}, "more than 9 cannot be decided"),
+        ({"baselines": ("Adma",)}, "Unknown baseline 'Adma'. Did you mean 'Adam'"),
+        ({"num_runs": 0}, "Experiment.num_runs = 0"),
+        ({"tasks": ()}, "must name at least one each"),
+    ],
+)
+def test_refuses_bad_experiments(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(SAM, **parameters)
+
+
+TINY = [
+    "Experiment.optimizers = {'none': 'gin_configs/digits_mlp_none.gin',"
+    " 'sam': 'gin_configs/digits_mlp_sam.gin'}",
+    "Experiment.num_runs = 2",
+    "Experiment.num_steps = 25",
+    f"Experiment.tasks = ('{RELU}',)",
+    "Experiment.baselines = ('SGD',)",
+    "Experiment.layout = (1, 1)",
+    "Experiment.bindings = ('outer_train.num_outer_steps = 2', 'LSTMLOpt.hidden_size = 3',"
+    " 'Curriculum.train_lengths = (20,)', 'Curriculum.validation_period = 2',"
+    " 'Curriculum.num_validation_tasks = 1')",
+    "Measurement.num_examples = 64",
+    "Experiment.early_evidence = {}",
+]
+
+
+def run_module(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", f"regularized_lopt.{name}", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_launchers_meta_train_meta_test_report_and_compare(tmp_path):
+    arguments = [
+        "--config_file=gin_configs/reproduce_digits.gin",
+        f"--out_dir={tmp_path / 'out'}",
+        *(f"--gin_bindings={line}" for line in TINY),
+    ]
+    before = run_module("reproduce", *arguments, "--dry_run")
+    assert "0 cached" in before
+    assert not (tmp_path / "out").exists()
+    run_module("reproduce", *arguments)
+    assert "the others: about 0.0 minutes." in run_module("reproduce", *arguments, "--dry_run")
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in ("Declared tests", "claims", "undecided", "Regularized learned optimizers beat"):
+        assert text in page
+    trained = sorted((tmp_path / "out" / "optimizers").iterdir())
+    assert [path.name.split("-")[0] for path in trained] == ["none", "sam"]
+    run_module(
+        "compare", *map(str, trained), "--num_runs=2", "--num_steps=20",
+        f"--out_dir={tmp_path / 'compare'}",
+    )  # fmt: skip
+    assert (tmp_path / "compare" / "report.html").stat().st_size > 50_000
+
+
+def test_every_reproduction_is_a_valid_experiment():
+    gin.add_config_file_search_path(str(REPOSITORY))
+    names = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("reproduce_*.gin"))
+    assert len(names) == 3
+    for name in names:
+        gin.clear_config()
+        launch.parse_gin([f"gin_configs/{name}"], [])
+        found = Experiment()
+        Measurement()
+        for task in found.tasks:
+            laboratory.image_task(task)
+        for source in found.optimizers.values():
+            assert (REPOSITORY / source).is_file()
+
+
+def test_cubics_are_fitted_as_a_plain_loop_does():
+    """SGD with weight decay, patience and all."""
+    family = tasks.CubicRegressionFamily()
+    contestant = early_evidence.sgd(0.1, 0.3)
+    fits = early_evidence.fit(contestant, family, 2, num_steps=60, patience=5, seed=4)
+    for i in range(2):
+        key = jax.random.fold_in(jax.random.PRNGKey(4), i)
+        cubic_key, init_key = jax.random.split(key)
+        cubic = family.sample(cubic_key)
+        task = family.task_fn(cubic)
+        params = best = task.init(init_key)
+        lowest, at = np.inf, 0
+        for t in range(60):
+            loss, grad = jax.value_and_grad(task.loss)(params, key)
+            if loss < lowest and t - at <= 5:
+                lowest, at, best = float(loss), t, params
+            params = jax.tree.map(lambda p, g: p - 0.3 * (g + 0.1 * p), params, grad)
+        assert fits.train_loss[i] == pytest.approx(lowest, rel=1e-4)
+        assert fits.stopped[i] == at
+        assert fits.norm[i] == pytest.approx(float(optax.tree.norm(best)), rel=1e-4)
+        truth = np.asarray(cubic.value(jnp.asarray(fits.grid)))
+        residual = np.mean((fits.fit[i] - truth) ** 2)
+        assert fits.r2[i] == pytest.approx(1 - residual / np.var(truth), rel=1e-3)
+
+
+def test_weight_decay_makes_smaller_params():
+    found = early_evidence.early_evidence({}, num_polynomials=12, num_steps=300)
+    plain, decayed = found.fits.values()
+    difference = statistics.paired_difference(decayed.norm, plain.norm)
+    assert difference.high < 0
+    header, rows = results.early_evidence_table(found)
+    assert [len(row) for row in rows] == [len(header)] * 2

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regularized_lopt.evaluation import statistics
+
+RNG = np.random.default_rng(0)
+
+
+def test_common_noise_cancels_in_a_paired_difference():
+    common = 10 * RNG.normal(size=30)
+    shift = 0.5 + 0.1 * RNG.normal(size=30)
+    difference = statistics.paired_difference(common + shift, common)
+    assert difference.low < shift.mean() < difference.high
+    # The interval is that of the shift, about +-2 * 0.1 / sqrt(30).
+    assert difference.high - difference.low == pytest.approx(4 * 0.1 / np.sqrt(30), rel=0.3)
+    with pytest.raises(ValueError, match="Paired runs are needed: got 30 and 3"):
+        statistics.paired_difference(common, common[:3])
+    assert statistics.summarize(np.array([2.0])).std == 0.0
+
+
+def test_identical_runs_differ_by_zero_and_decide_nothing():
+    runs = RNG.normal(size=10)
+    same = statistics.paired_difference(runs, runs)
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    decision = statistics.decide({"same": runs - runs})["same"]
+    assert (decision.p, decision.sign, decision.underpowered) == (1.0, 0, False)
+
+
+def test_runs_that_diverged_leave_the_question_open():
+    diverged = np.array([1.0, np.inf, 2.0])
+    difference = statistics.paired_difference(diverged, np.array([0.0, np.inf, 1.0]))
+    assert np.isnan(difference.mean)
+    assert (difference.low, difference.high) == (-np.inf, np.inf)
+    decisions = statistics.decide(
+        {"diverged": diverged, "clear": np.array([1.0, 1.1, 0.9, 1.05])}, test="t"
+    )
+    assert decisions["diverged"].sign == 0
+    assert decisions["clear"].sign == 1
+
+
+def coverage(draw, mean, count=10, trials=1500):
+    hits = 0
+    for _ in range(trials):
+        interval = statistics.paired_difference(draw(count), np.zeros(count))
+        hits += interval.low <= mean <= interval.high
+    return hits / trials
+
+
+@pytest.mark.parametrize(("name", "mean"), [("normal", 0.0), ("standard_exponential", 1.0)])
+def test_intervals_cover_the_mean_of_ten_runs(name, mean, monkeypatch):
+    """Between 92 and 97% (a binomial standard error of 0.6 points at 1,500 trials)."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 999)
+    rng = np.random.default_rng(1)
+    assert 0.92 <= coverage(lambda n: getattr(rng, name)(size=n), mean) <= 0.97
+
+
+def test_fewer_than_eight_runs_have_students_interval():
+    values = RNG.normal(size=5)
+    ours = statistics.paired_difference(values, np.zeros(5))
+    scipys = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((scipys.low, scipys.high))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(
+        st.floats(-5, 5, allow_subnormal=False).filter(lambda x: abs(x) > 1e-3),
+        min_size=3,
+        max_size=9,
+        unique_by=abs,
+    )
+)
+def test_sign_flips_agree_with_scipy(values):
+    difference = np.array(values)
+    theirs = scipy.stats.permutation_test(
+        (difference,),
+        lambda x, axis: np.abs(np.sum(x, axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=np.inf,
+    )
+    assert statistics.sign_flip_p(difference) == pytest.approx(theirs.pvalue)
+    assert statistics.t_p(difference) == pytest.approx(
+        scipy.stats.ttest_rel(difference, np.zeros(len(values))).pvalue
+    )
+
+
+def test_the_smallest_p_of_sign_flips_is_known_beforehand():
+    assert statistics.sign_flip_p(np.arange(1.0, 11.0)) == 2 / 2**10
+    drawn = statistics.sign_flip_p(np.arange(1.0, 21.0))  # Too many to enumerate.
+    assert 0 < drawn <= 1e-4
+
+
+def test_holm_compares_each_p_with_its_own_threshold():
+    """p = 0.01, 0.02, 0.03, 0.04 at alpha 0.05: 0.0125 passes the first, 0.0167 stops the rest."""
+
+    def with_p(p, count=20):
+        """Differences whose paired t test has this p."""
+        t = scipy.stats.t.isf(p / 2, count - 1)
+        noise = np.linspace(-1, 1, count)
+        return noise + t * noise.std(ddof=1) / np.sqrt(count)
+
+    family = {str(p): with_p(p) for p in (0.04, 0.01, 0.03, 0.02)}
+    decisions = statistics.decide(family, test="t")
+    assert list(decisions) == list(family)
+    for name, decision in decisions.items():
+        assert decision.p == pytest.approx(float(name))
+    assert {name: d.sign for name, d in decisions.items()} == {
+        "0.01": 1,
+        "0.02": 0,
+        "0.03": 0,
+        "0.04": 0,
+    }
+    assert decisions["0.02"].threshold == pytest.approx(0.05 / 3)
+
+
+def test_a_design_that_cannot_come_out_says_so():
+    """Ten runs reach 2/1024: enough for 9 exact tests at 0.05 (0.0056), not for 27 (0.00185)."""
+    clear = np.linspace(1.0, 2.0, 10)
+    for members, underpowered in ((9, False), (27, True)):
+        family = {str(i): clear for i in range(members)}
+        decisions = statistics.decide(family, test="sign_flip").values()
+        assert {d.underpowered for d in decisions} == {underpowered}
+        assert {d.sign for d in decisions} == {0 if underpowered else 1}
+    # Left to itself it takes Student's t where the exact test has too few runs.
+    assert statistics.decide({str(i): clear for i in range(27)})["0"].sign == 1
+    assert statistics.decide({"one": clear[:1]})["one"].underpowered
+    with pytest.raises(ValueError, match="Unknown test 'wilcoxon'"):
+        statistics.decide({"a": clear}, test="wilcoxon")
