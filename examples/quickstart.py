@@ -15,7 +15,7 @@ import time
 import gin
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import figures, meta_test, report
+from regularized_lopt.evaluation import Measurement, figures, meta_test, report
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.outer_train import load_metrics
 
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--out_dir", type=pathlib.Path, default=REPOSITORY / "runs" / "quickstart")
     args = parser.parse_args()
-    outer_steps, num_runs, num_steps = (20, 2, 100) if args.smallest else (800, 5, 500)
+    outer_steps, num_runs, num_steps = (20, 2, 100) if args.smallest else (700, 5, 500)
     launch.reuse_freed_memory()
     start = time.monotonic()
 
@@ -52,7 +52,13 @@ def main() -> None:
 
     page = report.Reporter(
         [
-            meta_test(opts, task, num_runs=num_runs, num_steps=num_steps)
+            meta_test(
+                opts,
+                task,
+                num_runs=num_runs,
+                num_steps=num_steps,
+                measurement=Measurement(num_probes=0),
+            )
             for task in (TASKS[:1] if args.smallest else TASKS)
         ],
         args.out_dir,

@@ -169,7 +169,7 @@ def baseline(name: str, learning_rate: float) -> Contestant:
         name,
         kind,
         lambda rate: OptaxBaseline(name, found.make(rate)),
-        jnp.asarray(learning_rate),
+        jnp.asarray(learning_rate, jnp.float32),
         found.gradients_per_step,
         float(learning_rate),
     )

@@ -68,7 +68,7 @@ def sgd(weight_decay: float, learning_rate: float) -> Contestant:
     name = "SGD with weight decay" if weight_decay else "SGD"
     kind = f"{name} {weight_decay}"
     rate = float(learning_rate)
-    return Contestant(name, kind, _maker(name, weight_decay), jnp.asarray(rate), 1, rate)
+    return Contestant(name, kind, _maker(name, weight_decay), jnp.float32(rate), 1, rate)
 
 
 @functools.cache

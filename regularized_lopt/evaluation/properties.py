@@ -167,22 +167,31 @@ def _ascend(
     objectives = (loss_fn, sharpness.gradient_norm(loss_fn))
 
     def one_run(params: Any) -> tuple[Any, Any]:
+        # Both balls in one array per leaf, so that an ascent is compiled once.
+        balls = jax.tree.map(
+            lambda relative: jnp.stack([jnp.full_like(relative, radius), relative]),
+            sharpness.filter_radii(params, radius),
+        )
+
         def one_start(start: jax.Array, total: Any) -> Any:
             start_key = jax.random.fold_in(key, start)
 
-            def values(objective: sharpness.Objective, scale: str) -> jax.Array:
-                ball = sharpness.filter_radii(params, radius) if scale == "relative" else radius
-                return sharpness.ascend(
-                    objective, params, start_key, ball, num_steps, direction
-                ).values
+            def values(objective: sharpness.Objective) -> jax.Array:
+                return jax.lax.map(
+                    lambda ball: (
+                        sharpness.ascend(
+                            objective, params, start_key, ball, num_steps, direction
+                        ).values
+                    ),
+                    balls,
+                )
 
-            found = tuple({scale: values(f, scale) for scale in SCALES} for f in objectives)
-            return jax.tree.map(jnp.add, total, found)
+            return jax.tree.map(jnp.add, total, tuple(map(values, objectives)))
 
-        nothing = tuple({scale: jnp.zeros(num_steps + 1) for scale in SCALES} for _ in objectives)
+        nothing = (jnp.zeros((len(SCALES), num_steps + 1)),) * len(objectives)
         total = jax.lax.fori_loop(0, starts, one_start, nothing)
         centre = tuple(objective(params) for objective in objectives)
-        return centre, jax.tree.map(lambda values: values / starts, total)
+        return centre, tuple(dict(zip(SCALES, t / starts, strict=True)) for t in total)
 
     return jax.lax.map(one_run, params)
 
@@ -242,4 +251,5 @@ def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
 
 def level_loss(level: np.ndarray) -> np.ndarray:
     """The training loss (nats) that the number of a level stands for."""
-    return np.where(level > -(2**30), LEVEL_RATIO ** -level.astype(np.float64), np.nan)
+    known = level > -(2**30)
+    return np.where(known, LEVEL_RATIO ** -np.where(known, level, 0).astype(np.float64), np.nan)

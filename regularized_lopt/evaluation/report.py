@@ -79,13 +79,14 @@ class Report:
             f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
         )
 
-    def figure(self, figure: mpl_figure.Figure, caption: str) -> None:
-        """The figure as inline SVG, in the page's colours."""
+    def figure(self, figure: mpl_figure.Figure, caption: str) -> str:
+        """The figure as inline SVG, in the page's colours; returns that SVG."""
         svg = figures_lib.to_svg(figure)
         self._body.append(
             f'<figure><div class="wide">{svg}</div>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
+        return svg
 
     def claims(self, claims: Sequence[Claim]) -> None:
         """A section that goes through the paper's claims."""
@@ -287,9 +288,8 @@ class Reporter:
         )
 
     def _add(self, page: Report, figure: mpl_figure.Figure, name: str, caption: str) -> None:
-        page.figure(figure, caption)
+        (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption))
         figures_lib.save_png(figure, self._out_dir / f"{name}.png")
-        (self._out_dir / f"{name}.svg").write_text(figures_lib.to_svg(figure))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

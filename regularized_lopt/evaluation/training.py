@@ -246,7 +246,7 @@ class _Program:
         datasets = self._task.datasets
         train, test = datasets.arrays("train"), datasets.arrays("test")
         hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-        carry = self._init(hyper, keys, num_steps)
+        carry = self._init(hyper, _initial_params(self._task, keys), num_steps)
         losses = jnp.zeros((len(lanes), num_steps))
         evaluations: list[Any] = []
         done = 0
@@ -283,13 +283,12 @@ class _Program:
         return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(lanes))]
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _init(self, hyper: Any, keys: jax.Array, num_steps: int) -> Any:
-        def one(hyper: Any, key: jax.Array) -> Any:
-            params = self._task.init(jax.random.fold_in(key, 0))
+    def _init(self, hyper: Any, params: Any, num_steps: int) -> Any:
+        def one(hyper: Any, params: Any) -> Any:
             opt_state = self._make(hyper).init(params, num_steps=num_steps)
             return opt_state, convergence.start(params), Levels.start(params), jnp.zeros(())
 
-        return _over_lanes(one, hyper, keys)
+        return _over_lanes(one, hyper, params)
 
     # Dynamic bounds: one program serves every stretch between evaluations.
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=(3, 4))
@@ -347,6 +346,12 @@ class _Program:
     @functools.partial(jax.jit, static_argnums=0)
     def _params(self, hyper: Any, opt_state: Any) -> Any:
         return _over_lanes(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
+
+
+# Jitted at module level: one compilation serves all contestants of a task.
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(task: tasks.ImageTask, keys: jax.Array) -> Any:
+    return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, 0)), keys)
 
 
 def tune(
