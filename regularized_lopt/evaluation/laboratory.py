@@ -247,16 +247,14 @@ class Laboratory:
         entries = {
             name: [(one, _identity(one)) for one in trained] for name, trained in optimizers.items()
         }
-        some = entries[next(iter(entries))][0][0]
-        layout = self._layout(task_name, task, some)
         trainer = training.Trainer(
             task,
             self.experiment.num_runs,
             self.experiment.num_steps,
             self.experiment.seed,
-            layout=layout,
             progress=self._progress,
         )
+        trainer.layout = self._layout(task_name, trainer, entries[next(iter(entries))][0][0])
         for name in self.experiment.baselines:
             tuned = self._tune(task_name, trainer, name)
             entries[name] = [(tuned, _identity(tuned))]
@@ -306,7 +304,7 @@ class Laboratory:
             found,
         )
 
-    def _layout(self, task_name: str, task: tasks.ImageTask, contestant: Contestant) -> Layout:
+    def _layout(self, task_name: str, trainer: training.Trainer, contestant: Contestant) -> Layout:
         """Given, or found in the manifest, or measured and put there."""
         if self.experiment.layout is not None:
             return Layout(*self.experiment.layout)
@@ -315,9 +313,6 @@ class Laboratory:
         chosen = manifest.setdefault("layouts", {})
         size = f"{task_name}, {self.experiment.num_runs} runs"
         if size not in chosen:
-            trainer = training.Trainer(
-                task, self.experiment.num_runs, self.experiment.num_steps, progress=False
-            )
             speeds = training.measure_layouts(trainer, contestant)
             chosen[size] = dataclasses.asdict(max(speeds, key=lambda layout: speeds[layout]))
             _write_json(path, manifest)

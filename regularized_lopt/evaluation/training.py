@@ -247,14 +247,15 @@ class _Program:
         train, test = datasets.arrays("train"), datasets.arrays("test")
         hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
         carry = self._init(hyper, _initial_params(self._task, keys), num_steps)
-        losses = jnp.zeros((len(lanes), num_steps))
         evaluations: list[Any] = []
+        losses: list[np.ndarray] = []
         done = 0
         for stop in [*grid, num_steps]:
             while done < stop:
                 end = min(done + _CHUNK, int(stop))
-                carry, losses = self._advance(hyper, keys, carry, losses, done, end, train)
-                report((end - done) * len(lanes), float(losses[:, max(0, end - 20) : end].mean()))
+                carry, chunk = self._advance(hyper, keys, carry, done, end, train)
+                losses.append(np.asarray(chunk)[:, : end - done])
+                report((end - done) * len(lanes), float(losses[-1][:, -20:].mean()))
                 done = end
             if len(evaluations) < len(grid):
                 evaluations.append(self._evaluate(hyper, carry, test))
@@ -262,7 +263,7 @@ class _Program:
         # [lanes, 4, evals]; tuning asks for no evaluations at all.
         columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(lanes)).T
         arrays = {
-            "train_loss": losses,
+            "train_loss": np.concatenate(losses, axis=1),
             **dict(
                 zip(
                     ("test_loss", "test_accuracy", "param_norm", "update_norm"),
@@ -290,26 +291,21 @@ class _Program:
 
         return _over_lanes(one, hyper, params)
 
-    # Dynamic bounds: one program serves every stretch between evaluations.
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=(3, 4))
+    # Dynamic bounds: one program serves every stretch between evaluations, and any length.
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
     def _advance(
-        self,
-        hyper: Any,
-        keys: jax.Array,
-        carry: Any,
-        losses: jax.Array,
-        begin: int,
-        end: int,
-        train: Any,
+        self, hyper: Any, keys: jax.Array, carry: Any, begin: int, end: int, train: Any
     ) -> tuple[Any, jax.Array]:
+        """At most `_CHUNK` steps; their losses are the first of [lanes, _CHUNK]."""
+
         def body(t: jax.Array, carry_and_losses: Any) -> Any:
             carry, losses = carry_and_losses
             carry, loss = _over_lanes(
                 lambda h, k, c: self._step(h, k, t, c, train), hyper, keys, carry
             )
-            return carry, jax.lax.dynamic_update_slice(losses, loss[:, None], (0, t))
+            return carry, jax.lax.dynamic_update_slice(losses, loss[:, None], (0, t - begin))
 
-        return jax.lax.fori_loop(begin, end, body, (carry, losses))
+        return jax.lax.fori_loop(begin, end, body, (carry, jnp.zeros((len(keys), _CHUNK))))
 
     def _step(
         self, hyper: Any, key: jax.Array, t: jax.Array, carry: Any, train: Any
@@ -384,7 +380,7 @@ def tune(
 
 
 def measure_layouts(
-    trainer: Trainer, contestant: Contestant, num_steps: int = 60
+    trainer: Trainer, contestant: Contestant, num_steps: int = 20
 ) -> dict[Layout, float]:
     """Inner steps per second of every layout worth trying on this machine, after compiling."""
     runs = trainer.num_runs
@@ -392,13 +388,20 @@ def measure_layouts(
     if jax.default_backend() == "cpu":
         # Wide programs mostly move more memory there; several narrow ones share the cores.
         layouts.append(Layout(1, min(_cores(), runs)))
-    speeds = {}
+    speeds: dict[Layout, float] = {}
     for layout in dict.fromkeys(layouts):
-        trial = Trainer(trainer.task, runs, num_steps, 0, [], layout, progress=False)
-        trial.train([contestant])
-        start = time.monotonic()
-        trial.train([contestant])
-        speeds[layout] = runs * num_steps / (time.monotonic() - start)
+        # A first look: side by side, convolutions on a CPU are hundreds of times slower.
+        for steps in (2, num_steps):
+            trial = Trainer(
+                trainer.task, runs, steps, 0, [], layout, trainer.programs, progress=False
+            )
+            trial.train([contestant])
+            start = time.monotonic()
+            trial.train([contestant])
+            speed = runs * steps / (time.monotonic() - start)
+            if speed < 0.3 * max(speeds.values(), default=0.0):
+                break
+        speeds[layout] = speed
     return speeds
 
 
