@@ -292,7 +292,9 @@ def to_svg(figure: mpl_figure.Figure) -> str:
         )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', r'\1width="100%"', svg, count=1)
+    # As wide as the page, but a narrow figure's letters grow no larger than the text.
+    size = f'width="100%" style="max-width: {125 * figure.get_figwidth():.0f}px"'
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', rf"\1{size}", svg, count=1)
 
 
 def save_png(figure: mpl_figure.Figure, path: pathlib.Path) -> None:
