@@ -83,6 +83,8 @@ def smoothness(
                 curve = update_curve(opt, limit, num_warmup=num_warmup)
                 axis.plot(curve.gradient, curve.update, color=color, label=name)
             axis.set(xlabel="gradient", ylabel="update")
+            axis.locator_params(axis="x", nbins=4)
+            axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
             axis.set_title(f"Gradients up to {limit:g}, after {num_warmup} steps")
         figures.legend_below(figure, axes[-1])
     return figure
