@@ -1,4 +1,3 @@
-import os
 import re
 import subprocess
 import sys
@@ -11,14 +10,9 @@ import regularized_lopt
 
 
 def run(*arguments, cwd=REPOSITORY):
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, **compiled},
         capture_output=True,
         text=True,
         check=False,

@@ -16,6 +16,7 @@ from regularized_lopt.evaluation.verdicts import (
     TaskResult,
     Verdict,
     compare,
+    paired_units,
     units,
 )
 
@@ -74,11 +75,9 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     text = "Regularized learned optimizers beat the unregularized one in test accuracy."
     signs, evidence = [], []
     for result in results:
-        for key, one in result.others:
-            if one.learning_rate is not None:
-                continue
+        for key, one in result.learned:
             difference = compare(one.accuracy(), result.reference_result.accuracy())
-            signs.append(int(difference.low > 0) - int(difference.high < 0))
+            signs.append(difference.sign)
             evidence.append(f"{result.task}, {key}: {difference} points.")
     if not signs:
         return Claim(text, NOT_MEASURED, ())
@@ -107,8 +106,8 @@ def _learned(
     owners = {
         (result.task, key)
         for result in results
-        for key, one in result.others
-        if one.own_property == name and one.learning_rate is None
+        for key, one in result.learned
+        if one.own_property == name
     }
     relevant = [v for v in judged if v.property == name and (v.task, v.contestant) in owners]
     if not relevant:
@@ -152,7 +151,7 @@ def _relu(results: Sequence[TaskResult]) -> Claim:
             for r in (result, sigmoid)
         )
         difference = statistics.unpaired_difference(units(high), units(low))
-        signs.append(int(difference.low > 0) - int(difference.high < 0))
+        signs.append(difference.sign)
         evidence.append(
             f"{task}, {result.reference}: {np.mean(high):.3g} against {np.mean(low):.3g} nats, "
             f"difference {difference}."
@@ -171,14 +170,11 @@ def _radius(results: Sequence[TaskResult]) -> Claim:
     text = "Radius 0.01 reads best."
     effects: dict[float, list[float]] = {}
     for result in results:
-        for _, one in result.others:
-            if one.learning_rate is not None:
-                continue
+        for _, one in result.learned:
             for index, radius in enumerate(result.measurement.radii):
                 a = one.last(one.own_property, "completion", index)
                 b = result.reference_result.last(one.own_property, "completion", index)
-                a, b = np.broadcast_arrays(a, b)
-                difference = statistics.differences(units(a), units(b))
+                difference = statistics.differences(*paired_units(a, b))
                 spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
                 if spread > 0:
                     effects.setdefault(radius, []).append(abs(float(difference.mean() / spread)))

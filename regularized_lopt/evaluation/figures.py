@@ -313,7 +313,7 @@ def _styled(
     """Contestants with their colours, the same in every figure; baselines are dashed."""
     for color, (key, one) in zip(cycle(), result.contestants.items(), strict=False):
         if keys is None or key in keys:
-            style = "-" if one.learning_rate is None else "--"
+            style = "-" if one.is_learned else "--"
             yield {"color": color, "linestyle": style}, one
 
 

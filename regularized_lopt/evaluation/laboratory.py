@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
@@ -59,7 +58,7 @@ class Laboratory:
 
     optimizers/<name>-<digest>/   meta-training, resumable by itself
     cells/                        runs, measurements and tuned learning rates, see `store`
-    manifest.json                 the experiment, and the layout of runs that was chosen
+    manifest.json                 the layout of runs that was chosen for each task
     timings.json                  seconds per cell; apart, because they are never the same twice
     """
 
@@ -494,14 +493,9 @@ def _identity(contestant: Contestant) -> str:
     return f"{contestant.kind} {store.digest(contestant.hyper)}"
 
 
-@functools.cache
-def _splits_identity_of(_: str) -> str:
-    return store.digest(data_lib.meta_splits(1000))
-
-
 def _splits_identity() -> str:
     """Changes where gin's parameters of the data splits do."""
-    return _splits_identity_of(gin.config_str())
+    return store.digest(data_lib.meta_splits(1000))
 
 
 def _finished(directory: pathlib.Path) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from regularized_lopt import tasks
-from regularized_lopt.evaluation import sharpness
+from regularized_lopt.evaluation import properties, sharpness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,7 @@ def loss_slices(
       num_points: odd, so that the centre is one of them.
       num_examples: size of the fixed subset of the test set.
     """
-    raw = task.datasets.host_arrays("test")
-    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:num_examples]
-    examples = {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
+    examples = properties.held_out(task, num_examples)
     at = np.linspace(-reach, reach, num_points)
     plane = np.asarray(_plane(task, params, jax.random.PRNGKey(seed), jnp.asarray(at), examples))
     return LossSlices(at, plane[:, num_points // 2], plane)

@@ -23,7 +23,7 @@ import numpy as np
 
 from regularized_lopt import errors, tasks
 from regularized_lopt.evaluation import sharpness
-from regularized_lopt.evaluation.training import LEVEL_RATIO, Runs
+from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Runs
 from regularized_lopt.regularizers import hessian
 
 LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
@@ -110,6 +110,13 @@ class Surroundings:
         return np.maximum(centre[:, None], self.curve(name, scale).max(axis=-1))
 
 
+def held_out(task: tasks.ImageTask, num_examples: int) -> dict[str, jax.Array]:
+    """A subset of the test set, raw, the same everywhere: what properties are measured on."""
+    raw = task.datasets.host_arrays("test")
+    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:num_examples]
+    return {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
+
+
 def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundings:
     """Measures around the params of every run, on the held-out loss.
 
@@ -118,9 +125,7 @@ def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundin
       params: leading axis [runs].
       what: to measure.
     """
-    raw = task.datasets.host_arrays("test")
-    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[: what.num_examples]
-    examples = {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
+    examples = held_out(task, what.num_examples)
     key = jax.random.PRNGKey(what.seed)
     found = []
     for index, radius in enumerate(what.radii):
@@ -221,13 +226,13 @@ def _curvature(
 def matched_level(a: Runs, b: Runs) -> np.ndarray:
     """[runs]: the lowest training loss that both runs reached, as a number of `Levels`.
 
-    Where one of the two fell so much lower that its params there are not kept: -2^30.
+    Where one of the two fell so much lower that its params there are not kept: NO_LEVEL.
     """
     lowest = np.minimum(a.level.max(axis=1), b.level.max(axis=1))
     kept = np.all(
         [[lowest[i] in runs.level[i] for i in range(len(lowest))] for runs in (a, b)], axis=0
     )
-    return np.where(kept, lowest, -(2**30))
+    return np.where(kept, lowest, NO_LEVEL)
 
 
 def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -235,7 +240,7 @@ def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
     slots, steps = [], []
     for run, number in enumerate(level):
         found = np.flatnonzero(runs.level[run] == number)
-        step = int(runs.level_step[run, found[0]]) if len(found) and number > -(2**30) else -1
+        step = int(runs.level_step[run, found[0]]) if len(found) and number > NO_LEVEL else -1
         steps.append(step)
         # Levels that were reached at once share the slot of the lowest loss among them.
         same = np.flatnonzero(runs.level_step[run] == step)
@@ -251,5 +256,5 @@ def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
 
 def level_loss(level: np.ndarray) -> np.ndarray:
     """The training loss (nats) that the number of a level stands for."""
-    known = level > -(2**30)
+    known = level > NO_LEVEL
     return np.where(known, LEVEL_RATIO ** -np.where(known, level, 0).astype(np.float64), np.nan)

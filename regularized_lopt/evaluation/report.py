@@ -79,6 +79,13 @@ class Report:
             f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
         )
 
+    def table_section(self, title: str, table: results_lib.Table, note: str) -> None:
+        """A section of a table, also printed, and what to know about it."""
+        print_table(title, *table)
+        self.heading(title)
+        self.table(*table)
+        self.note(note)
+
     def figure(self, figure: mpl_figure.Figure, caption: str) -> str:
         """The figure as inline SVG, in the page's colours; returns that SVG."""
         svg = figures_lib.to_svg(figure)
@@ -152,14 +159,12 @@ class Reporter:
         """
         results_lib.write(self._results, self.judged, self.claims, self._out_dir)
         page = Report(title, lead)
-        header, rows = results_lib.accuracy_table(self._results)
-        print_table("Test accuracy", header, rows)
-        page.heading("Test accuracy")
-        page.table(header, rows)
-        page.note(
+        page.table_section(
+            "Test accuracy",
+            results_lib.accuracy_table(self._results),
             "Means ± standard deviation over runs (over meta-training seeds where there are "
             "several). Differences are paired, by init and batches, with 95% intervals "
-            "(studentized bootstrap; Student's t below 8 units). Params at completion."
+            "(studentized bootstrap; Student's t below 8 units). Params at completion.",
         )
         if self._primary is not None:
             self._declared(page)
@@ -171,12 +176,7 @@ class Reporter:
             "differences",
             "Dots: mean paired difference; lines: 95% interval.",
         )
-        for name in dict.fromkeys(
-            one.own_property
-            for r in self._results
-            for _, one in r.others
-            if one.learning_rate is None
-        ):
+        for name in dict.fromkeys(one.own_property for r in self._results for _, one in r.learned):
             self._property(page, name)
         for result in self._results:
             self._task(page, result, seconds_per_step)
@@ -184,23 +184,19 @@ class Reporter:
 
     def _declared(self, page: Report) -> None:
         tested = [v for v in self.judged if v.decision is not None]
-        header, rows = results_lib.verdict_table(tested)
-        print_table("Declared tests", header, rows)
-        page.heading("Declared tests")
-        page.table(header, rows)
-        page.note(
+        page.table_section(
+            "Declared tests",
+            results_lib.verdict_table(tested),
             "The family of tests that was declared beforehand, one per task, at the headline "
             "radius and at completion, under Holm's procedure. Everything else on this page "
             "describes. 'holds' also asks for an interval below 0 in the relative radius and at "
-            "matched training loss."
+            "matched training loss.",
         )
 
     def _property(self, page: Report, name: str) -> None:
         reference = self._results[0].reference
         keys = [reference] + [
-            key
-            for key, one in self._results[0].others
-            if one.own_property == name and one.learning_rate is None
+            key for key, one in self._results[0].learned if one.own_property == name
         ]
         page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
         for scale in ("absolute", "relative"):
@@ -272,13 +268,11 @@ class Reporter:
 
     def early_evidence(self, page: Report, found: EarlyEvidence) -> None:
         """A section on the regression of cubic polynomials."""
-        header, rows = results_lib.early_evidence_table(found)
-        print_table("Early evidence", header, rows)
-        page.heading("Early evidence: regression on noisy cubic polynomials")
-        page.table(header, rows)
-        page.note(
+        page.table_section(
+            "Early evidence: regression on noisy cubic polynomials",
+            results_lib.early_evidence_table(found),
             f"{len(found.x)} polynomials, each fitted from its own init by every optimizer. "
-            "Differences are to the first, paired, with 95% intervals."
+            "Differences are to the first, paired, with 95% intervals.",
         )
         self._add(
             page,

@@ -129,7 +129,6 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
     ]
     rows = []
     for v in judged:
-        tested = v.decision is not None
         rows.append(
             [
                 v.task,
@@ -141,7 +140,7 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
                 str(v.relative),
                 str(v.matched),
                 f"{v.decision.p:.3g}" if v.decision is not None else "",
-                f"{v.decision.threshold:.3g}" if v.decision is not None and tested else "",
+                f"{v.decision.threshold:.3g}" if v.decision is not None else "",
             ]
         )
     return header, rows

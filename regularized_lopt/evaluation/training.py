@@ -32,6 +32,8 @@ LEVEL_RATIO = 1.1
 """Training losses at which params are kept are this factor apart."""
 LEVELS_KEPT = 24
 """The last so many of them: a factor of ten in the loss."""
+NO_LEVEL = -(2**30)
+"""In place of a level that was not reached."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +115,8 @@ class Levels:
         """Before the first step."""
         return cls(
             recent=jnp.full((convergence.WINDOW,), jnp.inf),
-            lowest=jnp.asarray(-(2**30), jnp.int32),
-            level=jnp.full((LEVELS_KEPT,), -(2**30), jnp.int32),
+            lowest=jnp.asarray(NO_LEVEL, jnp.int32),
+            level=jnp.full((LEVELS_KEPT,), NO_LEVEL, jnp.int32),
             step=jnp.full((LEVELS_KEPT,), -1, jnp.int32),
             params=jax.tree.map(
                 lambda leaf: jnp.zeros((LEVELS_KEPT + 1, *leaf.shape), leaf.dtype), params
@@ -126,7 +128,7 @@ class Levels:
         recent = self.recent.at[step % convergence.WINDOW].set(loss)
         mean = jnp.mean(recent)
         number = jnp.floor(-jnp.log(jnp.maximum(mean, 1e-30)) / np.log(LEVEL_RATIO))
-        reached = jnp.where(jnp.isfinite(mean), number, -(2.0**30)).astype(jnp.int32)
+        reached = jnp.where(jnp.isfinite(mean), number, NO_LEVEL).astype(jnp.int32)
         new = reached > self.lowest
         # Levels passed over in one step share the step and the params of the lowest of them.
         numbers = reached - jnp.arange(LEVELS_KEPT)
@@ -390,7 +392,7 @@ def measure_layouts(
         layouts.append(Layout(1, min(_cores(), runs)))
     speeds: dict[Layout, float] = {}
     for layout in dict.fromkeys(layouts):
-        # A first look: side by side, convolutions on a CPU are hundreds of times slower.
+        # Two steps first: a layout that is far behind is not measured any longer.
         for steps in (2, num_steps):
             trial = Trainer(
                 trainer.task, runs, steps, 0, [], layout, trainer.programs, progress=False

@@ -10,7 +10,7 @@ import numpy as np
 
 from regularized_lopt.evaluation import statistics
 from regularized_lopt.evaluation.landscape import LossSlices
-from regularized_lopt.evaluation.properties import Measurement, Surroundings
+from regularized_lopt.evaluation.properties import PROPERTIES, Measurement, Surroundings
 from regularized_lopt.evaluation.training import Runs
 
 HOLDS = "holds"
@@ -65,13 +65,13 @@ class Result:
     slices: LossSlices | None = None
 
     @property
-    def num_seeds(self) -> int:
-        """Meta-training seeds."""
-        return len(self.runs)
+    def is_learned(self) -> bool:
+        """Not a baseline."""
+        return self.learning_rate is None
 
-    def accuracy(self, index: int = -1) -> np.ndarray:
-        """[seeds, runs], percent, at one of `eval_steps`."""
-        return np.stack([100 * runs.test_accuracy[:, index] for runs in self.runs])
+    def accuracy(self) -> np.ndarray:
+        """[seeds, runs], percent, at completion."""
+        return np.stack([100 * runs.test_accuracy[:, -1] for runs in self.runs])
 
     def final_train_loss(self) -> np.ndarray:
         """[seeds, runs], nats."""
@@ -110,6 +110,11 @@ class TaskResult:
         return ((k, r) for k, r in self.contestants.items() if k != self.reference)
 
     @property
+    def learned(self) -> Iterator[tuple[str, Result]]:
+        """The learned ones among the others."""
+        return ((k, r) for k, r in self.others if r.is_learned)
+
+    @property
     def reference_result(self) -> Result:
         """The contestant that others are compared with."""
         return self.contestants[self.reference]
@@ -124,10 +129,15 @@ def units(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=1) if values.shape[0] > 1 else values[0]
 
 
-def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
-    """a - b, both [seeds, runs] (one seed goes with any number), over the independent units."""
+def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The independent units of both, [seeds, runs] each; one seed goes with any number."""
     a, b = np.broadcast_arrays(a, b)
-    return statistics.paired_difference(units(a), units(b))
+    return units(a), units(b)
+
+
+def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
+    """a - b, both [seeds, runs], over the independent units."""
+    return statistics.paired_difference(*paired_units(a, b))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +185,8 @@ def judge(
         family = {}
         for result in results:
             if primary[0] in result.contestants and primary[0] != result.reference:
-                a, b = _pair(result, primary[0], primary[1], "completion", "absolute")
-                a, b = np.broadcast_arrays(a, b)
-                family[result.task] = statistics.differences(units(a), units(b))
+                pair = _pair(result, primary[0], primary[1], "completion", "absolute")
+                family[result.task] = statistics.differences(*paired_units(*pair))
         decisions = statistics.decide(family, alpha, test) if family else {}
     return [
         _verdict(
@@ -191,7 +200,7 @@ def judge(
         )
         for result in results
         for key, _ in result.others
-        for name in ("sam", "gsam", "gam")
+        for name in PROPERTIES
         for point in POINTS
     ]
 
@@ -202,14 +211,14 @@ def _verdict(
     absolute = compare(*_pair(result, key, name, point, "absolute"))
     relative = compare(*_pair(result, key, name, point, "relative"))
     matched = compare(*matched_pair(result.contestants[key], name))
-    sign = _sign(absolute) if decision is None else decision.sign
+    sign = absolute.sign if decision is None else decision.sign
     if decision is not None and decision.underpowered:
         verdict = UNDERPOWERED
     elif sign > 0:
         verdict = DOES_NOT_HOLD
     elif sign == 0:
         verdict = UNDECIDED
-    elif _sign(relative) < 0 and _sign(matched) < 0:
+    elif relative.sign < 0 and matched.sign < 0:
         verdict = HOLDS
     else:
         verdict = ABSOLUTE_ONLY
@@ -233,10 +242,3 @@ def _pair(
         result.contestants[key].last(name, point, radius, scale),
         result.reference_result.last(name, point, radius, scale),
     )
-
-
-def _sign(difference: statistics.Difference) -> int:
-    """Of a difference whose interval leaves 0 out, else 0."""
-    if np.isnan(difference.mean) or difference.low == difference.high == 0:
-        return 0
-    return int(difference.low > 0) - int(difference.high < 0)
