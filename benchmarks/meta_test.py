@@ -36,7 +36,7 @@ def main() -> None:
     eval_training = upstream.eval_training
 
     trainer = training.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
-    speeds = training.measure_layouts(trainer, contestant)
+    speeds = training.measure_layouts(trainer, [contestant])
     chosen = max(speeds, key=lambda layout: speeds[layout])
 
     def ours(layout: training.Layout):

@@ -129,11 +129,15 @@ def pytorchs(task: tasks.ImageTask) -> Callable[[], None] | None:
 
 
 def measure(runs: dict[K, Callable[[], None]], rounds: int) -> dict[K, float]:
-    """Median seconds of each, taken in turn after one warm-up."""
+    """Median seconds of each, taken in turn after one warm-up.
+
+    Of two calls in a row the second is timed: what runs before an outer step is an outer step.
+    """
     times: dict[K, list[float]] = {name: [] for name in runs}
     for round_index in range(rounds + 1):
         for name, run in runs.items():
             time.sleep(0.3)  # PyTorch's threads spin for a while after their work.
+            run()
             start = time.perf_counter()
             run()
             if round_index:

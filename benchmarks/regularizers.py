@@ -4,7 +4,7 @@ The inner problem is that of `outer_step.py`: MLP-20, T = 20, batch 128. All are
 round by round, in one process; medians and their ratios to none are printed. Regularizers have the
 parameters of their gin configurations.
 
-    python benchmarks/regularizers.py [--rounds=5] [--dataset=Mnist]
+    python benchmarks/regularizers.py [--rounds=5] [--dataset=Mnist] [--only=meta ...]
 """
 
 import argparse
@@ -74,6 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default="Mnist", choices=["Digits", "Mnist"])
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="Rows whose space or name begins with one of these."
+    )
     args = parser.parse_args()
     launch.reuse_freed_memory()
     gin.add_config_file_search_path(str(REPOSITORY))
@@ -92,6 +95,13 @@ def main() -> None:
     smoothing = regularizers.Smoothing(num_steps=10, fraction=0.1)
     runs["smoothing", "K = 10, a tenth of the coordinates"] = run_for(task, smoothing=smoothing)
     gin.clear_config()
+    if args.only:
+        prefixes = tuple(args.only)
+        runs = {
+            key: run
+            for key, run in runs.items()
+            if key == ("", "none") or any(part.startswith(prefixes) for part in key if part)
+        }
 
     seconds = measure(runs, args.rounds)
     none = seconds["", "none"]

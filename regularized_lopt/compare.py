@@ -6,7 +6,7 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.evaluation import Experiment, Laboratory
-from regularized_lopt.evaluation.report import Reporter
+from regularized_lopt.evaluation.report import publish
 
 _TASK = flags.DEFINE_string("task", "ImageMLP_Digits_20_Relu", "Task on which they are compared.")
 _NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Paired runs per optimizer.")
@@ -29,12 +29,12 @@ def main(values: Sequence[str]) -> None:
         num_runs=_NUM_RUNS.value,
         num_steps=_NUM_STEPS.value,
     )
-    laboratory = Laboratory(experiment, _OUT_DIR.value)
-    reporter = Reporter.of(laboratory)
-    page = reporter.write(" against ".join(optimizers), f"On {_TASK.value}.", with_claims=False)
-    reporter.smoothness(page, laboratory.learned())
-    page.write(laboratory.out_dir / "report.html")
-    print(f"Report: {laboratory.out_dir / 'report.html'}")
+    publish(
+        Laboratory(experiment, _OUT_DIR.value),
+        " against ".join(optimizers),
+        f"On {_TASK.value}.",
+        with_claims=False,
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.evaluation import Experiment, Laboratory, contestants
-from regularized_lopt.evaluation.report import Reporter
+from regularized_lopt.evaluation.report import publish
 
 _LOPT = flags.DEFINE_multi_string(
     "lopt",
@@ -41,17 +41,12 @@ def main() -> None:
         num_steps=_NUM_STEPS.value,
         seed=_SEED.value,
     )
-    laboratory = Laboratory(experiment, _OUT_DIR.value)
-    reporter = Reporter.of(laboratory)
-    page = reporter.write(
+    publish(
+        Laboratory(experiment, _OUT_DIR.value),
         "Meta-test",
         f"{', '.join(optimizers)} on tasks they were not meta-trained on, with tuned baselines.",
         with_claims=False,
-        seconds_per_step=laboratory.seconds_per_step,
     )
-    reporter.smoothness(page, laboratory.learned())
-    page.write(laboratory.out_dir / "report.html")
-    print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

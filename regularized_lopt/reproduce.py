@@ -4,8 +4,8 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.evaluation import Experiment, Laboratory
-from regularized_lopt.evaluation.laboratory import PlannedCell
-from regularized_lopt.evaluation.report import Reporter, print_table
+from regularized_lopt.evaluation.plan import PlannedCell, plan
+from regularized_lopt.evaluation.report import print_table, publish
 
 _OUT_DIR = flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and report go.")
 _DRY_RUN = flags.DEFINE_boolean(
@@ -13,19 +13,19 @@ _DRY_RUN = flags.DEFINE_boolean(
 )
 
 
-def _print_plan(plan: list[PlannedCell]) -> None:
+def _print_plan(cells: list[PlannedCell]) -> None:
     def cost(cell: PlannedCell) -> str:
         return "?" if cell.seconds is None else f"{cell.seconds:.0f} s"
 
     rows = [
-        [cell.stage, cell.label, "cached" if cell.cached else "to do", cost(cell)] for cell in plan
+        [cell.stage, cell.label, "cached" if cell.cached else "to do", cost(cell)] for cell in cells
     ]
     print_table("Cells", ["stage", "cell", "", "took, or is estimated"], rows)
-    missing = [cell for cell in plan if not cell.cached]
+    missing = [cell for cell in cells if not cell.cached]
     known = sum(cell.seconds for cell in missing if cell.seconds is not None)
     unknown = sum(cell.seconds is None for cell in missing)
     print(
-        f"{len(plan)} cells, {len(plan) - len(missing)} cached; the others: about "
+        f"{len(cells)} cells, {len(cells) - len(missing)} cached; the others: about "
         f"{known / 60:.1f} minutes"
         + (f", and {unknown} for which no rate has been measured here yet." if unknown else ".")
     )
@@ -36,21 +36,15 @@ def main() -> None:
     experiment = Experiment()
     laboratory = Laboratory(experiment, _OUT_DIR.value)
     if _DRY_RUN.value:
-        _print_plan(laboratory.plan())
+        _print_plan(plan(laboratory, measure_rates=True))
         return
-    reporter = Reporter.of(laboratory)
-    page = reporter.write(
+    publish(
+        laboratory,
         "Do learned optimizers find flat minima?",
         f"{', '.join(experiment.optimizers)} and tuned baselines on {len(experiment.tasks)} tasks: "
         f"{experiment.num_runs} paired runs of {experiment.num_steps} steps, meta-trained with "
         f"{len(experiment.meta_training_seeds)} seed(s).",
-        seconds_per_step=laboratory.seconds_per_step,
     )
-    reporter.smoothness(page, laboratory.learned())
-    if (found := laboratory.early_evidence()) is not None:
-        reporter.early_evidence(page, found)
-    page.write(laboratory.out_dir / "report.html")
-    print(f"Report: {laboratory.out_dir / 'report.html'}")
 
 
 if __name__ == "__main__":

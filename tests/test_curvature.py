@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regularized_lopt import regularizers
+from regularized_lopt.regularizers import Objective
 
 KEY = jax.random.PRNGKey(0)
 
@@ -45,7 +46,10 @@ def test_gam_s_flatness_gradient_on_a_quadratic(rho, seed):
 
     x = jnp.asarray(w)
     np.testing.assert_allclose(
-        gam.flatness_gradient(jax.grad(loss), x, jax.grad(loss)(x)), expected, rtol=1e-8, atol=1e-11
+        gam.flatness_gradient(Objective.of(loss), x, jax.grad(loss)(x)),
+        expected,
+        rtol=1e-8,
+        atol=1e-11,
     )
     _, grad = gam.value_and_grad(loss, x)
     np.testing.assert_allclose(grad, g + 0.7 * expected, rtol=1e-8, atol=1e-11)
@@ -77,12 +81,12 @@ def test_gam_s_r_against_brute_force_over_the_disc(seed):
 def test_gam_s_two_forms_agree_as_the_differences_shrink(seed):
     x = jnp.asarray(np.random.default_rng(seed).normal(size=3))
     exact = regularizers.GAM(0.1, form="hvp").flatness_gradient(
-        jax.grad(bent), x, jax.grad(bent)(x)
+        Objective.of(bent), x, jax.grad(bent)(x)
     )
     errors = []
     for r in (1e-3, 1e-5):
         gam = regularizers.GAM(0.1, form="difference", r=r)
-        differences = gam.flatness_gradient(jax.grad(bent), x, jax.grad(bent)(x))
+        differences = gam.flatness_gradient(Objective.of(bent), x, jax.grad(bent)(x))
         errors.append(float(jnp.linalg.norm(differences - exact) / jnp.linalg.norm(exact)))
     assert errors[1] < 1e-3
     assert errors[1] < errors[0] / 20  # First order in r.
@@ -121,7 +125,9 @@ def test_hutchinson_is_within_three_standard_errors_of_the_trace(seed):
 
     keys = jax.random.split(jax.random.PRNGKey(seed % 1000), 400)
     draws = np.asarray(
-        jax.jit(jax.vmap(lambda k: trace.curvature(loss, {"p": jnp.asarray(w)}, k)))(keys)
+        jax.jit(jax.vmap(lambda k: trace.curvature(Objective.of(loss), {"p": jnp.asarray(w)}, k)))(
+            keys
+        )
     )
     error = draws.std(ddof=1) / np.sqrt(len(draws))
     # v'Av varies with the off-diagonal alone: of a diagonal matrix every probe has the trace.
@@ -137,7 +143,7 @@ def test_hutchinson_covers_every_leaf_with_independent_signs():
     point = {"a": jnp.asarray(1.0), "b": jnp.ones(2)}
     keys = jax.random.split(KEY, 600)
     trace = regularizers.HessianTrace(1.0, num_probes=1)
-    draws = jax.vmap(lambda k: trace.curvature(loss, point, k))(keys)
+    draws = jax.vmap(lambda k: trace.curvature(Objective.of(loss), point, k))(keys)
     assert set(np.round(np.asarray(draws), 6)) == {8.0 + 10.0, 8.0 - 10.0}  # 2 + 3 + 3 +- 2 * 5.
     assert abs(float(draws.mean()) - 8.0) < 3 * float(draws.std()) / np.sqrt(600)
 
@@ -149,7 +155,11 @@ def test_the_frobenius_norm_of_a_quadratic(seed):
     keys = jax.random.split(jax.random.PRNGKey(seed % 1000), 400)
     frobenius = regularizers.HessianFrobenius(1.0, num_probes=1)
     draws = np.asarray(
-        jax.vmap(lambda k: frobenius.curvature(lambda x: 0.5 * x @ a @ x, jnp.asarray(w), k))(keys)
+        jax.vmap(
+            lambda k: frobenius.curvature(
+                Objective.of(lambda x: 0.5 * x @ a @ x), jnp.asarray(w), k
+            )
+        )(keys)
     )
     error = draws.std(ddof=1) / np.sqrt(len(draws))
     assert abs(draws.mean() - np.sum(a**2)) < 3 * error + 1e-9
@@ -163,7 +173,7 @@ def test_power_iteration_finds_the_signed_top_eigenvalue(top, negative, ratio, s
     values = np.array([-top if negative else top, *(top * ratio * rng.uniform(-1, 1, size=3))])
     a = q @ np.diag(values) @ q.T
     estimate = regularizers.HessianTop(1.0, num_iterations=40).curvature(
-        lambda x: 0.5 * x @ a @ x, jnp.asarray(rng.normal(size=4)), KEY
+        Objective.of(lambda x: 0.5 * x @ a @ x), jnp.asarray(rng.normal(size=4)), KEY
     )
     assert float(estimate) == pytest.approx(values[0], rel=1e-4)
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import pathlib
+import random
 import subprocess
 import sys
+import time
 
 import gin
 import jax
@@ -21,6 +23,7 @@ from regularized_lopt.evaluation import (
     contestants,
     early_evidence,
     laboratory,
+    plan,
     results,
     statistics,
     store,
@@ -28,7 +31,7 @@ from regularized_lopt.evaluation import (
     verdicts,
 )
 from regularized_lopt.evaluation import experiment as experiment_lib
-from regularized_lopt.evaluation.report import Reporter
+from regularized_lopt.evaluation.report import publish
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
 QUICK = Measurement(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
@@ -63,11 +66,11 @@ def lab(out_dir, measurement=QUICK, who=SAM, **kwargs):
 def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     """Stopped after each number of cells: the files of an undisturbed run, byte for byte."""
     undisturbed = lab(tmp_path / "a", baselines=("Adam",))
-    planned = undisturbed.plan()
+    planned = plan.plan(undisturbed)
     assert not any(cell.cached for cell in planned[2:])
-    Reporter.of(undisturbed).write("", "")
-    assert all(cell.cached for cell in undisturbed.plan())
-    assert len(undisturbed.plan()) == len(planned)
+    publish(undisturbed, "", "")
+    assert all(cell.cached for cell in plan.plan(undisturbed))
+    assert len(plan.plan(undisturbed)) == len(planned)
 
     class Killed(BaseException):
         pass
@@ -90,11 +93,11 @@ def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkey
         with pytest.raises(Killed):
             lab(tmp_path / "b", baselines=("Adam",)).run()
     monkeypatch.setattr(store.Store, "save", save)
-    Reporter.of(lab(tmp_path / "b", baselines=("Adam",))).write("", "")
+    publish(lab(tmp_path / "b", baselines=("Adam",)), "", "")
     assert table(tmp_path / "b") == table(tmp_path / "a")
 
     monkeypatch.setattr(training.Trainer, "train", None)  # Nothing is trained again.
-    Reporter.of(lab(tmp_path / "a", baselines=("Adam",))).write("", "")
+    publish(lab(tmp_path / "a", baselines=("Adam",)), "", "")
     assert table(tmp_path / "b") == table(tmp_path / "a")
 
 
@@ -102,22 +105,49 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
     lab(tmp_path).run()
 
     def missing(changed):
-        return {cell.stage for cell in changed.plan() if not cell.cached}
+        return {cell.stage for cell in plan.plan(changed) if not cell.cached}
 
     assert missing(lab(tmp_path)) == set()
     wider = dataclasses.replace(QUICK, radii=(0.01, 0.1))
     assert missing(lab(tmp_path, wider)) == {"measure"}
     starts = dataclasses.replace(QUICK, headline_starts=2)
     assert missing(lab(tmp_path, starts)) == {"measure", "match"}
-    assert missing(lab(tmp_path, num_steps=31)) == {"train", "measure", "match"}
-    more = lab(tmp_path, tasks=(RELU, SIGMOID)).plan()
+    assert missing(lab(tmp_path, num_steps=31)) == {"train", "measure", "match", "slice"}
+    more = plan.plan(lab(tmp_path, tasks=(RELU, SIGMOID)))
     assert all(cell.cached == (RELU in cell.label) for cell in more if cell.stage != "meta-train")
     other = given(sam=contestants.baseline("SGD+SAM", 0.4))
-    to_do = [cell.label for cell in lab(tmp_path, who=other).plan() if not cell.cached]
+    to_do = [cell.label for cell in plan.plan(lab(tmp_path, who=other)) if not cell.cached]
     assert to_do
     assert all(", sam" in label for label in to_do)
     gin.parse_config("meta_splits.seed = 1")
-    assert missing(lab(tmp_path)) == {"train", "measure", "match"}
+    assert missing(lab(tmp_path)) == {"train", "measure", "match", "slice"}
+
+
+def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
+    (every,) = lab(tmp_path).run()
+    fewer = lab(tmp_path, property_runs={RELU: 1})
+    assert {cell.stage for cell in plan.plan(fewer) if not cell.cached} == {"measure", "match"}
+    (first,) = fewer.run()
+    for point in verdicts.POINTS:
+        all_runs, one_run = (r.contestants["sam"].last("gam", point, 0) for r in (every, first))
+        np.testing.assert_array_equal(one_run, all_runs[:, :1])
+    assert first.contestants["sam"].accuracy().shape == (1, 2)
+    rows = list(results.run_rows([first]))
+    assert [row["held_out_loss"] != "" for row in rows] == [True, False] * 4
+
+
+def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
+    """A layout wide enough for several, as an accelerator's may be: the same curves."""
+    both = given(slow=contestants.baseline("SGD", 0.1))
+    alone, beside = (
+        lab(tmp_path / str(lanes), who=both, layout=(lanes, 1)).run()[0] for lanes in (2, 4)
+    )
+    for name in both:
+        np.testing.assert_allclose(
+            beside.contestants[name].runs[0].train_loss,
+            alone.contestants[name].runs[0].train_loss,
+            rtol=1e-4,
+        )
 
 
 def test_a_damaged_cell_is_named(tmp_path):
@@ -192,6 +222,8 @@ def test_several_meta_training_seeds_are_the_unit(tmp_path):
         ({"baselines": ("Adma",)}, "Unknown baseline 'Adma'. Did you mean 'Adam'"),
         ({"num_runs": 0}, "Experiment.num_runs = 0"),
         ({"tasks": ()}, "must name at least one each"),
+        ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
+        ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
     ],
 )
 def test_refuses_bad_experiments(parameters, message):
@@ -215,39 +247,78 @@ TINY = [
 ]
 
 
+def command(name, *arguments):
+    return [sys.executable, "-m", f"regularized_lopt.{name}", *arguments]
+
+
 def run_module(name, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", f"regularized_lopt.{name}", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+        command(name, *arguments), cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
-def test_the_launchers_meta_train_meta_test_report_and_compare(tmp_path):
-    arguments = [
+def reproduction(out_dir):
+    return [
         "--config_file=gin_configs/reproduce_digits.gin",
-        f"--out_dir={tmp_path / 'out'}",
+        f"--out_dir={out_dir}",
         *(f"--gin_bindings={line}" for line in TINY),
     ]
-    before = run_module("reproduce", *arguments, "--dry_run")
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A directory of `reproduce`, and what its plan was beforehand and afterwards."""
+    out_dir = tmp_path_factory.mktemp("reproduced")
+    before = run_module("reproduce", *reproduction(out_dir), "--dry_run")
+    run_module("reproduce", *reproduction(out_dir))
+    return out_dir, before, run_module("reproduce", *reproduction(out_dir), "--dry_run")
+
+
+def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
+    out_dir, before, after = reproduced
     assert "0 cached" in before
-    assert not (tmp_path / "out").exists()
-    run_module("reproduce", *arguments)
-    assert "the others: about 0.0 minutes." in run_module("reproduce", *arguments, "--dry_run")
-    page = (tmp_path / "out" / "report.html").read_text()
+    assert "?" not in before  # Every cost is estimated from a rate measured here.
+    assert "the others: about 0.0 minutes." in after
+    page = (out_dir / "report.html").read_text()
     for text in ("Declared tests", "claims", "undecided", "Regularized learned optimizers beat"):
         assert text in page
-    trained = sorted((tmp_path / "out" / "optimizers").iterdir())
+
+
+def test_two_trained_optimizers_are_compared(reproduced, tmp_path):
+    trained = sorted((reproduced[0] / "optimizers").iterdir())
     assert [path.name.split("-")[0] for path in trained] == ["none", "sam"]
     run_module(
-        "compare", *map(str, trained), "--num_runs=2", "--num_steps=20",
-        f"--out_dir={tmp_path / 'compare'}",
-    )  # fmt: skip
-    assert (tmp_path / "compare" / "report.html").stat().st_size > 50_000
+        "compare", *map(str, trained), "--num_runs=2", "--num_steps=20", f"--out_dir={tmp_path}"
+    )
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_table(reproduced, tmp_path):
+    """SIGKILL after each of three numbers of files, at a random moment of the next one."""
+    rng = random.Random(0)
+
+    def files():
+        return sum(path.is_file() for path in tmp_path.rglob("*.npz"))
+
+    for limit in (1, 4, 7):
+        running = subprocess.Popen(
+            command("reproduce", *reproduction(tmp_path)),
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while files() < limit and running.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1))
+        assert running.poll() is None, "It ended before it could be killed."
+        running.kill()
+        running.wait()
+        assert not (tmp_path / "table.csv").exists()
+    run_module("reproduce", *reproduction(tmp_path))
+    assert table(tmp_path) == table(reproduced[0])
 
 
 def test_every_reproduction_is_a_valid_experiment():

@@ -205,12 +205,17 @@ def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
     rng = np.random.default_rng(seed)
     losses = (np.exp(1 - slope * np.arange(80)) * np.exp(noise * rng.normal(size=80))).astype("f4")
 
-    def step(state, inputs):
-        t, loss = inputs
-        return state.update(t, loss, t.astype(jnp.float32)), None
+    def step(carry, inputs):
+        (poc, levels), (t, loss) = carry, inputs
+        params = t.astype(jnp.float32)
+        poc = convergence.update(poc, t, loss, params)
+        return (poc, levels.update(t, poc.trailing_mean, params)), None
 
-    state, _ = jax.lax.scan(
-        step, training.Levels.start(jnp.asarray(-1.0)), (jnp.arange(80), jnp.asarray(losses))
+    start = jnp.asarray(-1.0)
+    (_, state), _ = jax.lax.scan(
+        step,
+        (convergence.start(start), training.Levels.start(start)),
+        (jnp.arange(80), jnp.asarray(losses)),
     )
     means = np.array([losses[t - 19 : t + 1].mean() for t in range(19, 80)])
     for number, at in zip(np.asarray(state.level), np.asarray(state.step), strict=True):

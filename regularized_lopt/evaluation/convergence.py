@@ -34,6 +34,11 @@ class Convergence:
     step: Int[Array, ""]
     params: Any
 
+    @property
+    def trailing_mean(self) -> Float[Array, ""]:
+        """Of the training loss; infinite until the window is full."""
+        return jnp.mean(self.recent)
+
 
 def start(params: Any) -> Convergence:
     """Before the first step."""
@@ -61,7 +66,7 @@ def update(state: Convergence, step: jax.Array, loss: jax.Array, params: Any) ->
       run that never converges has its completion as PoC.
     """
     recent = state.recent.at[step % WINDOW].set(loss)
-    mean = jnp.mean(recent)  # Infinite until the window is full.
+    mean = jnp.mean(recent)
     was_declared = state.declared
     better = (mean < state.best_mean) & ~was_declared
     best_step = jnp.where(better, step, state.best_step)

@@ -31,6 +31,7 @@ class Experiment:
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
       num_runs: paired runs per optimizer and task.
       num_steps: inner steps per run.
+      property_runs: tasks on which properties are measured on the first so many runs alone.
       seed: of inits and batches.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only).
       bindings: gin bindings of every meta-training, e.g. a number of outer steps.
@@ -49,6 +50,7 @@ class Experiment:
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
     num_runs: int = 10
     num_steps: int = 2000
+    property_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     meta_training_seeds: tuple[int, ...] = (0,)
     bindings: tuple[str, ...] = ()
@@ -73,6 +75,9 @@ class Experiment:
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer", optimizer, self.optimizers)
             errors.check_name("property", name, properties.PROPERTIES)
+        for task, count in self.property_runs.items():
+            errors.check_name("task of Experiment.property_runs", task, self.tasks)
+            errors.check_positive(f"Experiment.property_runs[{task!r}]", count)
         if self.primary is not None:
             errors.check_name("primary optimizer", self.primary[0], self.contestants)
             errors.check_name("property", self.primary[1], properties.PROPERTIES)
@@ -87,6 +92,10 @@ class Experiment:
         """All names, the reference first."""
         names = (*self.optimizers, *self.baselines)
         return (self.reference, *(name for name in names if name != self.reference))
+
+    def measured_runs(self, task: str) -> int:
+        """How many runs of a task have their properties measured."""
+        return min(self.num_runs, self.property_runs.get(task, self.num_runs))
 
     def property_of(self, name: str) -> str:
         """The property that a contestant should have learned."""

@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regularized_lopt import errors, tasks
+from regularized_lopt import errors, regularizers, tasks
 from regularized_lopt.evaluation import sharpness
 from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Runs
-from regularized_lopt.regularizers import hessian
 
 LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
 PROPERTIES = tuple(LABELS)
@@ -70,6 +69,10 @@ class Measurement:
     def headline(self) -> int:
         """Index of the radius that is closest to `HEADLINE_RADIUS`."""
         return int(np.argmin(np.abs(np.log(np.asarray(self.radii) / HEADLINE_RADIUS))))
+
+    def headline_alone(self) -> Measurement:
+        """For runs at matched training loss: one radius, no Hessian."""
+        return dataclasses.replace(self, radii=(self.radii[self.headline],), num_probes=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,13 +216,11 @@ def _curvature(
     """Trace and top eigenvalue of the Hessian, run by run."""
     batch = task.datasets.normalize(examples)
 
-    def loss_fn(params: Any) -> jax.Array:
-        return task.loss(params, key, batch)
-
-    trace = hessian.HessianTrace(num_probes=num_probes)
-    top = hessian.HessianTop(num_iterations=num_iterations)
+    objective = regularizers.Objective.of(lambda params: task.loss(params, key, batch))
+    trace = regularizers.HessianTrace(num_probes=num_probes)
+    top = regularizers.HessianTop(num_iterations=num_iterations)
     return jax.lax.map(
-        lambda p: (trace.curvature(loss_fn, p, key), top.curvature(loss_fn, p, key)), params
+        lambda p: (trace.curvature(objective, p, key), top.curvature(objective, p, key)), params
     )
 
 

@@ -134,15 +134,6 @@ class Reporter:
         self.judged = verdicts_lib.judge(results, primary, alpha, test)
         self.claims = claims_lib.go_through(results, self.judged)
 
-    @classmethod
-    def of(cls, laboratory: Laboratory) -> Reporter:
-        """Runs an experiment as far as it has not been run, and judges it as it declares."""
-        experiment = laboratory.experiment
-        results = laboratory.run()
-        return cls(
-            results, laboratory.out_dir, experiment.primary, experiment.alpha, experiment.test
-        )
-
     def write(
         self,
         title: str,
@@ -251,7 +242,7 @@ class Reporter:
             else []
         )
         if any(seconds is not None for _, seconds in costs):
-            page.note("What a step costs, compilation and evaluations included:")
+            page.note("What a step of one run costs, compilation excluded, evaluations included:")
             page.table(
                 ["optimizer", "gradients per step", "ms per step"],
                 [
@@ -284,6 +275,31 @@ class Reporter:
     def _add(self, page: Report, figure: mpl_figure.Figure, name: str, caption: str) -> None:
         (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption))
         figures_lib.save_png(figure, self._out_dir / f"{name}.png")
+
+
+def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = True) -> None:
+    """Runs an experiment as far as it has not been run, and writes its whole report.
+
+    Args:
+      laboratory: of the experiment.
+      title, lead: of the page.
+      with_claims: go through the paper's claims.
+    """
+    experiment = laboratory.experiment
+    reporter = Reporter(
+        laboratory.run(),
+        laboratory.out_dir,
+        experiment.primary,
+        experiment.alpha,
+        experiment.test,
+    )
+    page = reporter.write(title, lead, with_claims, laboratory.seconds_per_step)
+    if learned := laboratory.learned():
+        reporter.smoothness(page, learned)
+    if (found := laboratory.early_evidence()) is not None:
+        reporter.early_evidence(page, found)
+    page.write(laboratory.out_dir / "report.html")
+    print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -204,6 +204,7 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                 for point in POINTS:
                     around = one.at[point][seed]
                     for run in range(len(runs.train_loss)):
+                        measured = run < len(around.loss)
                         at_poc = point == "poc"
                         row = {
                             "task": result.task,
@@ -213,10 +214,10 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                             "point": point,
                             "step": int(runs.poc_step[run]) + 1 if at_poc else result.num_steps,
                             "poc_declared": bool(runs.poc_declared[run]),
-                            "held_out_loss": float(around.loss[run]),
-                            "grad_norm": float(around.grad_norm[run]),
-                            "hessian_trace": float(around.trace[run]),
-                            "hessian_top": float(around.top[run]),
+                            "held_out_loss": float(around.loss[run]) if measured else "",
+                            "grad_norm": float(around.grad_norm[run]) if measured else "",
+                            "hessian_trace": float(around.trace[run]) if measured else "",
+                            "hessian_top": float(around.top[run]) if measured else "",
                             "test_accuracy": "" if at_poc else float(runs.test_accuracy[run, -1]),
                             "test_loss": "" if at_poc else float(runs.test_loss[run, -1]),
                             "train_loss": "" if at_poc else float(runs.final_train_loss[run]),
@@ -224,9 +225,11 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                         }
                         for name in PROPERTIES:
                             for scale in SCALES:
-                                last = around.last(name, scale)[run]
+                                last = around.last(name, scale)
                                 for index, radius in enumerate(result.measurement.radii):
-                                    row[f"{name}_{scale}_r{radius:g}"] = float(last[index])
+                                    row[f"{name}_{scale}_r{radius:g}"] = (
+                                        float(last[run, index]) if measured else ""
+                                    )
                         yield row
 
 

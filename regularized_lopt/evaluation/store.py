@@ -81,6 +81,35 @@ class Store:
         return tree
 
 
+class Numbers:
+    """Numbers by name in a JSON file, which is rewritten (aside, then renamed) at every change."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._numbers: dict[str, float] = read_json(path)
+
+    def get(self, name: str) -> float | None:
+        """The number, or None."""
+        return self._numbers.get(name)
+
+    def __setitem__(self, name: str, value: float) -> None:
+        self._numbers[name] = value
+        write_json(self._path, self._numbers)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """What the file holds; nothing where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Written aside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=True))
+    scratch.replace(path)
+
+
 def fields(value: Any) -> dict[str, Any]:
     """A dataclass of arrays (and trees of them) as a dict, not copied."""
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from regularized_lopt import errors, tasks
 from regularized_lopt.evaluation import contestants as contestants_lib
@@ -26,6 +26,8 @@ from regularized_lopt.evaluation.contestants import Contestant
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
+TUNING_RUNS = 2
+"""Runs per learning rate of a baseline's grid."""
 _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
 
 LEVEL_RATIO = 1.1
@@ -84,6 +86,14 @@ class Runs:
     final_params: Any
     level_params: Any
 
+    def first(self, count: int) -> Runs:
+        """The first so many runs."""
+        kept = {
+            field.name: jax.tree.map(lambda leaf: leaf[:count], getattr(self, field.name))
+            for field in dataclasses.fields(self)
+        }
+        return Runs(**{**kept, "eval_steps": self.eval_steps})
+
     @property
     def final_train_loss(self) -> np.ndarray:
         """[runs], mean of the last `convergence.WINDOW` training losses."""
@@ -98,13 +108,11 @@ class Levels:
     both have ended, so the params at the last `LEVELS_KEPT` ones are kept, in a ring.
 
     Attributes:
-      recent: the last training losses, a ring.
       lowest: the highest level number reached so far.
       level, step: number of the level in each slot, and when it was reached; step -1: empty.
       params: [LEVELS_KEPT + 1, ...]; the last slot takes what is not kept.
     """
 
-    recent: Float[Array, window]
     lowest: Int[Array, ""]
     level: Int[Array, slots]
     step: Int[Array, slots]
@@ -114,7 +122,6 @@ class Levels:
     def start(cls, params: Any) -> Levels:
         """Before the first step."""
         return cls(
-            recent=jnp.full((convergence.WINDOW,), jnp.inf),
             lowest=jnp.asarray(NO_LEVEL, jnp.int32),
             level=jnp.full((LEVELS_KEPT,), NO_LEVEL, jnp.int32),
             step=jnp.full((LEVELS_KEPT,), -1, jnp.int32),
@@ -123,10 +130,8 @@ class Levels:
             ),
         )
 
-    def update(self, step: jax.Array, loss: jax.Array, params: Any) -> Levels:
-        """Takes in one training step: its number, its loss, the params after it."""
-        recent = self.recent.at[step % convergence.WINDOW].set(loss)
-        mean = jnp.mean(recent)
+    def update(self, step: jax.Array, mean: jax.Array, params: Any) -> Levels:
+        """Takes in one training step: its number, the loss's trailing mean, the params after it."""
         number = jnp.floor(-jnp.log(jnp.maximum(mean, 1e-30)) / np.log(LEVEL_RATIO))
         reached = jnp.where(jnp.isfinite(mean), number, NO_LEVEL).astype(jnp.int32)
         new = reached > self.lowest
@@ -138,7 +143,6 @@ class Levels:
         at = self.step.at[slots].set(jnp.where(passed, step, self.step[slots]))
         slot = jnp.where(new, reached % LEVELS_KEPT, LEVELS_KEPT)
         return Levels(
-            recent=recent,
             lowest=jnp.maximum(self.lowest, reached),
             level=level,
             step=at,
@@ -235,6 +239,13 @@ class Trainer:
             for i, contestant in enumerate(contestants)
         }
 
+    def compile(self, contestants: Sequence[Contestant]) -> None:
+        """Compiles what `train` runs, by one step of it, so that training can be timed."""
+        trial = Trainer(
+            self.task, self.num_runs, 1, 0, [1], self.layout, self.programs, progress=False
+        )
+        trial.train(contestants)
+
 
 class _Program:
     """The jitted parts of training with one kind of contestant, on any number of lanes."""
@@ -327,7 +338,7 @@ class _Program:
         after = opt.get_params(opt_state)
         poc = convergence.update(poc, t, loss, after)
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
-        return (opt_state, poc, levels.update(t, loss, after), update_norm), loss
+        return (opt_state, poc, levels.update(t, poc.trailing_mean, after), update_norm), loss
 
     @functools.partial(jax.jit, static_argnums=0)
     def _evaluate(self, hyper: Any, carry: Any, test: Any) -> jax.Array:
@@ -357,7 +368,7 @@ def tune(
     task: tasks.ImageTask,
     num_steps: int,
     seed: int = 0,
-    num_runs: int = 2,
+    num_runs: int = TUNING_RUNS,
     layout: Layout = Layout(),
     programs: dict[str, _Program] | None = None,
     progress: bool = True,
@@ -382,27 +393,41 @@ def tune(
 
 
 def measure_layouts(
-    trainer: Trainer, contestant: Contestant, num_steps: int = 20
+    trainer: Trainer, contestants: Sequence[Contestant], num_steps: int = 20
 ) -> dict[Layout, float]:
-    """Inner steps per second of every layout worth trying on this machine, after compiling."""
+    """Inner steps per second of every layout worth trying on this machine, after compiling.
+
+    Args:
+      trainer: of the task and runs in question.
+      contestants: to be trained with, of one kind; side by side where that may pay.
+      num_steps: inner steps to time.
+    """
     runs = trainer.num_runs
     layouts = [Layout(1, 1), Layout(runs, 1)]
     if jax.default_backend() == "cpu":
         # Wide programs mostly move more memory there; several narrow ones share the cores.
         layouts.append(Layout(1, min(_cores(), runs)))
+    else:
+        layouts.append(Layout(runs * len(contestants), 1))
     speeds: dict[Layout, float] = {}
     for layout in dict.fromkeys(layouts):
-        # Two steps first: a layout that is far behind is not measured any longer.
-        for steps in (2, num_steps):
-            trial = Trainer(
-                trainer.task, runs, steps, 0, [], layout, trainer.programs, progress=False
-            )
-            trial.train([contestant])
-            start = time.monotonic()
-            trial.train([contestant])
-            speed = runs * steps / (time.monotonic() - start)
-            if speed < 0.3 * max(speeds.values(), default=0.0):
-                break
+        together = contestants[: max(1, layout.lanes // runs)]
+        try:
+            # Two steps first: a layout that is far behind is not measured any longer.
+            for steps in (2, num_steps):
+                trial = Trainer(
+                    trainer.task, runs, steps, 0, [], layout, trainer.programs, progress=False
+                )
+                trial.train(together)
+                start = time.monotonic()
+                trial.train(together)
+                speed = len(together) * runs * steps / (time.monotonic() - start)
+                if speed < 0.3 * max(speeds.values(), default=0.0):
+                    break
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or not speeds:
+                raise
+            continue  # Too wide for this device's memory.
         speeds[layout] = speed
     return speeds
 

@@ -113,6 +113,11 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         self.second_derivatives = second_derivatives
 
     @property
+    def needs_params(self) -> bool:
+        """Whether the params are among the inputs."""
+        return "params" in self._inputs
+
+    @property
     def name(self) -> str:
         return f"LSTMLOpt_{self._num_layers}x{self._hidden_size}_{'_'.join(self._inputs)}"
 
@@ -182,7 +187,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
           (update_fn, its input here, the unit to measure the input in: the root mean square of
           the whole gradient, or 1 for features).
         """
-        gradient, params, hidden = _flatten(grad), _flatten(opt_state.params), opt_state.hidden
+        gradient, params, hidden = flatten(grad), flatten(opt_state.params), opt_state.hidden
         unit = jnp.sqrt(jnp.mean(gradient**2))
         if fraction < 1:
             count = max(1, round(fraction * gradient.size))
@@ -246,7 +251,7 @@ class _LSTMOptimizer(upstream.Optimizer):
     ) -> LSTMOptState:
         """Starts a run: zero hidden state. `num_steps` and `key` are accepted and not needed."""
         del num_steps, key, kwargs
-        flat = _flatten(params)
+        flat = flatten(params)
         return LSTMOptState(
             params=params,
             state=model_state,
@@ -268,11 +273,11 @@ class _LSTMOptimizer(upstream.Optimizer):
     ) -> LSTMOptState:
         """One inner step: params <- params + network(grad); `grad` is shaped like the params."""
         del loss, key, kwargs
-        flat = _flatten(opt_state.params)
+        flat = flatten(opt_state.params)
         if flat.size == 0:
             updates, hidden = flat, opt_state.hidden
         else:
-            gradient = _flatten(grad).astype(flat.dtype)
+            gradient = flatten(grad).astype(flat.dtype)
             if not self._lopt.second_derivatives:
                 gradient = jax.lax.stop_gradient(gradient)
             updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
@@ -302,13 +307,14 @@ def _truncated_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(shape[1])
 
 
-def _trained(leaf: Any) -> bool:
+def is_trained(leaf: Any) -> bool:
+    """Whether a leaf of the params is trained: a floating one."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def _flatten(tree: Params) -> Float[Array, n]:
+def flatten(tree: Params) -> Float[Array, n]:
     """All floating leaves in one vector, float32 or (where a leaf is) float64."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if _trained(leaf)]
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_trained(leaf)]
     dtype = jnp.result_type(jnp.float32, *[leaf.dtype for leaf in leaves])
     if not leaves:
         return jnp.zeros((0,), dtype)
@@ -320,7 +326,7 @@ def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
     leaves, treedef = jax.tree.flatten(params)
     offset, added = 0, []
     for leaf in leaves:
-        if not _trained(leaf):
+        if not is_trained(leaf):
             added.append(leaf)
             continue
         old = jnp.asarray(leaf)

@@ -38,10 +38,38 @@ class Objective(NamedTuple):
     Attributes:
       gradient: the plain gradient at any point.
       value: the loss at any point, or None where only estimates of its gradient exist (ES, PES).
+      finite: where False, further passes are skipped and yield zeros. Given one, every pass is a
+        computation of its own: only then does XLA let it reuse the memory of the others.
     """
 
     gradient: GradFn
     value: LossFn | None = None
+    finite: jax.Array | None = None
+
+    @classmethod
+    def of(cls, loss_fn: LossFn, finite: jax.Array | None = None) -> Objective:
+        """The objective of an ordinary differentiable loss."""
+        return cls(_skippable(jax.grad(loss_fn), finite), loss_fn, finite)
+
+    def derivative(self, point: Point, *directions: Point) -> Scalar:
+        """D^k L(point)[v_1, ..., v_k], by forward mode; needs `value`."""
+        assert self.value is not None
+        function = self.value
+        for v in directions:
+            function = _along(function, v)
+        return function(point)
+
+    def gradient_of_derivative(self, point: Point, *directions: Point) -> Point:
+        """grad_w D^k L(w)[v_1, ..., v_k] at `point`, the directions held fixed; needs `value`.
+
+        Reverse mode over forward: the one reverse pass is then over the fewest operations.
+        """
+        gradient = jax.grad(lambda where: self.derivative(where, *directions))
+        return _skippable(gradient, self.finite)(point)
+
+    def hessian_vector_product(self, point: Point, v: Point) -> Point:
+        """H(point) v; needs `value`."""
+        return self.gradient_of_derivative(point, v)
 
 
 class Regularizer:
@@ -121,15 +149,10 @@ class Regularizer:
         def scalar(where: Point) -> Scalar:
             return loss_fn(where)[0] if has_aux else loss_fn(where)
 
-        # Every pass is a computation of its own: only then does XLA let it reuse the memory of the
-        # others. It is skipped where the plain gradient is of no use.
         finite = jnp.isfinite(tree.norm(grad))
 
-        def gradient(where: Point) -> Point:
-            return jax.lax.cond(finite, jax.grad(scalar), lambda _: grad, where)
-
         def regularized() -> Point:
-            objective = Objective(gradient, scalar)
+            objective = Objective.of(scalar, finite)
             return self.regularized_gradient(objective, point, grad, key=key, step=step)
 
         return value, jax.lax.cond(finite, regularized, lambda: grad)
@@ -298,6 +321,22 @@ def mix_difference(plain: Any, regularized: Any, weight: Any) -> Any:
         plain,
         regularized,
     )
+
+
+def _skippable(grad_fn: GradFn, wanted: jax.Array | None) -> GradFn:
+    """The function as a computation of its own, zeros where it is not wanted."""
+    if wanted is None:
+        return grad_fn
+
+    def zeros(point: Point) -> Point:
+        return jax.tree.map(jnp.zeros_like, point)
+
+    return lambda point: jax.lax.cond(wanted, grad_fn, zeros, point)
+
+
+def _along(function: LossFn, v: Point) -> LossFn:
+    """The function's derivative along v."""
+    return lambda point: jax.jvp(function, (point,), (v,))[1]
 
 
 def _fold(key: Any, index: int) -> Any:

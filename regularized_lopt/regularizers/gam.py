@@ -86,18 +86,20 @@ class GAM(base.Regularizer):
             return grad
         ascent = grad if ascent is None else ascent
         if self.form == "hvp":
-            correction = self._flatness_gradient_hvp(objective.gradient, point, ascent, step)
+            correction = self._flatness_gradient_hvp(objective, point, ascent, step)
             return tree.add(grad, tree.scale(correction, at(self.strength, step)))
         g1, g2, g3 = self._gradients(objective.gradient, point, grad, ascent, step)
         n = tree.interpolate(g1, g3, self.beta_1)
         m = tree.interpolate(grad, g2, self.beta_0)
         return tree.subtract(n, tree.scale(tree.orthogonal_part(m, n), self.gamma))
 
-    def flatness_gradient(self, grad_fn: base.GradFn, point: Any, grad: Any, step: Any = 0) -> Any:
+    def flatness_gradient(
+        self, objective: base.Objective, point: Any, grad: Any, step: Any = 0
+    ) -> Any:
         """grad R alone, in either form: what the two agree on as r goes to 0."""
         if self.form == "hvp":
-            return self._flatness_gradient_hvp(grad_fn, point, grad, step)
-        _, g2, g3 = self._gradients(grad_fn, point, grad, grad, step)
+            return self._flatness_gradient_hvp(objective, point, grad, step)
+        _, g2, g3 = self._gradients(objective.gradient, point, grad, grad, step)
         return tree.scale(tree.subtract(g3, g2), at(self.rho, step) / at(self.r, step))
 
     def regularized_value(
@@ -114,7 +116,8 @@ class GAM(base.Regularizer):
             g1 = grad_fn(tree.add(fixed, tree.scale_to_norm(grad, r)))
             ascent = tree.subtract(g1, grad)
         else:
-            ascent = _hvp(grad_fn, fixed, tree.scale_to_norm(grad, 1.0))
+            unit = tree.scale_to_norm(grad, 1.0)
+            ascent = base.Objective.of(loss_fn).hessian_vector_product(fixed, unit)
         d = jax.lax.stop_gradient(tree.scale_to_norm(ascent, rho))
         adversarial = tree.add(point, d)
         if self.form == "difference":
@@ -126,12 +129,14 @@ class GAM(base.Regularizer):
             flatness = tree.norm(grad_fn(adversarial))
         return base.plus(loss_fn(point), at(self.strength, step) * rho * flatness)
 
-    def _flatness_gradient_hvp(self, grad_fn: base.GradFn, point: Any, grad: Any, step: Any) -> Any:
+    def _flatness_gradient_hvp(
+        self, objective: base.Objective, point: Any, grad: Any, step: Any
+    ) -> Any:
         rho = at(self.rho, step)
-        f = _hvp(grad_fn, point, tree.scale_to_norm(grad, 1.0))
+        f = objective.hessian_vector_product(point, tree.scale_to_norm(grad, 1.0))
         adversarial = tree.add(point, tree.scale_to_norm(f, rho))
-        direction = tree.scale_to_norm(grad_fn(adversarial), 1.0)
-        return tree.scale(_hvp(grad_fn, adversarial, direction), rho)
+        direction = tree.scale_to_norm(objective.gradient(adversarial), 1.0)
+        return tree.scale(objective.hessian_vector_product(adversarial, direction), rho)
 
     def _gradients(
         self, grad_fn: base.GradFn, point: Any, grad: Any, ascent: Any, step: Any
@@ -144,7 +149,3 @@ class GAM(base.Regularizer):
         g2 = grad_fn(adversarial)
         g3 = grad_fn(tree.add(adversarial, tree.scale_to_norm(g2, r)))
         return g1, g2, g3
-
-
-def _hvp(grad_fn: base.GradFn, point: Any, vector: Any) -> Any:
-    return jax.jvp(grad_fn, (point,), (vector,))[1]

@@ -1,7 +1,7 @@
 """Penalties on the curvature of the loss (Yang et al. 2023, arXiv 2302.11085).
 
 All by directional derivatives; no Hessian is ever formed. As a gradient, with v and u = H v held
-fixed, grad_w u'H(w)v is the second directional derivative of the plain gradient along u and v.
+fixed, grad_w u'H(w)v is the gradient of the loss's second derivative along u and v.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class _Curvature(base.Regularizer):
         super().__init__(weight)
         self.strength = self._not_negative("strength", strength)
 
-    def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
+    def curvature(self, objective: base.Objective, point: Any, key: jax.Array) -> base.Scalar:
         """R at `point`; differentiable."""
         raise NotImplementedError
 
-    def curvature_gradient(self, grad_fn: base.GradFn, point: Any, key: jax.Array) -> Any:
-        """grad R at `point`, from the plain gradient's directional derivatives."""
+    def curvature_gradient(self, objective: base.Objective, point: Any, key: jax.Array) -> Any:
+        """grad R at `point`."""
         raise NotImplementedError
 
     def gradient(
@@ -47,7 +47,7 @@ class _Curvature(base.Regularizer):
         del ascent
         if is_zero(self.strength):
             return grad
-        correction = self.curvature_gradient(objective.gradient, point, self._need_key(key))
+        correction = self.curvature_gradient(objective, point, self._need_key(key))
         return tree.add(grad, tree.scale(correction, at(self.strength, step)))
 
     def regularized_value(
@@ -55,7 +55,7 @@ class _Curvature(base.Regularizer):
     ) -> base.Scalar:
         if is_zero(self.strength):
             return loss_fn(point)
-        curvature = self.curvature(loss_fn, point, self._need_key(key))
+        curvature = self.curvature(base.Objective.of(loss_fn), point, self._need_key(key))
         return base.plus(loss_fn(point), at(self.strength, step) * curvature)
 
 
@@ -86,21 +86,21 @@ class HessianTrace(_Probed):
 
     name = "hessian_trace"
 
-    def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
+    def curvature(self, objective: base.Objective, point: Any, key: jax.Array) -> base.Scalar:
         """Estimate of tr H."""
 
         def quadratic_form(key: jax.Array) -> jax.Array:
             v = _rademacher(key, point)
-            return _derivative(lambda where: _derivative(loss_fn, where, v), point, v)
+            return objective.derivative(point, v, v)
 
         return self._mean(quadratic_form, key)
 
-    def curvature_gradient(self, grad_fn: base.GradFn, point: Any, key: jax.Array) -> Any:
+    def curvature_gradient(self, objective: base.Objective, point: Any, key: jax.Array) -> Any:
         """Estimate of grad tr H."""
 
         def one(key: jax.Array) -> Any:
             v = _rademacher(key, point)
-            return _second_derivative(grad_fn, point, v, v)
+            return objective.gradient_of_derivative(point, v, v)
 
         return self._mean(one, key)
 
@@ -111,22 +111,22 @@ class HessianFrobenius(_Probed):
 
     name = "hessian_frobenius"
 
-    def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
+    def curvature(self, objective: base.Objective, point: Any, key: jax.Array) -> base.Scalar:
         """Estimate of ||H||_F^2."""
 
         def one(key: jax.Array) -> jax.Array:
-            product = _derivative(jax.grad(loss_fn), point, _rademacher(key, point))
+            product = objective.hessian_vector_product(point, _rademacher(key, point))
             return tree.vdot(product, product)
 
         return self._mean(one, key)
 
-    def curvature_gradient(self, grad_fn: base.GradFn, point: Any, key: jax.Array) -> Any:
+    def curvature_gradient(self, objective: base.Objective, point: Any, key: jax.Array) -> Any:
         """Estimate of grad ||H||_F^2: 2 grad u'Hv with u = Hv fixed."""
 
         def one(key: jax.Array) -> Any:
             v = _rademacher(key, point)
-            u = _derivative(grad_fn, point, v)
-            return tree.scale(_second_derivative(grad_fn, point, u, v), 2.0)
+            u = objective.hessian_vector_product(point, v)
+            return tree.scale(objective.gradient_of_derivative(point, u, v), 2.0)
 
         return self._mean(one, key)
 
@@ -154,33 +154,23 @@ class HessianTop(_Curvature):
         super().__init__(strength, weight)
         self.num_iterations = num_iterations
 
-    def curvature(self, loss_fn: base.LossFn, point: Any, key: jax.Array) -> base.Scalar:
+    def curvature(self, objective: base.Objective, point: Any, key: jax.Array) -> base.Scalar:
         """Signed Rayleigh quotient of the last vector."""
         fixed = jax.lax.stop_gradient(point)
-        v = jax.lax.stop_gradient(self._vector(jax.grad(loss_fn), fixed, key))
-        return _derivative(lambda where: _derivative(loss_fn, where, v), point, v)
+        v = jax.lax.stop_gradient(self._vector(objective, fixed, key))
+        return objective.derivative(point, v, v)
 
-    def curvature_gradient(self, grad_fn: base.GradFn, point: Any, key: jax.Array) -> Any:
+    def curvature_gradient(self, objective: base.Objective, point: Any, key: jax.Array) -> Any:
         """Gradient of the Rayleigh quotient, the vector held fixed."""
-        v = self._vector(grad_fn, point, key)
-        return _second_derivative(grad_fn, point, v, v)
+        v = self._vector(objective, point, key)
+        return objective.gradient_of_derivative(point, v, v)
 
-    def _vector(self, grad_fn: base.GradFn, point: Any, key: jax.Array) -> Any:
+    def _vector(self, objective: base.Objective, point: Any, key: jax.Array) -> Any:
         def iterate(_: Any, v: Any) -> Any:
-            return tree.scale_to_norm(_derivative(grad_fn, point, v), 1.0)
+            return tree.scale_to_norm(objective.hessian_vector_product(point, v), 1.0)
 
         start = tree.scale_to_norm(_random(jax.random.normal, key, point), 1.0)
         return jax.lax.fori_loop(0, self.num_iterations, iterate, start)
-
-
-def _derivative(function: Any, point: Any, v: Any) -> Any:
-    """Derivative of `function` at `point` along v."""
-    return jax.jvp(function, (point,), (v,))[1]
-
-
-def _second_derivative(function: Any, point: Any, u: Any, v: Any) -> Any:
-    """Mixed second derivative of `function` at `point` along u and v."""
-    return _derivative(lambda where: _derivative(function, where, v), point, u)
 
 
 def _rademacher(key: jax.Array, like: Any) -> Any:

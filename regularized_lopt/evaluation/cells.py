@@ -1,0 +1,91 @@
+"""Which cells an experiment has, and what each depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import store
+from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.experiment import Experiment
+from regularized_lopt.evaluation.properties import Measurement
+from regularized_lopt.evaluation.store import Cell
+from regularized_lopt.tasks import data as data_lib
+
+
+def identity(contestant: Contestant) -> str:
+    """What a contestant is called in the cells that depend on it."""
+    return f"{contestant.kind} {store.digest(contestant.hyper)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of an experiment.
+
+    Attributes:
+      experiment: what is compared on what.
+      measurement: what is measured.
+    """
+
+    experiment: Experiment
+    measurement: Measurement
+
+    def tune(self, task: str, baseline: str) -> Cell:
+        """The learning rate of a baseline."""
+        rates = [float(rate) for rate in contestants_lib.BASELINES[baseline].learning_rates]
+        spec = {**self._spec(task), "baseline": baseline, "rates": rates}
+        return Cell("tune", f"{task} {baseline}", spec)
+
+    def runs(self, task: str, name: str, contestant: str) -> Cell:
+        """`training.Runs` of a contestant, whose `identity` is given."""
+        spec = {
+            **self._spec(task),
+            "num_runs": self.experiment.num_runs,
+            "contestant": contestant,
+        }
+        return Cell("runs", f"{task} {name}", spec)
+
+    def surroundings(self, task: str, name: str, contestant: str, point: str) -> Cell:
+        """`properties.Surroundings` of those runs."""
+        spec = {
+            **self._measured(task, name, contestant),
+            "point": point,
+            "measurement": dataclasses.asdict(self.measurement),
+        }
+        return Cell("surroundings", f"{task} {name} {point}", spec)
+
+    def matched(self, task: str, name: str, contestant: str, reference: str) -> Cell:
+        """`verdicts.Matched` of those runs and the reference's."""
+        spec = {
+            **self._measured(task, name, contestant),
+            "reference": reference,
+            "measurement": dataclasses.asdict(self.measurement.headline_alone()),
+        }
+        return Cell("matched", f"{task} {name}", spec)
+
+    def slices(self, task: str, name: str, contestant: str) -> Cell:
+        """`landscape.LossSlices` around the first of those runs."""
+        spec = {**self.runs(task, name, contestant).spec, "reach": 1.0, "points": 25}
+        return Cell("slices", f"{task} {name}", spec)
+
+    def early_evidence(self, learned: Mapping[str, str]) -> Cell:
+        """`early_evidence.EarlyEvidence` with learned optimizers, by name."""
+        return Cell("early", "cubic polynomials", {"learned": dict(learned)})
+
+    def _spec(self, task: str) -> dict[str, Any]:
+        """What every cell of a task depends on."""
+        return {
+            "task": task,
+            "num_steps": self.experiment.num_steps,
+            "seed": self.experiment.seed,
+            # Changes where gin's parameters of the data splits do.
+            "splits": store.digest(data_lib.meta_splits(1000)),
+        }
+
+    def _measured(self, task: str, name: str, contestant: str) -> dict[str, Any]:
+        return {
+            **self.runs(task, name, contestant).spec,
+            "measured_runs": self.experiment.measured_runs(task),
+        }

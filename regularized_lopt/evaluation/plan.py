@@ -1,0 +1,328 @@
+"""What an experiment will compute and what that will cost, before it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+
+from regularized_lopt import tasks
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import early_evidence, properties, store, training, verdicts
+from regularized_lopt.evaluation import laboratory as laboratory_lib
+from regularized_lopt.evaluation.cells import identity
+from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.store import Cell
+from regularized_lopt.learned_optimizers import LSTMLOpt
+from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.outer_train import load_metrics
+
+_STEPS = 20  # Inner or outer, to time.
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCell:
+    """A line of the plan.
+
+    Attributes:
+      stage: "meta-train", "tune", "train", "measure", "match", "slice" or "early evidence".
+      label: of the cell.
+      cached: it is there.
+      seconds: what it took, or is estimated to take; None: nothing measured to go by.
+    """
+
+    stage: str
+    label: str
+    cached: bool
+    seconds: float | None
+
+
+def plan(laboratory: laboratory_lib.Laboratory, measure_rates: bool = False) -> list[PlannedCell]:
+    """All cells of an experiment; computes none.
+
+    Args:
+      laboratory: what is planned.
+      measure_rates: time a few steps of whatever is neither computed nor timed yet. Rates are kept
+        in the laboratory's directory.
+    """
+    return list(_Plan(laboratory, measure_rates).lines())
+
+
+class _Plan:
+    def __init__(self, laboratory: laboratory_lib.Laboratory, measure_rates: bool):
+        self._lab = laboratory
+        self._experiment = laboratory.experiment
+        self._rates = _Rates(laboratory) if measure_rates else None
+
+    def lines(self) -> Iterator[PlannedCell]:
+        """In the order in which they are computed."""
+        contestants: dict[str, list[Contestant | None]] = {}
+        for name, source in self._experiment.optimizers.items():
+            seeds = self._lab.seeds(source)
+            contestants[name] = [self._lab.trained(name, source, seed) for seed in seeds]
+            for seed, one in zip(seeds, contestants[name], strict=True):
+                label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
+                yield self._meta_training(name, source, seed, label, one)
+        for task in self._experiment.tasks:
+            yield from self._task(task, contestants)
+        if self._experiment.early_evidence:
+            yield from self._early_evidence()
+
+    def _meta_training(
+        self, name: str, source: str, seed: int, label: str, one: Contestant | None
+    ) -> PlannedCell:
+        return self._line(
+            "meta-train",
+            label,
+            one is not None,
+            f"meta-train {name}",
+            lambda rates: rates.meta_training(source, seed),
+        )
+
+    def _early_evidence(self) -> Iterator[PlannedCell]:
+        found: dict[str, Contestant | None] = {}
+        for name, source in self._experiment.early_evidence.items():
+            found[name] = self._lab.trained(laboratory_lib.early_name(name), source, 0)
+            label = f"early evidence, {name}"
+            yield self._meta_training(
+                laboratory_lib.early_name(name), source, 0, label, found[name]
+            )
+        learned = {name: identity(one) for name, one in found.items() if one is not None}
+        cell = self._lab.cells.early_evidence(learned) if len(learned) == len(found) else None
+        yield self._line(
+            "early evidence",
+            "cubic polynomials",
+            self._cached(cell),
+            "early evidence",
+            lambda rates: rates.early_evidence(),
+        )
+
+    def _task(
+        self, task: str, learned: Mapping[str, Sequence[Contestant | None]]
+    ) -> Iterator[PlannedCell]:
+        contestants = {name: list(of) for name, of in learned.items()}
+        for name in self._experiment.baselines:
+            tuned = self._lab.tuned(task, name)
+            contestants[name] = [tuned]
+            yield self._line(
+                "tune",
+                f"{task}, {name}",
+                tuned is not None,
+                f"tune {task} {name}",
+                lambda rates, name=name: rates.tuning(task, name),
+            )
+        reference = contestants[self._experiment.reference]
+        for name in self._experiment.contestants:
+            for index, one in enumerate(contestants[name]):
+                other = reference[index % len(reference)]
+                yield from self._contestant(task, name, index, one, other)
+
+    def _contestant(
+        self,
+        task: str,
+        name: str,
+        index: int,
+        one: Contestant | None,
+        reference: Contestant | None,
+    ) -> Iterator[PlannedCell]:
+        label = f"{task}, {name}" + (f", #{index}" if index else "")
+        made: dict[str, Cell] = {}
+        if one is not None:
+            who = (task, name, identity(one))
+            made = {point: self._lab.cells.surroundings(*who, point) for point in verdicts.POINTS}
+            made |= {"train": self._lab.cells.runs(*who), "slice": self._lab.cells.slices(*who)}
+            if reference is not None:
+                made["match"] = self._lab.cells.matched(*who, identity(reference))
+        yield self._line(
+            "train",
+            label,
+            self._cached(made.get("train")),
+            f"train {task} {name}",
+            lambda rates: rates.training(task, name),
+        )
+        for point in verdicts.POINTS:
+            yield self._line(
+                "measure",
+                f"{label}, {point}",
+                self._cached(made.get(point)),
+                f"measure {task}",
+                lambda rates: rates.measuring(task),
+            )
+        if name != self._experiment.reference:
+            yield self._line(
+                "match",
+                label,
+                self._cached(made.get("match")),
+                f"match {task}",
+                lambda rates: rates.matching(task),
+            )
+        if name in self._experiment.optimizers and not index:
+            yield self._line(
+                "slice",
+                label,
+                self._cached(made.get("slice")),
+                f"slice {task}",
+                lambda rates: rates.slicing(task),
+            )
+
+    def _cached(self, cell: Cell | None) -> bool:
+        return cell is not None and cell in self._lab.store
+
+    def _line(
+        self, stage: str, label: str, cached: bool, timing: str, estimate: Callable[[_Rates], float]
+    ) -> PlannedCell:
+        # What the same work took, here, before; else by the rates of its parts.
+        seconds = self._lab.timings.get(timing)
+        if seconds is None and not cached and self._rates is not None:
+            seconds = estimate(self._rates)
+        return PlannedCell(stage, label, cached, seconds)
+
+
+class _Rates:
+    """Seconds per unit of work on this machine; each is measured once and kept."""
+
+    def __init__(self, laboratory: laboratory_lib.Laboratory):
+        self._lab = laboratory
+        self._experiment = laboratory.experiment
+        self._kept = store.Numbers(laboratory.out_dir / "rates.json")
+        self._trainers: dict[str, training.Trainer] = {}
+
+    def meta_training(self, source: str, seed: int) -> float:
+        """Of a configuration, less its validations."""
+
+        def measure() -> float:
+            with tempfile.TemporaryDirectory() as scratch:
+                outer_train(scratch, num_outer_steps=_STEPS, log_every=1, progress=False)
+                seconds = load_metrics(scratch)["seconds"]
+            jax.clear_caches()
+            # The first step compiles.
+            return float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
+
+        with self._lab.meta_training(source, seed):
+            try:
+                steps = gin.query_parameter("outer_train.num_outer_steps")
+            except ValueError:  # Not bound.
+                steps = inspect.signature(outer_train).parameters["num_outer_steps"].default
+            return steps * self._rate(f"outer step {source}", measure)
+
+    def tuning(self, task: str, name: str) -> float:
+        """Of a baseline."""
+        lanes = training.TUNING_RUNS * len(contestants_lib.BASELINES[name].learning_rates)
+        return lanes * self._experiment.num_steps * self._inner_step(task, name)
+
+    def training(self, task: str, name: str) -> float:
+        """Of all runs of a contestant."""
+        lanes = self._experiment.num_runs
+        return lanes * self._experiment.num_steps * self._inner_step(task, name)
+
+    def measuring(self, task: str) -> float:
+        """At one point of all measured runs."""
+        what = self._lab.measurement
+        ascents = len(what.radii) - 1 + what.headline_starts
+        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+
+    def matching(self, task: str) -> float:
+        """Of both sides."""
+        ascents = 2 * self._lab.measurement.headline_starts
+        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+
+    def slicing(self, task: str) -> float:
+        """625 losses of a quarter of the examples: about the work of an ascent."""
+        return self._ascent(task)
+
+    def early_evidence(self) -> float:
+        """Of the fits by learned optimizers, beside which SGD's take no time."""
+        return sum(self._fits(*item) for item in self._experiment.early_evidence.items())
+
+    # The units.
+
+    def _rate(self, name: str, measure: Callable[[], float]) -> float:
+        if (kept := self._kept.get(name)) is not None:
+            return kept
+        if self._lab.progress:
+            print(f"Timing: {name}", file=sys.stderr)
+        self._kept[name] = seconds = measure()
+        return seconds
+
+    def _inner_step(self, task: str, name: str) -> float:
+        """Seconds per step of one run, in the layout that the runs will have."""
+        if name in self._experiment.optimizers:
+            contestant = self._like(name)
+            return self._rate(
+                f"inner step {task} {contestant.kind}", lambda: self._time_steps(task, contestant)
+            )
+        # Baselines cost little but their gradients.
+        sgd = contestants_lib.baseline("SGD", 0.01)
+        seconds = self._rate(f"inner step {task} SGD", lambda: self._time_steps(task, sgd))
+        return seconds * contestants_lib.BASELINES[name].gradients_per_step
+
+    def _time_steps(self, task: str, contestant: Contestant) -> float:
+        trainer = self._trainer(task)
+        trial = training.Trainer(
+            trainer.task,
+            trainer.num_runs,
+            _STEPS,
+            eval_steps=[],
+            layout=trainer.layout,
+            programs=trainer.programs,
+            progress=False,
+        )
+        return _second_time(lambda: trial.train([contestant])) / (_STEPS * trainer.num_runs)
+
+    def _trainer(self, task: str) -> training.Trainer:
+        if task not in self._trainers:
+            optimizers = [self._like(name) for name in self._experiment.optimizers]
+            self._trainers[task] = self._lab.trainer(task, optimizers)
+        return self._trainers[task]
+
+    def _like(self, name: str) -> Contestant:
+        """An optimizer, or an untrained one of its kind."""
+        source = self._experiment.optimizers[name]
+        seed = self._lab.seeds(source)[0]
+        return self._lab.trained(name, source, seed) or self._untrained(source)
+
+    def _untrained(self, source: str) -> Contestant:
+        with self._lab.meta_training(source, 0):
+            lopt = LSTMLOpt()
+        return contestants_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
+
+    def _ascent(self, task: str) -> float:
+        """Seconds per run and start, at one radius, the Hessian's share included."""
+
+        def measure() -> float:
+            image_task = laboratory_lib.image_task(task)
+            params = jax.tree.map(lambda leaf: leaf[None], image_task.init(jax.random.PRNGKey(0)))
+            what = dataclasses.replace(
+                self._lab.measurement,
+                radii=self._lab.measurement.headline_alone().radii,
+                headline_starts=1,
+            )
+            return _second_time(lambda: properties.measure(image_task, params, what))
+
+        return self._rate(f"ascent {task}", measure)
+
+    def _fits(self, name: str, source: str) -> float:
+        """Seconds of the early evidence's fits with one optimizer."""
+        trained = self._lab.trained(laboratory_lib.early_name(name), source, 0)
+        contestant, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
+
+        def measure() -> float:
+            return _second_time(lambda: early_evidence.fit(contestant, family, num_steps=_STEPS))
+
+        whole = inspect.signature(early_evidence.fit).parameters["num_steps"].default
+        return whole / _STEPS * self._rate(f"{_STEPS} steps of all fits {contestant.kind}", measure)
+
+
+def _second_time(function: Callable[[], Any]) -> float:
+    """Seconds, once compiled."""
+    function()
+    start = time.monotonic()
+    function()
+    return time.monotonic() - start
