@@ -1,13 +1,17 @@
+import chex
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import needs_mnist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from learned_optimization import eval_training
 from learned_optimization.tasks import test_utils
 
 from regularized_lopt import tasks, upstream
-from regularized_lopt.tasks import data
+from regularized_lopt.tasks import data, networks
 
 KEY = jax.random.PRNGKey(0)
 OFFLINE = [name for name in tasks.names() if "Digits" in name or "Cubic" in name]
@@ -194,3 +198,36 @@ def test_refuses_unknown_datasets_phases_and_splits():
         data.ResidentDatasets("Digits", "meta_train", 0)
     with pytest.raises(ValueError, match="valid_fraction"):
         data.meta_splits(100, valid_fraction=1.5)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    size=st.integers(1, 5),
+    padding=st.sampled_from(["VALID", "SAME"]),
+    channels=st.integers(1, 3),
+    pixels=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+)
+def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
+    """The same params, outputs and gradients as hk.Conv2D and hk.max_pool."""
+    x = jax.random.normal(jax.random.PRNGKey(size), (2, *pixels, channels))
+
+    def network(conv, pool):
+        return hk.without_apply_rng(hk.transform(lambda x: pool(conv(x)).sum(axis=(1, 2))))
+
+    ours = network(
+        lambda x: networks.Conv2D(4, size, padding)(x), lambda x: networks.max_pool(x, 1)
+    )
+    theirs = network(
+        lambda x: hk.Conv2D(4, size, padding=padding)(x), lambda x: hk.max_pool(x, 1, 1, "VALID")
+    )
+    params = ours.init(jax.random.PRNGKey(1), x)
+    chex.assert_trees_all_equal(params, theirs.init(jax.random.PRNGKey(1), x))
+    grads = [
+        jax.grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(params)
+        for net in (ours, theirs)
+    ]
+    chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-4)
+    window = (1, 2, 2, 1)
+    np.testing.assert_array_equal(
+        networks.max_pool(x), hk.max_pool(x, window, window, padding="VALID")
+    )

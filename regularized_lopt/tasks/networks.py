@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import haiku as hk
@@ -25,6 +26,50 @@ def mlp(
     return network
 
 
+class Conv2D(hk.Module):
+    """`hk.Conv2D` at stride 1, as one matmul on patches: the same params, the same function.
+
+    XLA's convolutions are slow on CPU inside a loop, and under vmap over the kernels anywhere: at
+    8x8 pixels a training step takes 42 ms with them and 60 ms vmapped, against 5 and 4 ms.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, padding: str, name: str | None = None):
+        """Initializer.
+
+        Args:
+          channels: of the output.
+          kernel_size: height and width of the kernel.
+          padding: "VALID" or "SAME".
+          name: of the module.
+        """
+        super().__init__(name=name or "conv2_d")
+        self._channels = channels
+        self._size = kernel_size
+        self._padding = padding
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 channels"]:
+        """Convolves."""
+        size, in_channels = self._size, x.shape[-1]
+        shape = (size, size, in_channels, self._channels)
+        deviation = 1 / math.sqrt(size * size * in_channels)
+        w = hk.get_parameter("w", shape, x.dtype, hk.initializers.TruncatedNormal(deviation))
+        b = hk.get_parameter("b", (self._channels,), x.dtype, jnp.zeros)
+        if self._padding == "SAME":
+            margin = ((size - 1) // 2, size // 2)
+            x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))
+        height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
+        patches = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+        return jnp.concatenate(patches, axis=-1) @ w.reshape(-1, self._channels) + b
+
+
+def max_pool(x: Float[Array, "batch h w c"], size: int = 2) -> Float[Array, "batch h2 w2 c"]:
+    """The maximum over squares of `size` pixels; rows and columns left over are dropped."""
+    batch, height, width, channels = x.shape
+    height, width = height // size, width // size
+    x = x[:, : height * size, : width * size]
+    return x.reshape(batch, height, size, width, size, channels).max(axis=(2, 4))
+
+
 def conv_16x32(padding: str, num_classes: int = 10) -> Network:
     """The paper's CNN: conv 16 of 3x3, ReLU, max-pool 2x2, conv 32 of 5x5, ReLU, dense.
 
@@ -35,9 +80,9 @@ def conv_16x32(padding: str, num_classes: int = 10) -> Network:
     """
 
     def network(images: jax.Array) -> jax.Array:
-        x = jax.nn.relu(hk.Conv2D(16, 3, padding=padding)(images))
-        x = hk.max_pool(x, window_shape=(1, 2, 2, 1), strides=(1, 2, 2, 1), padding="VALID")
-        x = jax.nn.relu(hk.Conv2D(32, 5, padding=padding)(x))
+        x = jax.nn.relu(Conv2D(16, 3, padding)(images))
+        x = max_pool(x)
+        x = jax.nn.relu(Conv2D(32, 5, padding)(x))
         return hk.Linear(num_classes)(jnp.reshape(x, (x.shape[0], -1)))
 
     return network
