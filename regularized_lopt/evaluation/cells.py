@@ -35,7 +35,12 @@ class Cells:
     def tune(self, task: str, baseline: str) -> Cell:
         """The learning rate of a baseline."""
         rates = [float(rate) for rate in contestants_lib.BASELINES[baseline].learning_rates]
-        spec = {**self._spec(task), "baseline": baseline, "rates": rates}
+        spec = {
+            **self._spec(task),
+            "baseline": baseline,
+            "rates": rates,
+            "tuning_runs": self.experiment.tuning_runs,
+        }
         return Cell("tune", f"{task} {baseline}", spec)
 
     def runs(self, task: str, name: str, contestant: str) -> Cell:

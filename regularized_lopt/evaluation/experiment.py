@@ -29,6 +29,7 @@ class Experiment:
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
+      tuning_runs: runs per learning rate of a baseline's grid; none of them is reported.
       num_runs: paired runs per optimizer and task.
       num_steps: inner steps per run.
       property_runs: tasks on which properties are measured on the first so many runs alone.
@@ -48,6 +49,7 @@ class Experiment:
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
+    tuning_runs: int = 2
     num_runs: int = 10
     num_steps: int = 2000
     property_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -68,7 +70,7 @@ class Experiment:
         for name in self.baselines:
             errors.check_name("baseline", name, contestants_lib.BASELINES)
         errors.check_name("reference", self.reference, (*self.optimizers, *self.baselines))
-        for name in ("num_runs", "num_steps"):
+        for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_positive(f"Experiment.{name}", getattr(self, name))
         if clash := set(self.optimizers) & set(self.baselines):
             raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")

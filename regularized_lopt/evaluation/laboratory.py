@@ -245,6 +245,7 @@ class Laboratory:
                 trainer.task,
                 self.experiment.num_steps,
                 self.experiment.seed,
+                self.experiment.tuning_runs,
                 layout=trainer.layout,
                 programs=trainer.programs,
                 progress=self.progress,

@@ -214,7 +214,8 @@ class _Rates:
 
     def tuning(self, task: str, name: str) -> float:
         """Of a baseline."""
-        lanes = training.TUNING_RUNS * len(contestants_lib.BASELINES[name].learning_rates)
+        rates = contestants_lib.BASELINES[name].learning_rates
+        lanes = self._experiment.tuning_runs * len(rates)
         return lanes * self._experiment.num_steps * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:

@@ -26,8 +26,6 @@ from regularized_lopt.evaluation.contestants import Contestant
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
-TUNING_RUNS = 2
-"""Runs per learning rate of a baseline's grid."""
 _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
 
 LEVEL_RATIO = 1.1
@@ -368,7 +366,7 @@ def tune(
     task: tasks.ImageTask,
     num_steps: int,
     seed: int = 0,
-    num_runs: int = TUNING_RUNS,
+    num_runs: int = 2,
     layout: Layout = Layout(),
     programs: dict[str, _Program] | None = None,
     progress: bool = True,
