@@ -101,7 +101,7 @@ class Laboratory:
         tree = self._cell(cell, "early evidence", compute)
         tree["fits"] = {
             name: early_evidence.Fits(**tree["fits"][name])
-            for name in sorted(tree["fits"], key=lambda name: (name not in learned, name))
+            for name in [*learned, *sorted(tree["fits"].keys() - learned.keys())]
         }
         return early_evidence.EarlyEvidence(**tree)
 
