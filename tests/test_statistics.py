@@ -88,6 +88,12 @@ def test_sign_flips_agree_with_scipy(values):
     )
 
 
+def test_what_could_not_be_compared_says_so():
+    difference = statistics.paired_difference(np.array([1.0, np.nan, 2.0]), np.zeros(3))
+    assert str(difference) == "not comparable"
+    assert difference.sign == 0
+
+
 def test_the_smallest_p_of_sign_flips_is_known_beforehand():
     assert statistics.sign_flip_p(np.arange(1.0, 11.0)) == 2 / 2**10
     drawn = statistics.sign_flip_p(np.arange(1.0, 21.0))  # Too many to enumerate.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regularized_lopt.evaluation import contestants as contestants_lib
-from regularized_lopt.evaluation import store
+from regularized_lopt.evaluation import store, training
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import Experiment
 from regularized_lopt.evaluation.properties import Measurement
@@ -49,6 +49,7 @@ class Cells:
             **self._spec(task),
             "num_runs": self.experiment.num_runs,
             "contestant": contestant,
+            "levels": [training.LEVEL_RATIO, training.LEVELS_KEPT],
         }
         return Cell("runs", f"{task} {name}", spec)
 

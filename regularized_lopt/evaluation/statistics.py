@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,6 +57,8 @@ class Difference:
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return "not comparable"
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 
 

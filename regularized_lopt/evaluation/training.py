@@ -28,10 +28,10 @@ _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
 _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
 
-LEVEL_RATIO = 1.1
+LEVEL_RATIO = 1.3
 """Training losses at which params are kept are this factor apart."""
-LEVELS_KEPT = 24
-"""The last so many of them: a factor of ten in the loss."""
+LEVELS_KEPT = 48
+"""The last so many of them: a factor of 300,000 in the loss."""
 NO_LEVEL = -(2**30)
 """In place of a level that was not reached."""
 
