@@ -45,6 +45,13 @@ setuptools.setup(
             "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         ],
-        "dev": ["hypothesis>=6.100", "mypy>=1.13", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "dev": [
+            "equinox>=0.13",
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
     },
 )

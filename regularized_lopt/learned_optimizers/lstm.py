@@ -150,8 +150,11 @@ class LSTMLOpt(upstream.LearnedOptimizer):
     def initial_hidden(
         self, num_coordinates: int, dtype: Any
     ) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        zeros = jnp.zeros((self._hidden_size, num_coordinates), dtype)
-        return tuple((zeros, zeros) for _ in range(self._num_layers))
+        """Zeros; each an array of its own, so that a training loop may donate them."""
+        shape = (self._hidden_size, num_coordinates)
+        return tuple(
+            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(self._num_layers)
+        )
 
     def network(
         self,

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
-from regularized_lopt import errors, serialization, upstream
+from regularized_lopt import errors, optax_bridge, serialization, upstream
 from regularized_lopt.learned_optimizers import LSTMLOpt
 
 THETA_FILE = "theta.npz"
@@ -28,13 +29,17 @@ class LoadedLOpt:
       metadata: how it was trained, as far as it was recorded.
     """
 
-    learned_opt: upstream.LearnedOptimizer
+    learned_opt: LSTMLOpt
     theta: Any
     metadata: dict[str, Any]
 
     def opt(self) -> upstream.Optimizer:
         """The `Optimizer` (init / update / get_params) for a training loop of your own."""
         return self.learned_opt.opt_fn(self.theta)
+
+    def as_optax(self, **options: Any) -> optax.GradientTransformationExtraArgs:
+        """The same as an `optax.GradientTransformation`; options as `optax_bridge.as_optax` has."""
+        return optax_bridge.as_optax(self.learned_opt, self.theta, **options)
 
 
 def save(
