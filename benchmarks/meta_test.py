@@ -62,7 +62,9 @@ def main() -> None:
             args.runs,
             seed=0,
             n_devices=1,
-            n_eval_batches_vec=0,
+            n_eval_batches=1,  # It fails without any; this one evaluation is at the end.
+            n_eval_batches_vec=1,
+            last_eval_batches=1,
             eval_just_at_end=True,
             steps=args.steps,
         )
