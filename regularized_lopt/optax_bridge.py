@@ -11,7 +11,7 @@ import optax
 
 from regularized_lopt import errors
 from regularized_lopt.learned_optimizers import LSTMLOpt
-from regularized_lopt.learned_optimizers.lstm import flatten, is_trained
+from regularized_lopt.learned_optimizers.lstm import flatten, is_trained, unflatten
 
 MIXES = ("add", "graft")
 
@@ -101,22 +101,20 @@ def as_optax(
         treedef: Any = jax.tree.structure(updates)
         grads = jax.tree.leaves(updates)
         at = grads if params is None else treedef.flatten_up_to(params)
-        places = [i for i, leaf in enumerate(grads) if is_trained(leaf)]
-        moved = [jnp.zeros_like(leaf) for leaf in grads]
+        parts: list[jax.Array | None]
         if per_leaf:
-            hidden = treedef.flatten_up_to(state.hidden)
-            for i in places:
-                new, hidden[i] = network(hidden[i], jnp.asarray(grads[i]), jnp.asarray(at[i]))
-                moved[i] = new.astype(grads[i].dtype)
+            hidden, parts = treedef.flatten_up_to(state.hidden), [None] * len(grads)
+            for i, (grad, param) in enumerate(zip(grads, at, strict=True)):
+                if is_trained(grad):
+                    parts[i], hidden[i] = network(hidden[i], jnp.asarray(grad), jnp.asarray(param))
             hidden = treedef.unflatten(hidden)
         else:
             new, hidden = network(state.hidden, flatten(grads), flatten(at))
-            offset = 0
-            for i in places:
-                size = jnp.size(grads[i])
-                moved[i] = new[offset : offset + size].reshape(jnp.shape(grads[i]))
-                moved[i] = moved[i].astype(jnp.result_type(grads[i]))
-                offset += size
+            parts = unflatten(new, grads)
+        moved = [
+            jnp.zeros_like(grad) if part is None else part.astype(jnp.result_type(grad))
+            for grad, part in zip(grads, parts, strict=True)
+        ]
         learned = treedef.unflatten(moved)
         nominal_state = None
         if combined is not None:

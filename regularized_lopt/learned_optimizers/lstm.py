@@ -324,17 +324,29 @@ def flatten(tree: Params) -> Float[Array, n]:
     return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])
 
 
+def unflatten(flat: Float[Array, n], leaves: Sequence[Any]) -> list[jax.Array | None]:
+    """The inverse of `flatten`: each leaf's part in its shape; None for those not trained."""
+    parts: list[jax.Array | None] = []
+    offset = 0
+    for leaf in leaves:
+        if not is_trained(leaf):
+            parts.append(None)
+            continue
+        size = jnp.size(leaf)
+        parts.append(flat[offset : offset + size].reshape(jnp.shape(leaf)))
+        offset += size
+    return parts
+
+
 def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
     """params + updates, each leaf in its own dtype; leaves that are not floating are kept."""
     leaves, treedef = jax.tree.flatten(params)
-    offset, added = 0, []
-    for leaf in leaves:
-        if not is_trained(leaf):
+    added = []
+    for leaf, update in zip(leaves, unflatten(updates, leaves), strict=True):
+        if update is None:
             added.append(leaf)
             continue
         old = jnp.asarray(leaf)
-        update = updates[offset : offset + old.size].reshape(old.shape)
-        offset += old.size
         # In the wider dtype, so that small updates are rounded once.
         added.append((old.astype(updates.dtype) + update).astype(old.dtype))
     return jax.tree.unflatten(treedef, added)
