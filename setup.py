@@ -17,11 +17,12 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
-    package_data={"regularized_lopt": ["py.typed"]},
+    package_data={"regularized_lopt": ["py.typed", "zoo/entries/*/*"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
         "dm-haiku>=0.0.16",
+        "filelock>=3.16",
         "flax>=0.12",
         "gin-config>=0.5.0",
         "jax>=0.10",
@@ -52,6 +53,7 @@ setuptools.setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "setuptools>=77",  # A test builds the wheel.
         ],
     },
 )

@@ -15,6 +15,7 @@ import gin
 from absl import app, flags, logging
 
 from regularized_lopt import errors
+from regularized_lopt.outer_training.interruption import Interrupted
 
 CONFIG_FILE = flags.DEFINE_multi_string("config_file", [], "Gin files, read in order.")
 GIN_BINDINGS = flags.DEFINE_multi_string(
@@ -101,6 +102,8 @@ def reuse_freed_memory() -> None:
 def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2.
 
+    A signal ends it with 128 + its number, after a checkpoint.
+
     Args:
       main: called with the arguments that are no flags, if it takes any.
       takes_arguments: whether it does.
@@ -114,6 +117,9 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         try:
             parse_gin(CONFIG_FILE.value, GIN_BINDINGS.value, GIN_IMPORT.value)
             main(*([argv[1:]] if takes_arguments else []))
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_code)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             if logging.vlog_is_on(1):
                 raise

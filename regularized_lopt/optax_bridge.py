@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from regularized_lopt import errors
+from regularized_lopt import errors, upstream
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.learned_optimizers.lstm import flatten, is_trained, unflatten
 
@@ -17,23 +18,28 @@ MIXES = ("add", "graft")
 
 
 class LSTMState(NamedTuple):
-    """State of `as_optax`.
+    """State of the LSTM optimizer as a gradient transformation.
 
     Attributes:
       iteration: updates taken, int32 scalar.
       hidden: per layer (h, c), each [hidden_size, n] over all n coordinates; with `per_leaf`, a
         tree like the params with, in place of each leaf, per layer (h, c) of shape [hidden_size,
         *leaf.shape].
-      nominal: state of the nominal optimizer; None without one.
     """
 
     iteration: jax.Array
     hidden: Any
+
+
+class MixedState(NamedTuple):
+    """State of `as_optax` with a nominal optimizer: the learned one's, and the nominal one's."""
+
+    learned: Any
     nominal: Any
 
 
 def as_optax(
-    learned_opt: LSTMLOpt,
+    learned_opt: upstream.LearnedOptimizer,
     theta: Any,
     *,
     clip: float | None = None,
@@ -51,7 +57,8 @@ def as_optax(
     params are those of the `Optimizer` (`learned_opt.opt_fn(theta)`), bit by bit in float32.
 
     Args:
-      learned_opt: the optimizer.
+      learned_opt: the optimizer; one that is no `LSTMLOpt` takes no `state_dtype`, `chunk_size` or
+        `per_leaf`, and goes by `from_optimizer`.
       theta: its weights.
       clip: bound on each coordinate's update, > 0; None: none.
       nominal: an optimizer to lean on where the learned one was not trained for the problem, e.g.
@@ -66,15 +73,33 @@ def as_optax(
       per_leaf: keep hidden states leaf by leaf, so that they can be sharded like the params.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range, or one that this optimizer does not take.
     """
     for name, value in (("clip", clip), ("chunk_size", chunk_size)):
         if value is not None:
             errors.check_positive(f"as_optax {name}", value)
     errors.check_not_negative("as_optax magnitude", magnitude)
     errors.check_name("mix", mix, MIXES)
+    if isinstance(learned_opt, LSTMLOpt):
+        transformation = _lstm(learned_opt, theta, state_dtype, chunk_size, per_leaf)
+    elif state_dtype or chunk_size or per_leaf:
+        raise ValueError(
+            "as_optax takes state_dtype, chunk_size and per_leaf for an LSTMLOpt alone, not for "
+            f"{type(learned_opt).__name__}."
+        )
+    else:
+        transformation = from_optimizer(learned_opt.opt_fn(theta))
+    if nominal is not None:
+        transformation = _mixed(transformation, nominal, mix, magnitude)
+    if clip is not None:
+        transformation = optax.chain(transformation, _clip(clip))
+    return optax.with_extra_args_support(transformation)
+
+
+def _lstm(
+    learned_opt: LSTMLOpt, theta: Any, state_dtype: Any, chunk_size: int | None, per_leaf: bool
+) -> optax.GradientTransformationExtraArgs:
     network = functools.partial(_network, learned_opt, theta, state_dtype, chunk_size)
-    combined = nominal and optax.with_extra_args_support(nominal)
 
     def init(params: Any) -> LSTMState:
         def zeros(leaf: Any) -> Any:
@@ -87,13 +112,12 @@ def as_optax(
             hidden = jax.tree.map(lambda leaf: zeros(leaf) if is_trained(leaf) else (), params)
         else:
             hidden = zeros(flatten(params))
-        return LSTMState(
-            jnp.zeros((), jnp.int32), hidden, combined.init(params) if combined else None
-        )
+        return LSTMState(jnp.zeros((), jnp.int32), hidden)
 
     def update(
         updates: Any, state: LSTMState, params: Any = None, **extra_args: Any
     ) -> tuple[Any, LSTMState]:
+        del extra_args
         if learned_opt.needs_params and params is None:
             raise ValueError(
                 f"{learned_opt.name} reads the params: call update(grads, state, params)."
@@ -115,14 +139,78 @@ def as_optax(
             jnp.zeros_like(grad) if part is None else part.astype(jnp.result_type(grad))
             for grad, part in zip(grads, parts, strict=True)
         ]
-        learned = treedef.unflatten(moved)
-        nominal_state = None
-        if combined is not None:
-            other, nominal_state = combined.update(updates, state.nominal, params, **extra_args)
-            learned = jax.tree.map(functools.partial(_mix, mix, magnitude), learned, other)
-        if clip is not None:
-            learned = jax.tree.map(lambda u: jnp.clip(u, -clip, clip).astype(u.dtype), learned)
-        return learned, LSTMState(optax.safe_increment(state.iteration), hidden, nominal_state)
+        return treedef.unflatten(moved), LSTMState(optax.safe_increment(state.iteration), hidden)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtraArgs:
+    """Any of upstream's `Optimizer`s whose state is a dataclass or a namedtuple with `params`.
+
+    The update is the difference of its params, rounded as such. `update` needs the params; `value`
+    (the loss) and `key`, where given, are passed on.
+    """
+
+    def with_params(state: Any, params: Any) -> Any:
+        if dataclasses.is_dataclass(state) and not isinstance(state, type):
+            return dataclasses.replace(state, params=params)
+        return state._replace(params=params)
+
+    def init(params: Any) -> Any:
+        return with_params(opt.init(params, key=jax.random.PRNGKey(0)), ())
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        value: Any = None,
+        key: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        del extra_args
+        if params is None:
+            raise ValueError(f"{opt.name} needs the params: call update(grads, state, params).")
+        new = opt.update(with_params(state, params), updates, loss=value, key=key)
+        moved = jax.tree.map(
+            lambda after, before, u: jnp.subtract(after, before).astype(jnp.result_type(u)),
+            opt.get_params(new),
+            params,
+            updates,
+        )
+        return moved, with_params(new, ())
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _clip(bound: float) -> optax.GradientTransformation:
+    """`optax.clip`, but dtypes are kept, those of leaves that are not trained as well."""
+
+    def clip(update: jax.Array) -> jax.Array:
+        return jnp.clip(update, -bound, bound).astype(update.dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+
+
+def _mixed(
+    learned: optax.GradientTransformation,
+    nominal: optax.GradientTransformation,
+    mix: str,
+    magnitude: float,
+) -> optax.GradientTransformationExtraArgs:
+    transformations = [optax.with_extra_args_support(t) for t in (learned, nominal)]
+
+    def init(params: Any) -> MixedState:
+        return MixedState(*(t.init(params) for t in transformations))
+
+    def update(
+        updates: Any, state: MixedState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, MixedState]:
+        (first, new), (second, nominal_new) = (
+            t.update(updates, s, params, **extra_args)
+            for t, s in zip(transformations, state, strict=True)
+        )
+        combine = functools.partial(_mix, mix, magnitude)
+        return jax.tree.map(combine, first, second), MixedState(new, nominal_new)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -138,12 +226,12 @@ def _network(
 ) -> tuple[jax.Array, Any]:
     """Updates and next hidden state of an array of coordinates, of any shape."""
     shape, size = grads.shape, grads.size
+    if not size:
+        return grads, hidden
     dtype = jnp.promote_types(params.dtype, jnp.float32)
     kept = jax.tree.map(lambda h: h.dtype, hidden)
     grads, params = grads.reshape(-1).astype(dtype), params.reshape(-1).astype(dtype)
     hidden = jax.tree.map(lambda h: h.reshape(h.shape[0], -1), hidden)
-    if not size:
-        return grads.reshape(shape), hidden
 
     def run(hidden: Any, grads: jax.Array, params: jax.Array) -> tuple[jax.Array, Any]:
         wide = jax.tree.map(lambda h: h.astype(dtype), hidden)

@@ -8,11 +8,21 @@ from regularized_lopt.outer_training import outer_train
 _TRAIN_LOG_DIR = flags.DEFINE_string(
     "train_log_dir", None, "Directory of the run; the same one resumes it.", required=True
 )
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "If the directory holds another experiment, delete that."
+)
+_WARM_START = flags.DEFINE_string(
+    "warm_start", None, "A trained optimizer (name, file or run) whose theta to begin with."
+)
 
 
 def main() -> None:
     """Trains, and says where the result is."""
-    result = outer_train(train_log_dir=_TRAIN_LOG_DIR.value)
+    result = outer_train(
+        train_log_dir=_TRAIN_LOG_DIR.value,
+        overwrite=_OVERWRITE.value,
+        warm_start=_WARM_START.value,
+    )
     validations = [
         row["validation_loss"] for row in result.metrics if row["validation_loss"] is not None
     ]

@@ -1,7 +1,7 @@
 """Pytrees of arrays in one file: npz without pickle, written atomically, with a checksum.
 
 Nothing in such a file can execute code. Each leaf is stored under its path in the tree; metadata is
-JSON.
+JSON. The checksum covers both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -19,6 +18,8 @@ import ml_dtypes
 import numpy as np
 
 FORMAT_VERSION = 1
+SCRATCH_PREFIX = ".writing-"
+"""Of what a killed process may leave beside a file."""
 _META = "__metadata__"
 
 
@@ -43,27 +44,45 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any] | Non
         arrays[key] = (
             array if array.dtype.kind in "biufc" else array.view(f"u{array.dtype.itemsize}")
         )
+    about = json.dumps({"dtypes": dtypes, "metadata": metadata or {}})
     header = {
         "format_version": FORMAT_VERSION,
-        "dtypes": dtypes,
-        "digest": _digest(arrays),
-        "metadata": metadata or {},
+        "digest": _digest(about, arrays),
+        "about": about,
     }
     buffer = io.BytesIO()
     contents: dict[str, Any] = {_META: np.array(json.dumps(header)), **arrays}
     np.savez(buffer, **contents)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes aside, flushes to disk and renames: after a crash, the old file or the new one.
+
+    Raises:
+      OSError: the disk is full, the directory cannot be written to, ...; the old file is as it was.
+    """
+    path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            left = memoryview(content)
+            while left:  # A write may be short.
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.replace(scratch, path)
     except BaseException:
-        os.unlink(scratch)
+        scratch.unlink(missing_ok=True)
         raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # The new name, too.
+    finally:
+        os.close(directory)
 
 
 def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -76,11 +95,15 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    intact, about = False, {}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         header = json.loads(str(arrays.pop(_META)))
-        version, dtypes = header["format_version"], header["dtypes"]
+        version = int(header["format_version"])
+        if version <= FORMAT_VERSION:
+            intact = header["digest"] == _digest(header["about"], arrays)
+            about = json.loads(header["about"])
     except Exception as error:  # zipfile and numpy raise many kinds on damaged bytes.
         raise FileFormatError(
             f"{path} is truncated, damaged, or not a file of regularized_lopt "
@@ -91,12 +114,12 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
             f"{path} has format version {version}; this regularized_lopt reads up to "
             f"{FORMAT_VERSION}. Upgrade it."
         )
-    if header["digest"] != _digest(arrays):
+    if not intact:
         raise FileFormatError(f"{path} is damaged: its contents do not match its checksum.")
-    for key, name in dtypes.items():
+    for key, name in about["dtypes"].items():
         if arrays[key].dtype.name != name:
             arrays[key] = arrays[key].view(np.dtype(getattr(ml_dtypes, name)))
-    return arrays, header["metadata"]
+    return arrays, about["metadata"]
 
 
 def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
@@ -128,8 +151,8 @@ def _flatten(tree: Any) -> dict[str, Any]:
     }
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(about: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(about.encode())
     for key in sorted(arrays):
         digest.update(f"{key}{arrays[key].shape}{arrays[key].dtype}".encode())
         digest.update(np.ascontiguousarray(arrays[key]).tobytes())

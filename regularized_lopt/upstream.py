@@ -1,16 +1,15 @@
 """The one module that knows which `learned_optimization` is installed.
 
 Two generations are in use: the wheel 0.0.1 on PyPI (March 2022) and upstream's main branch.
-  Everything
-else in this package imports upstream through here, so that a difference between the two is written
-down once. Three things happen on import, in this order:
+Everything else in this package imports upstream through here, so that a difference between the two
+is written down once. Three things happen on import, in this order:
 
 1. A missing `learned_optimization` is reported with the command that installs it.
 2. On the wheel, the few names it uses that a current JAX no longer has are put back (`_patch_jax`).
 3. Upstream is imported with TensorFlow deferred: upstream imports TensorFlow for its own sake
-(summaries, file
-   access, dataset iterators), which takes seconds and fails where only JAX is installed. It gets a
-   stand-in that imports the real module when an attribute is first used, or says what is missing.
+   (summaries, file access, dataset iterators), which takes seconds and fails where only JAX is
+   installed. It gets a stand-in that imports the real module when an attribute is first used, or
+   says what is missing.
 """
 
 from __future__ import annotations

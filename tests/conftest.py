@@ -2,11 +2,21 @@ import gc
 import os
 import pathlib
 
+# Most of the time goes into compiling small programs, half of that into optimizing machine code.
+# Launchers that tests start inherit this; the quickstart and the documentation run without.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import gin
+import hypothesis
 import jax
 import pytest
 
 from regularized_lopt.tasks import data
+
+# Everyone runs the same examples; `--hypothesis-profile=explore` draws new ones every time.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 TFDS = os.environ.get("TFDS_DATA_DIR")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -30,7 +30,7 @@ def bent(x):
     return jnp.sum(x**4) + x[0] ** 2 * x[1] + jnp.prod(x)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0, 1), st.integers(0, 2**31 - 1))
 def test_gam_s_flatness_gradient_on_a_quadratic(rho, seed):
     """g = Aw, f = A g/|g|, w_adv = w + rho f/|f|, grad R = rho A g_adv/|g_adv|."""
@@ -114,7 +114,7 @@ def test_gam_s_published_direction():
     np.testing.assert_allclose(grad, expected, rtol=1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31 - 1))
 def test_hutchinson_is_within_three_standard_errors_of_the_trace(seed):
     a, w = random_quadratic(seed)
@@ -148,7 +148,7 @@ def test_hutchinson_covers_every_leaf_with_independent_signs():
     assert abs(float(draws.mean()) - 8.0) < 3 * float(draws.std()) / np.sqrt(600)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31 - 1))
 def test_the_frobenius_norm_of_a_quadratic(seed):
     a, w = random_quadratic(seed, 3)
@@ -165,7 +165,7 @@ def test_the_frobenius_norm_of_a_quadratic(seed):
     assert abs(draws.mean() - np.sum(a**2)) < 3 * error + 1e-9
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.floats(1, 10), st.booleans(), st.floats(0, 0.5), st.integers(0, 2**31 - 1))
 def test_power_iteration_finds_the_signed_top_eigenvalue(top, negative, ratio, seed):
     rng = np.random.default_rng(seed)

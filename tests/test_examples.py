@@ -1,4 +1,8 @@
+"""Everything in examples/ runs outside the repository, with the package as its wheel has it."""
+
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,37 +12,111 @@ import pytest
 from conftest import REPOSITORY
 
 import regularized_lopt
-
-
-def run(*arguments, cwd=REPOSITORY):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+from regularized_lopt import zoo
 
 
 @pytest.fixture(scope="module")
-def lopt_file(tmp_path_factory):
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
-    path = tmp_path_factory.mktemp("lopt") / "lopt.npz"
-    regularized_lopt.save(path, lopt, lopt.init(jax.random.PRNGKey(0)))
-    return path
+def installed(tmp_path_factory):
+    """A directory with the package from a wheel built of what setup.py names, and nothing else."""
+    source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("src", "whl", "lib"))
+    shutil.copytree(
+        REPOSITORY / "regularized_lopt",
+        source / "regularized_lopt",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)]
+    subprocess.run(build, check=True)
+    (wheel,) = wheels.iterdir()
+    subprocess.run([*pip, "install", "--no-deps", f"--target={target}", str(wheel)], check=True)
+    return target
+
+
+@pytest.fixture
+def run(installed, tmp_path):
+    """Runs Python in an empty directory outside the repository; returns what it printed."""
+
+    def run_python(*arguments, path=()):
+        folders = [installed, *path, *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run_python
+
+
+def test_the_wheel_has_the_package_and_its_data(run, installed):
+    code = "import regularized_lopt as r; print(r.__file__, *r.zoo.names(), sep='\\n')"
+    where, *names = run("-c", code).split()
+    assert where.startswith(str(installed))
+    assert names == zoo.names() != []
+    assert (installed / "regularized_lopt/py.typed").is_file()
 
 
 @pytest.mark.parametrize("name", ["haiku_loop", "optax_loop"])
-def test_loops_of_one_s_own(name, lopt_file, tmp_path):
-    script = REPOSITORY / f"examples/{name}.py"
-    output = run(script, f"--lopt={lopt_file}", "--steps=3", cwd=tmp_path)
-    assert re.search(r"accuracy on the 297 digits left out \d", output)
+def test_loops_of_one_s_own(name, run):
+    output = run(REPOSITORY / f"examples/{name}.py", "--steps=100")
+    accuracy = re.search(r"accuracy on the 297 digits left out (\d+\.\d)%", output)
+    assert float(accuracy[1]) > 80
+
+
+def test_upstream_s_tools(run):
+    output = run(REPOSITORY / "examples/upstream_tools.py", "--steps=30")
+    assert re.search(r"ours: test loss \d", output)
+    assert "curves kept for 1 run" in output
+    assert ("SumLearnedOptimizer of ours" in output) == (
+        regularized_lopt.upstream.GENERATION == "main"
+    )
+
+
+def test_parts_of_one_s_own(run, tmp_path):
+    """Meta-trained by the launcher, then loaded in another process, in both forms."""
+    examples = REPOSITORY / "examples"
+    run(
+        "-m",
+        "regularized_lopt.outer_train",
+        "--gin_import=own_parts",
+        f"--config_file={examples / 'own_parts.gin'}",
+        "--gin_bindings=outer_train.num_outer_steps = 30",
+        "--gin_bindings=Curriculum.train_lengths = (20, 40)",
+        f"--train_log_dir={tmp_path / 'own'}",
+        path=[examples],
+    )
+    load = f"""
+import jax, jax.numpy as jnp, optax, regularized_lopt
+try:
+    regularized_lopt.load({str(tmp_path / "own")!r})
+except regularized_lopt.serialization.FileFormatError as error:
+    assert "holds a SoftSignLOpt" in str(error), error
+import own_parts
+loaded = regularized_lopt.load({str(tmp_path / "own")!r})
+task = own_parts.SineRegression()
+params = task.init(jax.random.PRNGKey(0))
+opt, tx = loaded.opt(), loaded.as_optax()
+state, optax_state = opt.init(params), tx.init(params)
+for step in range(20):
+    grad = jax.grad(task.loss)(params, jax.random.PRNGKey(step))
+    state = opt.update(state, grad)
+    updates, optax_state = tx.update(grad, optax_state, params)
+    params = optax.apply_updates(params, updates)
+for a, b in zip(jax.tree.leaves(opt.get_params(state)), jax.tree.leaves(params)):
+    assert jnp.allclose(a, b, atol=1e-6)
+print(loaded.metadata["regularizer_optimizee_space"]["name"])
+"""
+    assert run("-c", load, path=[examples]).strip() == "smoothed"
 
 
 def readme_code():
-    """The README's Python: two training loops, and the regularizer of one's own."""
+    """The README's Python: three training loops, and the regularizer of one's own."""
     readme = (REPOSITORY / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
 
@@ -58,9 +136,9 @@ def test_the_readme_s_regularizer_works_in_both_spaces():
     assert float(noisy.value(loss, point, key=key)) != 4.0
 
 
-def test_the_readme_s_training_loop_runs(lopt_file):
+def test_the_readme_s_training_loop_runs():
     """The listings of the README, on a small Haiku network: the same params from both."""
-    upstream_s, optax_s, _ = readme_code()
+    upstream_s, optax_s, tools, _ = readme_code()
     setup = """
 import haiku as hk, jax, jax.numpy as jnp, optax
 net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([4, 1])(x)))
@@ -71,13 +149,9 @@ batches = [jnp.ones((3, 2))] * 5
     scopes = []
     for code in (upstream_s, optax_s):
         scopes.append({})
-        exec(setup + code.replace("runs/mnist_sam", str(lopt_file)), scopes[-1])
+        exec(setup + code, scopes[-1])
+    exec(tools, last := {**scopes[0], "num_steps": 2, "key": jax.random.PRNGKey(0)})
+    assert len(last["curves"]["train/xs"]) == 3
     state = scopes[0]["state"]
     assert int(state.iteration) == 5
     chex.assert_trees_all_equal(scopes[0]["opt"].get_params(state), scopes[1]["params"])
-
-
-def test_benchmark_prints_its_table():
-    output = run("benchmarks/outer_step.py", "--rounds=1", "--dataset=Digits")
-    assert "upstream" in output
-    assert "ours, SAM in meta space" in output

@@ -102,7 +102,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tree=trees, scale=st.sampled_from([0.0, 1e-45, 1e-20, 1.0, 1e30]))
 def test_any_tree_keeps_structure_shapes_and_dtypes_and_stays_finite(tree, scale):
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)

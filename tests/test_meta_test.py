@@ -41,7 +41,7 @@ def reference_poc(losses):
     return len(losses) - 1, best_step, False
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     slope=st.sampled_from([0.0, 1e-3, 1e-2]),
@@ -83,7 +83,7 @@ def test_ascent_reaches_the_maximum_of_a_quadratic_over_the_box():
         assert float(ascent.centre) == pytest.approx(0.5 * np.sum(a * c**2))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), radius=st.sampled_from([1e-3, 0.1, 1.0]))
 def test_more_ascent_never_lowers_the_best_and_never_leaves_the_ball(seed, radius):
     rng = np.random.default_rng(seed)
@@ -199,7 +199,7 @@ def test_all_optimizers_start_from_the_same_params_and_batches():
     assert not np.array_equal(a.train_loss[:, 1], b.train_loss[:, 1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), slope=st.floats(0.0, 0.3), noise=st.floats(0.0, 0.5))
 def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
     rng = np.random.default_rng(seed)

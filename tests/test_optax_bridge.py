@@ -257,7 +257,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TREES, st.sampled_from([{}, {"per_leaf": True}, {"chunk_size": 2}, {"clip": 0.01}]))
 def test_any_tree_any_gradient(grads, options):
     """Structure, shapes and dtypes are kept; finite gradients give finite updates."""

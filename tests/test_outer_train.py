@@ -15,10 +15,10 @@ from regularized_lopt.outer_training import outer_train, run_dir, theta_optimize
 from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
 
 
-def train(directory, num_outer_steps, *extra):
+def train(directory, num_outer_steps, *extra, **arguments):
     gin.clear_config()
     launch.parse_gin([], digits_config(num_outer_steps, *extra))
-    return outer_train(directory, progress=False)
+    return outer_train(directory, progress=False, **arguments)
 
 
 def flat(tree):
@@ -49,7 +49,7 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     assert "SAM.rho" in (directory / "config.gin").read_text()
     assert list(directory.glob("events.out.tfevents*"))
     names = sorted(file.name for file in (directory / "checkpoints").iterdir())
-    assert names == ["checkpoint_00000010.npz", "checkpoint_00000012.npz"]
+    assert names == ["best.npz", "checkpoint_00000010.npz", "checkpoint_00000012.npz"]
 
 
 def test_the_same_seed_gives_the_same_theta_and_another_seed_another(finished, tmp_path):
@@ -93,17 +93,27 @@ def test_another_experiment_is_refused_and_nothing_is_written(finished, tmp_path
     assert [file.name for file in foreign.iterdir()] == ["notes.txt"]
 
 
-def test_a_truncated_checkpoint_is_refused(finished, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(finished, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(finished[0], directory)
-    checkpoint = directory / "checkpoints/checkpoint_00000012.npz"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(serialization.FileFormatError, match="truncated"):
+    cut = directory / "checkpoints/checkpoint_00000012.npz"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="truncated.*Trying the checkpoint before"):
+        again = train(directory, 12, SAM, "outer_train.checkpoint_every = 5")
+    np.testing.assert_array_equal(flat(again.theta), flat(finished[1].theta))
+    for file in (directory / "checkpoints").iterdir():
+        file.write_bytes(b"nothing")
+    with (
+        pytest.warns(UserWarning, match="Trying"),
+        pytest.raises(serialization.FileFormatError, match="truncated"),
+    ):
         train(directory, 20, SAM, "outer_train.checkpoint_every = 5")
 
 
 def test_divergence_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(DivergedError, match="not finite and were skipped") as error:
+    with pytest.raises(
+        DivergedError, match="not finite and were skipped, after 0 returns"
+    ) as error:
         train(tmp_path / "bad", 50, "LSTMLOpt.output_scale = 1e38", "outer_train.max_nonfinite = 3")
     assert "There is no checkpoint yet" in str(error.value)
     assert "theta_learning_rate.learning_rate" in str(error.value)

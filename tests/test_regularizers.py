@@ -116,7 +116,7 @@ def test_aux_is_that_of_the_unperturbed_pass():
     assert float(value) == pytest.approx(0.5 * POINT @ A @ POINT)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.floats(0, 3),
     st.lists(st.floats(-5, 5), min_size=1, max_size=6).filter(lambda x: np.linalg.norm(x) > 1e-3),
@@ -268,7 +268,7 @@ def test_zero_gradients_and_non_finite_losses(name):
     assert not np.any(np.isfinite(grad["w"]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0, 2), st.integers(0, 2**31 - 1))
 def test_asam_against_numpy(rho, seed):
     rng = np.random.default_rng(seed)
@@ -281,7 +281,7 @@ def test_asam_against_numpy(rho, seed):
     np.testing.assert_allclose(grad, a @ (w + e), rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.01, 2), st.floats(0, 2), st.integers(0, 2**31 - 1))
 def test_gsam_adds_only_what_is_orthogonal_to_g_p(rho, alpha, seed):
     rng = np.random.default_rng(seed)

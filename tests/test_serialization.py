@@ -20,7 +20,7 @@ def test_round_trip(tmp_path):
     assert loaded["b"][1].shape == (0,)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_file_never_loads_as_something_else(tmp_path_factory, where, bit, cut):
     path = tmp_path_factory.mktemp("damaged") / "x.npz"

@@ -16,7 +16,7 @@ from regularized_lopt.outer_training import RegularizedTruncatedGrad, Regularize
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.1, 3), st.floats(0.1, 3), st.integers(0, 2**31 - 1))
 def test_a_linear_update_s_r_is_its_closed_form(slope, epsilon, seed):
     """u(s) = a s: the maximum over the ball is (a epsilon unit)^2, at its corners."""

@@ -64,7 +64,7 @@ def test_fewer_than_eight_runs_have_students_interval():
     assert (ours.low, ours.high) == pytest.approx((scipys.low, scipys.high))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(
         st.floats(-5, 5, allow_subnormal=False).filter(lambda x: abs(x) > 1e-3),

@@ -200,7 +200,7 @@ def test_refuses_unknown_datasets_phases_and_splits():
         data.meta_splits(100, valid_fraction=1.5)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     size=st.integers(1, 5),
     padding=st.sampled_from(["VALID", "SAME"]),

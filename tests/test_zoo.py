@@ -1,13 +1,20 @@
 """Files of trained optimizers: what cannot be trusted is refused."""
 
 import io
+import json
+import runpy
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib import figure as mpl_figure
 
 import regularized_lopt
-from regularized_lopt import serialization, zoo
+from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
+from regularized_lopt.evaluation import smoothness
+from regularized_lopt.zoo import publish
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=4)
 
@@ -73,3 +80,139 @@ def test_a_file_round_trips_and_a_checkpoint_is_no_optimizer(tmp_path):
         zoo.load(path)
     with pytest.raises(FileNotFoundError, match=r"has no theta\.npz"):
         zoo.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_entry_loads_and_its_card_says_what_it_is(name):
+    loaded, card = regularized_lopt.load(name), zoo.card(name)
+    assert loaded.name == card.name == name
+    assert loaded.metadata["task"] == card.task
+    assert card.seed == loaded.metadata["seed"]
+    assert f"outer_train.task = '{card.task}'" in card.config
+    assert card.made_with["git"]
+    for row in card.figures:
+        assert 0 < row["accuracy"][0] <= 100
+        assert row["num_runs"] > 1
+    for part in (card.regularizer, card.sha256, card.measured_by):
+        assert part in str(card)
+    assert card.regularizer.startswith(
+        max(loaded.metadata[f"regularizer_{s}_space"]["name"] for s in ("meta", "optimizee"))
+        if card.space != "none"
+        else "none"
+    )
+
+
+def test_an_entry_that_is_not_what_its_card_says_is_refused(tmp_path, monkeypatch):
+    name = zoo.names()[0]
+    shutil.copytree(zoo.ENTRIES, tmp_path / "entries")
+    monkeypatch.setattr(zoo, "ENTRIES", tmp_path / "entries")
+    regularized_lopt.load(name)
+    other = tmp_path / "entries" / name / zoo.THETA_FILE
+    regularized_lopt.save(other, LOPT, LOPT.init(jax.random.PRNGKey(0)))
+    with pytest.raises(serialization.FileFormatError, match="not that of its card"):
+        regularized_lopt.load(name)
+
+
+def test_unknown_names_get_the_known_ones():
+    with pytest.raises(FileNotFoundError, match=f"those that do: {zoo.names()[0]}"):
+        regularized_lopt.load("no_such_optimizer")
+    with pytest.raises(errors.UnknownNameError, match="Did you mean"):
+        zoo.card(zoo.names()[0] + "x")
+
+
+def test_the_command_lists_entries_and_prints_cards(capsys):
+    command = runpy.run_module("regularized_lopt.zoo", run_name="zoo")["main"]
+    command([])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in zoo.names())
+    command(zoo.names()[:1])
+    assert zoo.card(zoo.names()[0]).sha256 in capsys.readouterr().out
+
+
+def test_publishing_a_run_makes_an_entry(tmp_path):
+    """From an entry's own files, as a run has them, and a table of two runs."""
+    name = zoo.names()[0]
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "runs.csv").write_text(
+        "task,optimizer,point,step,test_accuracy,gsam_absolute_r0.01,param_norm\n"
+        "T,mine,poc,50,,0.3,\nT,mine,completion,100,0.9,0.2,7\n"
+        "T,mine,completion,100,0.8,0.4,9\nT,other,completion,100,0.1,9,9\n"
+    )
+    card = publish.publish(
+        zoo.ENTRIES / name, "again", results, "mine", "a command", entries=tmp_path / "entries"
+    )
+    (row,) = card.figures
+    assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 2)
+    np.testing.assert_allclose(row["accuracy"], [85.0, np.std([90, 80], ddof=1)])
+    np.testing.assert_allclose(row["rise"], [0.3, np.std([0.2, 0.4], ddof=1)])
+    entry = tmp_path / "entries/again"
+    assert json.loads((entry / "card.json").read_text())["sha256"] == zoo.card(name).sha256
+    assert regularized_lopt.load(entry).plot_meta_training()
+    with pytest.raises(errors.UnknownNameError, match="mine, other"):
+        publish.publish(zoo.ENTRIES / name, "again", results, "theirs", "", entries=tmp_path)
+
+
+def test_other_classes_need_to_be_registered(tmp_path):
+    class Other(upstream.LearnedOptimizer):
+        def __init__(self):
+            self.config = {}
+
+        def init(self, rng):
+            return {"x": jnp.zeros(2)}
+
+        def opt_fn(self, theta, is_training=False):
+            raise NotImplementedError
+
+    path = tmp_path / "other.npz"
+    with pytest.raises(ValueError, match=r"Other cannot be saved: decorate the class with"):
+        regularized_lopt.save(path, Other(), {"x": np.ones(2, np.float32)})
+    learned_optimizers.register(Other)
+    with pytest.raises(ValueError, match="is registered; rename"):
+        learned_optimizers.register(Other)
+    with pytest.raises(TypeError, match="is no LearnedOptimizer"):
+        learned_optimizers.register(int)
+    other = Other()
+    regularized_lopt.save(path, other, {"x": np.ones(2, np.float32)})
+    assert type(regularized_lopt.load(path).learned_opt).__name__ == "Other"
+    other.config["unheard_of"] = 1
+    regularized_lopt.save(path, other, {"x": np.ones(2, np.float32)})
+    with pytest.raises(serialization.FileFormatError, match="does not know"):
+        regularized_lopt.load(path)
+    del learned_optimizers.CLASSES["Other"]
+    with pytest.raises(serialization.FileFormatError, match="holds a Other; known: LSTMLOpt"):
+        regularized_lopt.load(path)
+
+
+def test_updates_by_history_are_what_the_optimizer_does():
+    """Closed forms: SGD forgets; momentum 0.9 adds to the gradient what is left of the past."""
+    history, gradient = jnp.ones((3, 2)), jnp.asarray([0.5, -2.0])
+    np.testing.assert_allclose(
+        smoothness.updates_after(upstream.SGD(0.1), history, gradient), -0.1 * gradient, rtol=1e-5
+    )
+    left = 0.9 + 0.9**2 + 0.9**3
+    np.testing.assert_allclose(
+        smoothness.updates_after(upstream.SGDM(0.1, 0.9), history, gradient),
+        -0.1 * (gradient + left),
+        rtol=1e-5,
+    )
+
+
+def test_plots():
+    loaded = regularized_lopt.load(zoo.names()[0])
+    assert isinstance(loaded.plot_update(), mpl_figure.Figure)
+    training = loaded.plot_training(
+        "ImageMLP_Digits_20_Relu", {"Adam": upstream.Adam(1e-2)}, num_runs=2, num_steps=5
+    )
+    left = training.axes[0]
+    assert [line.get_label() for line in left.get_lines()][:2] == [loaded.name, "Adam"]
+    curve = loaded.plot_meta_training().axes[0].get_lines()[0]
+    assert len(curve.get_xdata()) > 10
+    with pytest.raises(ValueError, match="scale = 0"):
+        loaded.plot_update(scale=0.0)
+
+
+def test_a_file_without_curves_says_where_they_would_be(tmp_path):
+    regularized_lopt.save(tmp_path / "lopt.npz", LOPT, LOPT.init(jax.random.PRNGKey(0)))
+    with pytest.raises(FileNotFoundError, match=r"There is no metrics\.csv beside"):
+        regularized_lopt.load(tmp_path / "lopt.npz").plot_meta_training()

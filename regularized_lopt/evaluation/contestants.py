@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 from regularized_lopt import errors, upstream, zoo
-from regularized_lopt.learned_optimizers import LSTMLOpt
 
 SAM_RHO = 0.1
 """Radius of the SAM baselines, fixed beforehand: only their learning rate is tuned."""
@@ -50,10 +49,9 @@ class Contestant:
 
 def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Contestant:
     """A learned optimizer with its weights."""
-    if isinstance(learned_opt, LSTMLOpt):
-        kind = f"LSTMLOpt {sorted(learned_opt.config.items())}"
-    else:
-        kind = f"{type(learned_opt).__qualname__} {id(learned_opt)}"
+    config = getattr(learned_opt, "config", None)
+    which = id(learned_opt) if config is None else sorted(config.items())
+    kind = f"{type(learned_opt).__qualname__} {which}"
     return Contestant(name, kind, learned_opt.opt_fn, jax.tree.map(jnp.asarray, theta))
 
 

@@ -40,11 +40,13 @@ _FINISHED = "finished"
 class Laboratory:
     """Runs an experiment in a directory; what is there already is not run again.
 
-    optimizers/<name>-<digest>/   meta-training, resumable by itself
-    cells/                        runs, measurements and tuned learning rates, see `store`
-    manifest.json                 the layout of runs that was chosen for each task
-    timings.json                  seconds per cell; apart, because they are never the same twice
-    rates.json                    seconds per unit of work, where `plan` measured them
+    It holds::
+
+        optimizers/<name>-<digest>/   meta-training, resumable by itself
+        cells/                        runs, measurements and tuned learning rates, see `store`
+        manifest.json                 the layout of runs that was chosen for each task
+        timings.json                  seconds per cell; apart, because they are never the same twice
+        rates.json                    seconds per unit of work, where `plan` measured them
     """
 
     def __init__(

@@ -10,9 +10,9 @@ import gin
 from regularized_lopt import upstream, zoo
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import experiment as experiment_lib
-from regularized_lopt.evaluation import laboratory, properties
+from regularized_lopt.evaluation import laboratory, properties, training
 from regularized_lopt.evaluation.contestants import Contestant
-from regularized_lopt.evaluation.verdicts import TaskResult
+from regularized_lopt.evaluation.verdicts import Result, TaskResult
 
 
 @gin.configurable(denylist=["opts", "task"])
@@ -59,6 +59,36 @@ def meta_test(
             experiment, scratch, measurement, given=given, progress=progress
         ).run()
     return result
+
+
+def train(
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
+    task: str,
+    num_runs: int = 5,
+    num_steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> TaskResult:
+    """The training runs of `meta_test` alone: curves, and nothing measured around the params.
+
+    Arguments and errors are those of `meta_test`; nothing is tuned.
+    """
+    trainer = training.Trainer(
+        laboratory.image_task(task), num_runs, num_steps, seed, progress=progress
+    )
+    found = {}
+    for name, opt in opts.items():
+        one = _contestant(name, opt)
+        found[name] = Result(
+            name=one.label,
+            own_property="sam",
+            gradients_per_step=one.gradients_per_step,
+            learning_rate=one.learning_rate,
+            runs=[trainer.train([one])[name]],
+            at={},
+            matched=[],
+        )
+    return TaskResult(task, num_steps, properties.Measurement(), next(iter(opts)), found)
 
 
 def _contestant(name: str, opt: zoo.LoadedLOpt | upstream.Optimizer | Contestant) -> Contestant:

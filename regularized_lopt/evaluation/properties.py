@@ -1,7 +1,7 @@
 """The properties that regularized optimizers should have learned, measured around what they found.
 
 For each regularizer of the paper the quantity that it is meant to keep low, after an ascent in an
-l_inf ball (arXiv 2510.08968, Figures 3-6):
+l_inf ball (arXiv 2510.08968, Figures 3-6)::
 
   sam   max L            the worst loss nearby
   gsam  max L - L        how much worse that is (the surrogate gap)

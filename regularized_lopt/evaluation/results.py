@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from regularized_lopt import provenance
 from regularized_lopt.evaluation import statistics, store
 from regularized_lopt.evaluation.claims import Claim
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
@@ -272,7 +273,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
 
     return _jsonable(
         {
-            "made_with": store.versions(),
+            "made_with": provenance.versions(),
             "reference": results[0].reference,
             "claims": [store.fields(claim) for claim in claims],
             "tasks": {

@@ -1,7 +1,7 @@
-"""How smooth a learned optimizer is: its update as a function of the gradient, around zero.
+"""The update of a learned optimizer as a function of its gradient and of those before it.
 
-After Fig. 7 of Xiong & Hsieh 2022: an optimizer that was trained without a smoothing term may
-answer a slightly different gradient with quite another update.
+`smoothness` is after Fig. 7 of Xiong & Hsieh 2022: an optimizer that was trained without a
+smoothing term may answer a slightly different gradient with quite another update.
 """
 
 from __future__ import annotations
@@ -60,14 +60,81 @@ def update_curve(
     errors.check_positive("update_curve.num_points - 1", num_points - 1)
     errors.check_not_negative("update_curve.num_warmup", num_warmup)
     gradient = jnp.linspace(-limit, limit, num_points)
-    key = jax.random.PRNGKey(seed)
-    state = opt.init(jnp.zeros(num_points), num_steps=num_warmup + 1, key=key)
-    loss = jnp.zeros(())
-    for value in limit * jax.random.normal(key, (num_warmup,)):
-        state = opt.update(state, jnp.full(num_points, value), loss=loss, key=key)
-    moved = opt.update(state, gradient, loss=loss, key=key)
-    update = opt.get_params(moved) - opt.get_params(state)
+    warmup = limit * jax.random.normal(jax.random.PRNGKey(seed), (num_warmup, 1))
+    history = jnp.broadcast_to(warmup, (num_warmup, num_points))
+    update = updates_after(opt, history, gradient, seed)
     return UpdateCurve(np.asarray(gradient), np.asarray(update))
+
+
+def updates_after(
+    opt: upstream.Optimizer, history: jax.Array, gradient: jax.Array, seed: int = 0
+) -> jax.Array:
+    """What is added to n params that start at 0 by `gradient` [n], after `history` [steps, n]."""
+    key = jax.random.PRNGKey(seed)
+    loss = jnp.zeros(())
+    state = opt.init(jnp.zeros_like(gradient), num_steps=len(history) + 1, key=key)
+    for before in history:
+        state = opt.update(state, before, loss=loss, key=key)
+    moved = opt.update(state, gradient, loss=loss, key=key)
+    return opt.get_params(moved) - opt.get_params(state)
+
+
+def update_by_history(
+    opt: upstream.Optimizer, scale: float = 1e-2, num_steps: int = 10, num_points: int = 61
+) -> mpl_figure.Figure:
+    """The update as a function of the gradient, after several pasts.
+
+    Left: after no steps, and after `num_steps` gradients of the largest size: positive, negative,
+    or in turn. Right: after `num_steps` equal gradients, whatever their size. Axes of gradients are
+    linear below `scale` / 1,000 and logarithmic above.
+
+    Args:
+      opt: a learned optimizer, `LoadedLOpt.opt()`, or any of upstream's.
+      scale: the gradients span [-scale, scale], > 0.
+      num_steps: gradients before, > 0.
+      num_points: gradients, and pasts, > 1.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    errors.check_positive("update_by_history.scale", scale)
+    errors.check_positive("update_by_history.num_steps", num_steps)
+    errors.check_positive("update_by_history.num_points - 1", num_points - 1)
+    smallest = scale / 1000
+    half = np.concatenate([[0.0], np.geomspace(smallest, scale, num_points // 2)])
+    gradient = np.concatenate([-half[:0:-1], half])
+    ones = np.ones((num_steps, len(gradient)), np.float32)
+    in_turn = (-1.0) ** np.arange(num_steps)[:, None]
+    pasts: dict[str, np.ndarray] = {
+        "no steps": ones[:0],
+        f"{num_steps} gradients of {scale:g}": scale * ones,
+        f"{num_steps} of {-scale:g}": -scale * ones,
+        f"{num_steps} of ±{scale:g} in turn": scale * ones * in_turn,
+    }
+    present, past = (grid.reshape(-1) for grid in np.meshgrid(gradient, gradient))
+    flat = updates_after(opt, jnp.tile(jnp.asarray(past), (num_steps, 1)), jnp.asarray(present))
+    field = np.asarray(flat).reshape(len(gradient), len(gradient))
+    with matplotlib.rc_context(figures.STYLE):
+        figure, (left, right) = figures.new_figure(2)
+        for color, (name, before) in zip(figures.cycle(), pasts.items(), strict=False):
+            update = np.asarray(updates_after(opt, jnp.asarray(before), jnp.asarray(gradient)))
+            left.plot(gradient, update, color=color, label=name)
+        left.set(xlabel="gradient", ylabel="update", title="Update by gradient, after ...")
+        left.set_xscale("symlog", linthresh=smallest)
+        figures.legend_below(figure, left)
+        most = np.abs(field).max()
+        mesh = right.pcolormesh(
+            gradient, gradient, field, cmap="PuOr", vmin=-most, vmax=most, rasterized=True
+        )
+        figure.colorbar(mesh, ax=right, label="update")
+        for set_scale in (right.set_xscale, right.set_yscale):
+            set_scale("symlog", linthresh=smallest)
+        for axis in (left.xaxis, right.xaxis, right.yaxis):  # All decades would collide.
+            axis.set_ticks([-scale, -10 * smallest, 0, 10 * smallest, scale])
+        right.grid(visible=False)
+        right.set(xlabel="gradient", ylabel=f"each of the {num_steps} gradients before")
+        right.set_title("Update by gradient and past")
+    return figure
 
 
 def smoothness(

@@ -7,17 +7,14 @@ import functools
 import hashlib
 import json
 import pathlib
-import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-import regularized_lopt
-from regularized_lopt import serialization, upstream
+from regularized_lopt import provenance, serialization
 
 _PART = re.compile(r"\['([^']*)'\]")
 
@@ -60,7 +57,7 @@ class Store:
 
     def save(self, cell: Cell, tree: Mapping[str, Any]) -> None:
         """Stores a result: nested dicts (string keys) of arrays."""
-        metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": versions()}
+        metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": provenance.versions()}
         serialization.save(self._path / cell.file_name, tree, metadata)
 
     def load(self, cell: Cell) -> dict[str, Any]:
@@ -123,37 +120,3 @@ def digest(tree: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
         total.update(array.tobytes())
     return total.hexdigest()[:16]
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """What a result was made with; the git state is that of the source, where it has one."""
-    return {
-        "regularized_lopt": regularized_lopt.__version__,
-        "learned_optimization": upstream.GENERATION,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "git": _git_state(),
-    }
-
-
-def _git_state() -> str:
-    source = pathlib.Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        # Of an installed copy the commit would be that of whatever repository surrounds it.
-        if not commit or not git("ls-files", "--", str(source / "__init__.py")):
-            return "not in git"
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except OSError:
-        return "git is not installed"
-    return commit + (" with changes" if changed else "")

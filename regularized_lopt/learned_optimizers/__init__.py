@@ -1,4 +1,34 @@
-"""Learned optimizers: `LearnedOptimizer`s of upstream's interface."""
+"""Learned optimizers: subclasses of upstream's `LearnedOptimizer`."""
 
+from __future__ import annotations
+
+from typing import TypeVar
+
+import gin
+
+from regularized_lopt import upstream
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
 from regularized_lopt.learned_optimizers.lstm import LSTMOptState as LSTMOptState
+
+CLASSES: dict[str, type[upstream.LearnedOptimizer]] = {"LSTMLOpt": LSTMLOpt}
+"""Those that files of trained optimizers may hold, by name."""
+
+_C = TypeVar("_C", bound=type[upstream.LearnedOptimizer])
+
+
+def register(cls: _C) -> _C:
+    """Makes a `LearnedOptimizer` of your own one that gin, `save` and `load` know (a decorator).
+
+    Its instances need an attribute `config`: the constructor's arguments as a dict of JSON types,
+    from which `load` makes it again. Then `outer_train.learned_opt = @YourLOpt()` in gin.
+
+    Raises:
+      TypeError: it is no `LearnedOptimizer`.
+      ValueError: another class has that name.
+    """
+    if not issubclass(cls, upstream.LearnedOptimizer):
+        raise TypeError(f"{cls.__name__} is no LearnedOptimizer of learned_optimization's.")
+    if cls.__name__ in CLASSES:
+        raise ValueError(f"A learned optimizer {cls.__name__!r} is registered; rename yours.")
+    CLASSES[cls.__name__] = gin.configurable(cls)
+    return cls

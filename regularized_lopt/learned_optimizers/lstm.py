@@ -187,8 +187,8 @@ class LSTMLOpt(upstream.LearnedOptimizer):
           space: "gradient": the input is the gradient [n]; "preprocessed": its features [f, n].
 
         Returns:
-          (update_fn, its input here, the unit to measure the input in: the root mean square of
-          the whole gradient, or 1 for features).
+          (update_fn, its input here, the unit to measure the input in). The unit is the root mean
+          square of the whole gradient, or 1 for features.
         """
         gradient, params, hidden = flatten(grad), flatten(opt_state.params), opt_state.hidden
         unit = jnp.sqrt(jnp.mean(gradient**2))

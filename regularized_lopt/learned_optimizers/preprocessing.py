@@ -12,7 +12,7 @@ def log_sign(gradient: Float[Array, n], factor: float = 10.0) -> Float[Array, "2
     """Splits each gradient into a magnitude on a log scale and a sign.
 
     Gradients span many orders of magnitude; a network cannot use them raw. With k = `factor`:
-    (log|g| / k, sign g) where |g| >= e^-k, else (-1, e^k g). Source: Andrychowicz et al. 2016,
+    (`log|g|` / k, sign g) where `|g|` >= e^-k, else (-1, e^k g). Source: Andrychowicz et al. 2016,
     appendix A.
 
     Args:

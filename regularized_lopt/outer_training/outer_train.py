@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax
 import gin
 import jax
 import jax.numpy as jnp
@@ -17,11 +15,12 @@ import numpy as np
 import optax
 import tqdm
 
-import regularized_lopt
-from regularized_lopt import errors, tasks, upstream, zoo
+from regularized_lopt import errors, provenance, tasks, upstream, zoo
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import run_dir as run_dir_lib
+from regularized_lopt.outer_training.interruption import Interrupted, StopRequest
+from regularized_lopt.outer_training.loop import Loop, TrainState
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
@@ -30,28 +29,7 @@ AnyTask = str | upstream.Task | upstream.TaskFamily
 
 
 class DivergedError(RuntimeError):
-    """Outer training met non-finite losses or gradients too often in a row."""
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything the outer loop carries on the device.
-
-    Attributes:
-      theta: weights of the learned optimizer.
-      opt_state: state of theta's optimizer.
-      unroll_state: trajectories under way.
-      outer_iteration: outer steps taken, int32.
-      nonfinite_run: consecutive outer steps whose update was skipped, int32.
-      best_theta: the stage's best theta by validation.
-    """
-
-    theta: Any
-    opt_state: Any
-    unroll_state: Any
-    outer_iteration: jax.Array
-    nonfinite_run: jax.Array
-    best_theta: Any
+    """Outer training met non-finite losses or gradients too often, lower learning rates or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +41,24 @@ class OuterTrainResult:
     metrics: list[dict[str, Any]]
 
 
-@gin.configurable(denylist=["train_log_dir"])
+@gin.configurable(denylist=["train_log_dir", "overwrite", "warm_start"])
 def outer_train(
     train_log_dir: str | os.PathLike[str],
     task: AnyTask | Sequence[AnyTask] = gin.REQUIRED,
-    learned_opt: LSTMLOpt | None = None,
+    learned_opt: upstream.LearnedOptimizer | None = None,
     curriculum: curriculum_lib.Curriculum | None = None,
     optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
     num_outer_steps: int = 10_000,
     seed: int = 0,
     log_every: int = 10,
     checkpoint_every: int = 500,
+    keep_checkpoints: int = 2,
     max_nonfinite: int = 20,
+    max_rollbacks: int = 3,
+    rollback_factor: float = 0.5,
     progress: bool = True,
+    overwrite: bool = False,
+    warm_start: str | os.PathLike[str] | None = None,
 ) -> OuterTrainResult:
     """Meta-trains a learned optimizer; continues where the directory's last checkpoint stands.
 
@@ -87,295 +70,193 @@ def outer_train(
       train_log_dir: where checkpoints, curves, and the result (theta.npz) go.
       task: what to meta-train on: the name of a task, a task, or a family; or several, which may
         differ in shape (`RegularizedTruncatedGrad.task_weights` weighs them).
-      learned_opt: default: `LSTMLOpt()` with gin's parameters.
+      learned_opt: default: `LSTMLOpt()` with gin's parameters. Your own: see
+        `learned_optimizers.register`.
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
       num_outer_steps: stop after so many updates of theta if the curriculum has not ended before.
       seed: of theta, tasks, params and batches.
       log_every: outer steps between entries of the curves.
       checkpoint_every: outer steps between checkpoints.
-      max_nonfinite: stop after so many skipped updates in a row.
+      keep_checkpoints: how many of the last checkpoints to keep, beside the best.
+      max_nonfinite: after so many skipped updates in a row, go back to the last checkpoint.
+      max_rollbacks: stop if that happens more often.
+      rollback_factor: on theta's learning rate whenever it does, in (0, 1].
       progress: show a progress bar.
+      overwrite: if the directory holds another experiment of ours, delete that.
+      warm_start: a trained optimizer (see `zoo.load`) whose theta to begin with.
 
     Returns:
       The optimizer with the best theta by validation.
 
     Raises:
-      DivergedError: see `max_nonfinite`; the message names the last good checkpoint.
+      DivergedError: see `max_rollbacks`; the message names the last good checkpoint.
+      interruption.Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step.
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
+      run_dir.InUseError: another process writes to the directory.
+      OSError: a file could not be written; the checkpoints there are load.
       ValueError: a parameter is out of range.
     """
     for name, value in {
         "num_outer_steps": num_outer_steps,
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
+        "keep_checkpoints": keep_checkpoints,
         "max_nonfinite": max_nonfinite,
+        "rollback_factor": rollback_factor,
     }.items():
         errors.check_positive(f"outer_train.{name}", value)
+    errors.check_not_negative("outer_train.max_rollbacks", max_rollbacks)
     learned_opt = learned_opt or LSTMLOpt()
     curriculum = curriculum or curriculum_lib.Curriculum()
-    several = isinstance(task, Sequence) and not isinstance(task, str)
-    families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
-    task_name = " + ".join(family.name for family in families)
-    steps = [
-        RegularizedTruncatedStep(family, learned_opt, curriculum_lib.CurriculumTruncationSchedule())
-        for family in families
-    ]
-    estimator = RegularizedTruncatedGrad(steps if several else steps[0])
+    estimator, task_name = _estimator(task, learned_opt)
     curriculum.check(estimator.unroll_length)
-    run_dir = run_dir_lib.RunDir(train_log_dir, _experiment(task_name, seed))
-    loop = _Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed))
+    theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
+    loop = Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed), theta)
+    experiment = _experiment(task_name, seed, warm_start)
+    metadata = {
+        "task": task_name,
+        "regularizer_meta_space": estimator.regularizer.describe(),
+        "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
+        "smoothing": estimator.smoothing and estimator.smoothing.describe(),
+        "seed": seed,
+        "made_with": provenance.versions(),
+    }
+    with (
+        run_dir_lib.RunDir(train_log_dir, experiment, keep_checkpoints, overwrite) as run_dir,
+        StopRequest() as stop,
+        tqdm.tqdm(
+            total=num_outer_steps, desc=run_dir.path.name, unit="step", disable=not progress
+        ) as bar,
+    ):
+        state, stage = loop.init_or_restore(run_dir.checkpoints)
+        step = bar.initial = int(state.outer_iteration)
+        log = run_dir.open_log(step)
+        run_dir.write("config.gin", gin.operative_config_str())
+        clock = time.monotonic() - log.seconds_before
+        data = estimator.get_datas()
 
-    state, stage = loop.init_or_restore(run_dir)
-    start = int(state.outer_iteration)
-    log = run_dir_lib.MetricsLog(run_dir, start)
-    (run_dir.path / "config.gin").write_text(gin.operative_config_str())
-    clock = time.monotonic() - log.seconds_before
-    data = estimator.get_datas()
+        def save_theta() -> None:
+            about = {**metadata, "outer_steps": step, "stage": dataclasses.asdict(stage)}
+            zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, about)
 
-    def save_theta() -> None:
-        metadata = {
-            "task": task_name,
-            "regularizer_meta_space": estimator.regularizer.describe(),
-            "regularizer_optimizee_space": steps[0].regularizer.describe(),
-            "smoothing": estimator.smoothing and estimator.smoothing.describe(),
-            "seed": seed,
-            "outer_steps": int(state.outer_iteration),
-            "stage": dataclasses.asdict(stage),
-            "version": regularized_lopt.__version__,
-        }
-        zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, metadata)
-
-    bar = tqdm.tqdm(
-        total=num_outer_steps,
-        initial=start,
-        desc=run_dir.path.name,
-        unit="step",
-        disable=not progress,
-    )
-    with bar:
-        for step in range(start + 1, num_outer_steps + 1):
-            if stage.finished:
-                break
+        while step < num_outer_steps and not stage.finished:
             if curriculum.needs_baseline(stage):
                 stage = curriculum.set_baseline(stage, loop.validate(state, stage))
             state, scalars = loop.outer_step(
                 state, data, jnp.asarray(curriculum.trajectory_length(stage), jnp.int32)
             )
+            step += 1
             stage = dataclasses.replace(stage, steps_in_stage=stage.steps_in_stage + 1)
 
             extra = {}
             if curriculum.validation_due(stage, estimator.unroll_length):
                 extra["validation_loss"] = loop.validate(state, stage)
-                state, stage = loop.apply(state, stage, extra["validation_loss"])
+                state, stage, is_best = loop.apply(state, stage, extra["validation_loss"])
                 save_theta()
+                if is_best:
+                    run_dir.checkpoints.save_best(state, dataclasses.asdict(stage))
             if step % log_every == 0 or step == num_outer_steps or extra:
                 scalars = {name: float(value) for name, value in scalars.items()}
-                seconds = time.monotonic() - clock
-                log.write(step, {**scalars, **extra, "seconds": seconds})
-                if int(state.nonfinite_run) >= max_nonfinite:
-                    raise DivergedError(
-                        _diverged(step, task_name, int(state.nonfinite_run), run_dir)
-                    )
+                log.write(step, {**scalars, **extra, "seconds": time.monotonic() - clock})
                 bar.set_postfix(
                     loss=f"{scalars['loss']:.4f}",
                     stage=f"{stage.stage + 1}/{len(curriculum.train_lengths)}",
                     refresh=False,
                 )
+                if int(state.nonfinite_run) >= max_nonfinite:
+                    state, stage = _recover(
+                        loop, state, run_dir, task_name, max_rollbacks, rollback_factor
+                    )
+                    step = int(state.outer_iteration)
+                    log.rewind(step)
             due = step % checkpoint_every == 0 or step == num_outer_steps or stage.finished
-            if due and int(state.nonfinite_run) == 0:
-                run_dir.save_checkpoint(step, state, dataclasses.asdict(stage))
-            bar.update()
-    state = loop.finish(state, stage)
-    save_theta()
-    log.close()
+            if (due or stop.signum) and int(state.nonfinite_run) == 0:
+                run_dir.checkpoints.save(step, state, dataclasses.asdict(stage))
+            if stop.signum:
+                raise Interrupted(stop.signum, f"after outer step {step}", run_dir.checkpoints)
+            bar.update(step - bar.n)
+        state = loop.finish(state, stage)
+        save_theta()
     return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
 
 
-class _Loop:
-    """The jitted parts of outer training."""
+def _estimator(
+    task: AnyTask | Sequence[AnyTask], learned_opt: upstream.LearnedOptimizer
+) -> tuple[RegularizedTruncatedGrad, str]:
+    """The estimator of theta's gradient, and the name of what it is meta-trained on."""
+    several = isinstance(task, Sequence) and not isinstance(task, str)
+    families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
+    schedule = curriculum_lib.CurriculumTruncationSchedule()
+    steps = [RegularizedTruncatedStep(family, learned_opt, schedule) for family in families]
+    estimator = RegularizedTruncatedGrad(steps if several else steps[0])
+    return estimator, " + ".join(family.name for family in families)
 
-    def __init__(
-        self,
-        estimator: RegularizedTruncatedGrad,
-        curriculum: curriculum_lib.Curriculum,
-        optimizer: optax.GradientTransformation,
-        key: jax.Array,
-    ):
-        self._estimator = estimator
-        self._curriculum = curriculum
-        self._optimizer = optimizer
-        self._init_key, self._step_key, self._validation_key = jax.random.split(key, 3)
 
-    def init_or_restore(
-        self, run_dir: run_dir_lib.RunDir
-    ) -> tuple[TrainState, curriculum_lib.CurriculumState]:
-        """Where the run's last checkpoint stands, or the beginning."""
-        fresh = self.init()
-        restored = run_dir.restore(fresh)
-        if restored is None:
-            return fresh, curriculum_lib.CurriculumState()
-        return jax.tree.map(jnp.asarray, restored[0]), curriculum_lib.CurriculumState(**restored[1])
-
-    def init(self) -> TrainState:
-        """The beginning: fresh theta, fresh trajectories."""
-        theta_key, unroll_key = jax.random.split(self._init_key)
-        theta = self._estimator.learned_opt.init(theta_key)
-        zero = jnp.asarray(0, jnp.int32)
-        return TrainState(
-            theta=theta,
-            opt_state=self._optimizer.init(theta),
-            unroll_state=self._fresh_unrolls(theta, 0, unroll_key),
-            outer_iteration=zero,
-            nonfinite_run=zero,
-            best_theta=theta,
+def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:
+    """Of a trained optimizer, if it is one of this kind."""
+    loaded = zoo.load(path)
+    wanted, found = getattr(learned_opt, "config", None), loaded.metadata["config"]
+    if type(loaded.learned_opt).__name__ != type(learned_opt).__name__ or wanted != found:
+        raise ValueError(
+            f"warm_start: {path} holds a {type(loaded.learned_opt).__name__} with {found}; this "
+            f"run trains a {type(learned_opt).__name__} with {wanted}."
         )
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def outer_step(
-        self, state: TrainState, data: Any, trajectory_length: jax.Array
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """One update of theta; skipped, and counted, where the estimate is not finite."""
-        outer_state = curriculum_lib.CurriculumOuterState(state.outer_iteration, trajectory_length)
-        key = jax.random.fold_in(self._step_key, state.outer_iteration)
-        estimate = self._estimator.estimate(state.theta, state.unroll_state, key, data, outer_state)
-        updates, opt_state = self._optimizer.update(estimate.grad, state.opt_state, state.theta)
-        updated = (optax.apply_updates(state.theta, updates), opt_state)
-        theta, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(estimate.nonfinite, old, new),
-            updated,
-            (state.theta, state.opt_state),
-        )
-        state = state.replace(  # type: ignore[attr-defined]
-            theta=theta,
-            opt_state=opt_state,
-            unroll_state=estimate.unroll_state,
-            outer_iteration=state.outer_iteration + 1,
-            nonfinite_run=jnp.where(estimate.nonfinite, state.nonfinite_run + 1, 0),
-        )
-        scalars = {
-            "loss": estimate.mean_loss,
-            "grad_norm": optax.tree.norm(estimate.grad),
-            "trajectory_length": trajectory_length,
-            "nonfinite": state.nonfinite_run,
-        }
-        if estimate.smoothness is not None:
-            scalars["smoothness"] = estimate.smoothness
-        return state, scalars
-
-    def apply(
-        self, state: TrainState, stage: curriculum_lib.CurriculumState, validation_loss: float
-    ) -> tuple[TrainState, curriculum_lib.CurriculumState]:
-        """Carries out what the curriculum decides on a validation loss."""
-        stage, decision = self._curriculum.on_validation(stage, validation_loss)
-        if decision.is_best:
-            state = state.replace(best_theta=state.theta)  # type: ignore[attr-defined]
-        if decision.restore_best:
-            state = state.replace(theta=state.best_theta)  # type: ignore[attr-defined]
-        if decision.next_stage:
-            key = jax.random.fold_in(self._init_key, stage.stage)
-            length = self._curriculum.trajectory_length(stage)
-            state = state.replace(unroll_state=self._fresh_unrolls(state.theta, length, key))  # type: ignore[attr-defined]
-        return state, stage
-
-    def finish(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> TrainState:
-        """Gives what was learned since the last validation its chance."""
-        if stage.finished or not stage.steps_in_stage:
-            return state
-        if self.validate(state, stage) < stage.best_loss:
-            return state.replace(best_theta=state.theta)  # type: ignore[attr-defined]
-        return state
-
-    def validate(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> float:
-        """Held-out loss at the end of fresh trajectories, plain (no regularizer).
-
-        The mean over `num_validation_tasks` trajectories and their last `unroll_length` steps.
-        Trajectories of a stage are the same at every validation of it, so that thetas are compared
-        on equal terms.
-        """
-        length = self._curriculum.validation_length(stage)
-        key = jax.random.fold_in(self._validation_key, stage.stage)
-        total = 0.0
-        for index, weight in enumerate(self._estimator.task_weights):
-            step_lib = self._estimator.truncated_steps[index]
-            data = step_lib.unroll_data(length, outer_split="outer_valid")
-            total += weight * float(
-                self._validation_loss(index, state.theta, key, jnp.asarray(length, jnp.int32), data)
-            )
-        return total
-
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _validation_loss(
-        self, index: int, theta: Any, key: jax.Array, length: jax.Array, data: Any
-    ) -> jax.Array:
-        step_lib = self._estimator.truncated_steps[index]
-        window = self._estimator.unroll_length
-        outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
-
-        def final_loss(key: jax.Array, data: Any) -> jax.Array:
-            init_key, loop_key = jax.random.split(key)
-            task_state = step_lib.init_one(theta, outer_state, init_key)
-
-            def body(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-                task_state, total = carry
-                keys = jax.random.split(jax.random.fold_in(loop_key, t), 4)
-                task_state, _, _ = step_lib.step_one(
-                    theta, task_state, keys[0], step_lib.batch_one(data["train"], t, keys[1])
-                )
-
-                def outer_loss() -> jax.Array:
-                    batch = step_lib.batch_one(data["outer"], t, keys[2])
-                    return step_lib.outer_loss_one(theta, task_state, keys[3], batch, outer_state)[
-                        1
-                    ]
-
-                loss = jax.lax.cond(t >= length - window, outer_loss, lambda: 0.0)
-                return task_state, total + loss
-
-            return jax.lax.fori_loop(0, length, body, (task_state, 0.0))[1] / window
-
-        keys = jax.random.split(key, self._curriculum.num_validation_tasks)
-        if (
-            step_lib.data_axis is not None
-        ):  # Pulled batches: all trajectories take those of the first task.
-            data = jax.tree.map(lambda leaf: leaf[:, 0], data)
-        return jnp.mean(jax.vmap(final_loss, in_axes=(0, None))(keys, data))
-
-    def _fresh_unrolls(self, theta: Any, length: int, key: jax.Array) -> Any:
-        length = length or self._curriculum.train_lengths[0]
-        outer_state = curriculum_lib.CurriculumOuterState(
-            jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
-        )
-        return self._estimator.init_worker_state(
-            upstream.WorkerWeights(theta, None, outer_state), key
-        )
+    return loaded.theta
 
 
-def _experiment(task: str, seed: int) -> dict[str, Any]:
+def _experiment(task: str, seed: int, warm_start: str | os.PathLike[str] | None) -> dict[str, Any]:
     """What makes a run this run: gin's configuration, less what may change on resuming."""
-    free = (
-        "outer_train.num_outer_steps",
-        "outer_train.log_every",
-        "outer_train.checkpoint_every",
-        "outer_train.progress",
+    free = tuple(
+        f"outer_train.{name} ="
+        for name in (
+            "num_outer_steps",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_nonfinite",
+            "max_rollbacks",
+            "rollback_factor",
+            "progress",
+        )
     )
     lines = [
         line
         for line in gin.config_str(max_line_length=10_000).splitlines()
         if line and not line.startswith(("#", "import", *free))
     ]
-    return {"task": task, "seed": seed, "gin": sorted(lines)}
+    begins = {} if warm_start is None else {"warm_start": str(warm_start)}
+    return {"task": task, "seed": seed, "gin": sorted(lines), **begins}
 
 
-def _diverged(step: int, task: str, count: int, run_dir: run_dir_lib.RunDir) -> str:
-    last = run_dir.last_checkpoint()
-    return (
-        f"Outer training diverged: {count} updates in a row up to outer step {step} on {task} "
-        "were not finite and were skipped. "
-        f"{'The last good checkpoint is ' + str(last) if last else 'There is no checkpoint yet'}. "
-        "Try a lower theta_learning_rate.learning_rate, a smaller radius or strength of the "
-        "regularizer, or shorter trajectories at first."
+def _recover(
+    loop: Loop,
+    state: TrainState,
+    run_dir: run_dir_lib.RunDir,
+    task: str,
+    max_rollbacks: int,
+    factor: float,
+) -> tuple[TrainState, curriculum_lib.CurriculumState]:
+    """Back to the last checkpoint, with a lower learning rate, or the end of it."""
+    what = (
+        f"{int(state.nonfinite_run)} updates in a row up to outer step "
+        f"{int(state.outer_iteration)} on {task} were not finite and were skipped"
     )
+    last = run_dir.checkpoints.last()
+    if last is None or int(state.rollbacks) >= max_rollbacks:
+        where = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+        raise DivergedError(
+            f"Outer training diverged: {what}, after {int(state.rollbacks)} returns to a "
+            f"checkpoint with a lower learning rate. {where}. Try a lower "
+            "theta_learning_rate.learning_rate, a smaller radius or strength of the regularizer, "
+            "or shorter trajectories at first."
+        )
+    state, stage = loop.roll_back(state, run_dir.checkpoints, factor)
+    tqdm.tqdm.write(
+        f"{what}: back to outer step {int(state.outer_iteration)}, theta's learning rate times "
+        f"{float(state.rate_scale):g}."
+    )
+    return state, stage
 
 
 def load_metrics(train_log_dir: str | os.PathLike[str]) -> dict[str, np.ndarray]:

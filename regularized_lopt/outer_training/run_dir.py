@@ -4,76 +4,124 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
+import filelock
 import tensorboardX
 
 from regularized_lopt import serialization
+from regularized_lopt.outer_training.checkpoint import Checkpoints
 
 _EXPERIMENT = "experiment.json"
 _METRICS = "metrics.csv"
-_KEPT_CHECKPOINTS = 2
+_CHECKPOINTS = "checkpoints"
+_LOCK = ".lock"
 
 
 class OtherExperimentError(RuntimeError):
     """The directory holds another experiment, or something that is none; nothing was written."""
 
 
-class RunDir:
-    """Files of one experiment.
+class InUseError(RuntimeError):
+    """Another process writes to the directory; nothing was written."""
 
-    experiment.json: the configuration the directory belongs to; config.gin: the same in full, with
-      defaults;
-    checkpoints/: everything that resuming needs, the last two; metrics.csv and TensorBoard events:
-    curves.
+
+class RunDir:
+    """Files of one experiment, for one process at a time; a context that ends with all on the disk.
+
+    experiment.json has the configuration the directory belongs to, config.gin the same in full,
+    with defaults; checkpoints/ everything that resuming needs; metrics.csv and TensorBoard events
+    have the curves; .lock is held while a process writes, and let go when it ends, however it does.
+
+    Attributes:
+      path: of the directory.
+      checkpoints: in it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], experiment: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        experiment: Mapping[str, Any],
+        keep_checkpoints: int = 2,
+        overwrite: bool = False,
+    ):
         """Claims the directory for `experiment`.
 
         Args:
           path: created if needed.
           experiment: JSON-serializable description; a directory with another one is refused.
+          keep_checkpoints: see `Checkpoints`.
+          overwrite: delete another experiment of ours instead of refusing.
 
         Raises:
           OtherExperimentError: the directory is taken; the message has the differences.
+          InUseError: another process holds its lock.
+          OSError: it cannot be written to.
         """
         self.path = pathlib.Path(path)
+        self.checkpoints = Checkpoints(self.path / _CHECKPOINTS, keep_checkpoints)
+        self._log: MetricsLog | None = None
         description = json.dumps(experiment, indent=1, sort_keys=True)
         file = self.path / _EXPERIMENT
-        if file.is_file():
-            _check_same(self.path, file.read_text(), description)
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise OtherExperimentError(
-                f"{self.path} is not empty and holds no experiment of ours ({_EXPERIMENT} is "
-                "missing). Choose another --train_log_dir; nothing was written."
-            )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file.write_text(description)
+        found = file.read_text() if file.is_file() else None
+        if found is None:
+            _check_empty(self.path)
+        elif found != description and not overwrite:
+            raise OtherExperimentError(_difference(self.path, found, description))
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(self.path / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise InUseError(
+                f"Another process is writing to {self.path}; nothing was written. Wait for it, "
+                "stop it, or choose another --train_log_dir."
+            ) from error
+        if found is not None and found != description:
+            self._delete()
+        if found != description:
+            self.write(_EXPERIMENT, description)
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The last checkpoint, as (tree in the structure of `like`, metadata), or None."""
-        checkpoints = self._checkpoints()
-        return serialization.load(checkpoints[-1], like) if checkpoints else None
+    def __enter__(self) -> RunDir:
+        return self
 
-    def save_checkpoint(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Writes a checkpoint and drops all but the last ones."""
-        serialization.save(self.path / "checkpoints" / f"checkpoint_{step:08d}.npz", tree, metadata)
-        for old in self._checkpoints()[:-_KEPT_CHECKPOINTS]:
-            old.unlink()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._log is not None:
+                self._log.close()
+            if error is None:  # Else that error is what there is to say.
+                self.checkpoints.wait()
+        finally:
+            self._lock.release()
 
-    def last_checkpoint(self) -> pathlib.Path | None:
-        """The newest checkpoint's file, if there is any."""
-        checkpoints = self._checkpoints()
-        return checkpoints[-1] if checkpoints else None
+    def write(self, name: str, text: str) -> None:
+        """Writes a file in the directory, as a whole or not at all."""
+        serialization.write_atomically(self.path / name, text.encode())
 
-    def _checkpoints(self) -> list[pathlib.Path]:
-        return sorted((self.path / "checkpoints").glob("checkpoint_*.npz"))
+    def open_log(self, resume_step: int) -> MetricsLog:
+        """The curves up to `resume_step`, to be continued; closed with the directory."""
+        self._log = MetricsLog(self, resume_step)
+        return self._log
+
+    def _delete(self) -> None:
+        """What an experiment leaves, and nothing else."""
+        shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
+        for file in self.path.glob("events.out.tfevents.*"):
+            file.unlink()
+        for name in (_METRICS, "config.gin", "theta.npz", _EXPERIMENT):
+            (self.path / name).unlink(missing_ok=True)
 
 
 class MetricsLog:
@@ -86,22 +134,30 @@ class MetricsLog:
         "trajectory_length",
         "validation_loss",
         "nonfinite",
+        "rollbacks",
         "smoothness",
         "seconds",
     )
 
     def __init__(self, run_dir: RunDir, resume_step: int):
         """Opens the log and drops entries later than the checkpoint at `resume_step`."""
-        self._path = run_dir.path / _METRICS
-        rows = [row for row in read_metrics(run_dir.path) if row["outer_step"] <= resume_step]
-        self._file = self._path.open("w", newline="")
-        self._csv = csv.DictWriter(self._file, self.FIELDS)
-        self._csv.writeheader()
+        self._run_dir = run_dir
+        self.rewind(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """Drops entries later than `step`."""
+        if hasattr(self, "_file"):
+            self.close()
+        rows = [row for row in read_metrics(self._run_dir.path) if row["outer_step"] <= step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.FIELDS)
+        writer.writeheader()
         for row in rows:
-            self._csv.writerow({key: "" if value is None else value for key, value in row.items()})
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(run_dir.path), purge_step=resume_step + 1
-        )
+            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+        self._run_dir.write(_METRICS, text.getvalue())
+        self._file = (self._run_dir.path / _METRICS).open("a", newline="")
+        self._csv = csv.DictWriter(self._file, self.FIELDS)
+        self._tensorboard = tensorboardX.SummaryWriter(str(self._run_dir.path), purge_step=step + 1)
         self.seconds_before: float = rows[-1]["seconds"] or 0.0 if rows else 0.0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -118,25 +174,36 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.csv; missing values are None. No file: no rows."""
+    """The rows of a run's metrics.csv; missing values are None. No file: no rows.
+
+    A last line without its end, of a process that was killed while it wrote, is left out.
+    """
     file = pathlib.Path(path) / _METRICS
     if not file.is_file():
         return []
-    with file.open(newline="") as lines:
-        return [
-            {key: float(value) if value else None for key, value in row.items()}
-            for row in csv.DictReader(lines)
-        ]
+    with file.open(newline="") as opened:
+        lines = [line for line in opened if line.endswith("\n")]
+    return [
+        {key: float(value) if value else None for key, value in row.items()}
+        for row in csv.DictReader(lines)
+    ]
 
 
-def _check_same(path: pathlib.Path, found: str, given: str) -> None:
-    if found != given:
-        lines = difflib.unified_diff(
-            found.splitlines(), given.splitlines(), "in the directory", "given", lineterm="", n=0
-        )
-        difference = "\n".join(line for line in lines if not line.startswith("@@"))
+def _check_empty(path: pathlib.Path) -> None:
+    if path.is_dir() and any(file.name != _LOCK for file in path.iterdir()):
         raise OtherExperimentError(
-            f"{path} holds another experiment; nothing was written. Choose another "
-            "--train_log_dir, or give the same "
-            f"configuration to resume. The difference:\n{difference}"
+            f"{path} is not empty and holds no experiment of ours ({_EXPERIMENT} is missing). "
+            "Choose another --train_log_dir; nothing was written."
         )
+
+
+def _difference(path: pathlib.Path, found: str, given: str) -> str:
+    lines = difflib.unified_diff(
+        found.splitlines(), given.splitlines(), "in the directory", "given", lineterm="", n=0
+    )
+    difference = "\n".join(line for line in lines if not line.startswith("@@"))
+    return (
+        f"{path} holds another experiment; nothing was written. Give the same configuration to "
+        "resume it, choose another --train_log_dir (with --warm_start to begin with this one's "
+        f"theta), or delete it with --overwrite. The difference:\n{difference}"
+    )

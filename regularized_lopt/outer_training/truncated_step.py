@@ -110,8 +110,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
           outer_split: upstream's split for the outer loss; default: `outer_data_split`.
 
         Returns:
-          {"train": ..., "outer": ...}: the whole splits, or for tasks with iterators batches with
-          leading axes [num_steps, num_tasks], or () for tasks without data.
+          A dict of "train" and "outer", each a whole split, or for tasks with iterators batches
+          with leading axes [num_steps, num_tasks], or () for tasks without data.
         """
         splits = {"train": "train", "outer": outer_split or self.outer_data_split}
         if self._resident is not None:

@@ -66,7 +66,7 @@ def get(regularizer: str | Regularizer, **kwargs: Any) -> Regularizer:
 
 
 def register(name: str) -> Callable[[_F], _F]:
-    """Makes a function a regularizer, in both spaces, with every estimator that has values.
+    """Makes a function a regularizer, in both spaces, with every estimator that has values::
 
         @regularizers.register("noisy")
         def noisy(loss_fn, point, *, key, step, deviation=0.01):

@@ -15,9 +15,9 @@ from regularized_lopt.regularizers.schedules import Scheduled, at
 
 @gin.configurable
 class ASAM(sam.SAM):
-    """SAM in a neighbourhood that scales with the weights: e = rho t^2 g / ||t g||, t = |w| + eta.
+    """SAM in a neighbourhood that scales with the weights.
 
-    Kwon et al. 2021, eq. 9 with p = 2, t on every leaf.
+    e = rho t^2 g / ||t g||, t = `|w|` + eta: Kwon et al. 2021, eq. 9 with p = 2, t on every leaf.
     """
 
     name = "asam"

@@ -256,7 +256,7 @@ class Function(Regularizer):
 
         Args:
           name: what messages and results call it.
-          function: (loss_fn, point, *, key, step) -> scalar; differentiable in `point`.
+          function: `(loss_fn, point, *, key, step) -> scalar`; differentiable in `point`.
           weight: w in L + w (L_reg - L), >= 0.
         """
         super().__init__(weight)

@@ -1,7 +1,7 @@
 """Strengths and radii that change over outer training.
 
 Wherever a regularizer takes a weight, strength or radius, it takes a schedule too: a function of
-the outer step, such as optax's. In gin:
+the outer step, such as optax's. In gin::
 
     SAM.rho = @linear_schedule()
     linear_schedule.init_value = 0.0

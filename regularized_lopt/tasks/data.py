@@ -1,13 +1,13 @@
 """Image datasets: TFDS once, then memory-mapped uint8 arrays that live on the device.
 
-The four splits of the paper's protocol (arXiv 2510.08968) are disjoint and fixed by a seed:
+The four splits of the paper's protocol (arXiv 2510.08968) are disjoint and fixed by a seed::
 
   meta_train       the first half of the training set, less `meta_valid`
   meta_valid       a tenth of that half, held out: it decides the curriculum of outer training
   meta_test_train  the second half of the training set: what a trained optimizer trains on
   meta_test_test   the test set: what the trained network is judged on
 
-A task is either in phase "meta_train" or "meta_test". Upstream's four splits then mean:
+A task is either in phase "meta_train" or "meta_test". Upstream's four splits then mean::
 
   phase        train            inner_valid  outer_valid  test
   meta_train   meta_train       meta_valid   meta_valid   meta_valid
@@ -127,8 +127,8 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
       name: a key of `SPECS`.
 
     Returns:
-      train_image, test_image: uint8 [n, height, width, channels]; train_label, test_label: uint8
-        [n].
+      A dict of train_image and test_image, uint8 [n, height, width, channels], and of train_label
+      and test_label, uint8 [n].
 
     Raises:
       DataUnavailableError: the dataset is neither cached nor readable, or the cache is damaged.

@@ -1,22 +1,29 @@
-"""Trained learned optimizers as files: save and load."""
+"""Trained learned optimizers: those that come with the package, and files of your own."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import gin
 import jax
 import numpy as np
 import optax
 
 from regularized_lopt import errors, optax_bridge, serialization, upstream
-from regularized_lopt.learned_optimizers import LSTMLOpt
+from regularized_lopt.learned_optimizers import CLASSES
+from regularized_lopt.zoo import cards
+from regularized_lopt.zoo.cards import Card as Card
+
+if TYPE_CHECKING:
+    from matplotlib import figure as mpl_figure
 
 THETA_FILE = "theta.npz"
-
-_CLASSES = {"LSTMLOpt": LSTMLOpt}
+ENTRIES = pathlib.Path(__file__).parent / "entries"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +34,18 @@ class LoadedLOpt:
       learned_opt: the `LearnedOptimizer`.
       theta: its weights.
       metadata: how it was trained, as far as it was recorded.
+      path: the file it was read from.
     """
 
-    learned_opt: LSTMLOpt
+    learned_opt: upstream.LearnedOptimizer
     theta: Any
     metadata: dict[str, Any]
+    path: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        """The entry's of the zoo; of the run's directory; or of the file."""
+        return self.path.parent.name if self.path.name == THETA_FILE else self.path.stem
 
     def opt(self) -> upstream.Optimizer:
         """The `Optimizer` (init / update / get_params) for a training loop of your own."""
@@ -41,31 +55,147 @@ class LoadedLOpt:
         """The same as an `optax.GradientTransformation`; options as `optax_bridge.as_optax` has."""
         return optax_bridge.as_optax(self.learned_opt, self.theta, **options)
 
+    def plot_update(self, scale: float = 1e-2, num_steps: int = 10) -> mpl_figure.Figure:
+        """Draws the update as a function of the gradient and of those before it.
+
+        Args:
+          scale: the gradients span [-scale, scale], > 0.
+          num_steps: gradients before, > 0.
+
+        Returns:
+          A figure; `figure.savefig(path)` writes it.
+        """
+        from regularized_lopt.evaluation import smoothness
+
+        return smoothness.update_by_history(self.opt(), scale, num_steps)
+
+    def plot_training(
+        self,
+        task: str,
+        others: Mapping[str, Any] | None = None,
+        num_runs: int = 5,
+        num_steps: int = 500,
+    ) -> mpl_figure.Figure:
+        """Trains networks with it and draws training loss and test accuracy.
+
+        Args:
+          task: name of an image task of ours, see `tasks.names()`.
+          others: optimizers to draw beside it, by name: loaded ones, upstream's `Optimizer`s, or
+            `evaluation.contestants`.
+          num_runs: networks per optimizer, from the same inits and batches.
+          num_steps: inner steps.
+        """
+        from regularized_lopt import evaluation
+        from regularized_lopt.evaluation import figures
+
+        opts = {self.name: self, **(others or {})}
+        return figures.training_curves(evaluation.train(opts, task, num_runs, num_steps))
+
+    def plot_meta_training(self) -> mpl_figure.Figure:
+        """Draws the losses of its meta-training, which lie beside its file in metrics.csv.
+
+        Raises:
+          FileNotFoundError: they do not.
+        """
+        from regularized_lopt.evaluation import figures
+        from regularized_lopt.outer_training.outer_train import load_metrics
+
+        metrics = load_metrics(self.path.parent)
+        if not len(metrics["outer_step"]):
+            raise FileNotFoundError(
+                f"There is no metrics.csv beside {self.path}: load an entry of the zoo or the "
+                "directory of an outer training run."
+            )
+        return figures.outer_training({self.name: metrics})
+
+
+def names() -> list[str]:
+    """The optimizers that come with the package."""
+    return sorted(path.parent.name for path in ENTRIES.glob(f"*/{THETA_FILE}"))
+
+
+def card(name: str) -> Card:
+    """What an entry is and what it reached.
+
+    Raises:
+      errors.UnknownNameError: there is no such entry.
+    """
+    return cards.read(ENTRIES / errors.check_name("entry of the zoo", name, names()))
+
 
 def save(
     path: str | os.PathLike[str],
-    learned_opt: LSTMLOpt,
+    learned_opt: upstream.LearnedOptimizer,
     theta: Any,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a trained optimizer: weights, constructor's arguments, `metadata` (JSON), no code."""
+    """Writes a trained optimizer: weights, constructor's arguments, `metadata` (JSON), no code.
+
+    Raises:
+      ValueError: `load` could not make it again: its class is not registered
+        (`learned_optimizers.register`) or has no `config`.
+    """
     name = type(learned_opt).__name__
-    errors.check_name("learned optimizer class", name, _CLASSES)
+    if name not in CLASSES or not isinstance(getattr(learned_opt, "config", None), dict):
+        raise ValueError(
+            f"{name} cannot be saved: decorate the class with learned_optimizers.register and give "
+            "it an attribute config, the constructor's arguments as a dict."
+        )
     header = {"learned_opt": name, "config": learned_opt.config, **(metadata or {})}
     serialization.save(path, jax.tree.map(np.asarray, theta), header)
 
 
-def load(path: str | os.PathLike[str]) -> LoadedLOpt:
+def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
     """Reads a trained optimizer.
 
     Args:
-      path: a file of `save`, or the directory of an outer training run.
+      name_or_path: an entry of the zoo (see `names`), a file of `save`, or the directory of an
+        outer training run. A name of the zoo is taken as such; write ./name for a file of yours.
 
     Raises:
-      FileNotFoundError: there is no such file; the message says what was looked for.
+      FileNotFoundError: there is neither; the message says what was looked for.
       serialization.FileFormatError: the file is damaged, foreign, or of a newer format.
     """
-    path = pathlib.Path(path)
+    path, expected = _find(name_or_path)
+    if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise serialization.FileFormatError(
+            f"{path} is damaged: its checksum is not that of its card. Reinstall regularized_lopt."
+        )
+    _, metadata = serialization.load_flat(path)
+    if "learned_opt" not in metadata:
+        raise serialization.FileFormatError(
+            f"{path} holds no learned optimizer (a checkpoint, perhaps)."
+        )
+    name = metadata["learned_opt"]
+    if name not in CLASSES:
+        raise serialization.FileFormatError(
+            f"{path} holds a {name}; known: {', '.join(CLASSES)}. Import the module that registers "
+            "it first (launchers: --gin_import)."
+        )
+    try:
+        learned_opt: Any = CLASSES[name](**metadata["config"])
+    except TypeError as error:
+        raise serialization.FileFormatError(
+            f"{path} holds a {name} with arguments that this version of it does not know ({error})."
+        ) from error
+    like = jax.eval_shape(learned_opt.init, jax.random.PRNGKey(0))
+    theta, _ = serialization.load(
+        path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    )
+    return LoadedLOpt(learned_opt, jax.tree.map(jax.numpy.asarray, theta), metadata, path)
+
+
+@gin.configurable
+def trained_opt(name_or_path: str) -> upstream.Optimizer:
+    """`load(name_or_path).opt()` for gin, e.g. `inner_train_task.opt = @trained_opt()`."""
+    return load(name_or_path).opt()
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
+    """The file, and for an entry of the zoo its checksum."""
+    if str(name_or_path) in names():
+        return ENTRIES / name_or_path / THETA_FILE, card(str(name_or_path)).sha256
+    path = pathlib.Path(name_or_path)
     if path.is_dir():
         if not (path / THETA_FILE).is_file():
             raise FileNotFoundError(
@@ -73,15 +203,9 @@ def load(path: str | os.PathLike[str]) -> LoadedLOpt:
                 "the run has not come to its first validation yet."
             )
         path = path / THETA_FILE
-    _, metadata = serialization.load_flat(path)
-    if "learned_opt" not in metadata:
-        raise serialization.FileFormatError(
-            f"{path} holds no learned optimizer (a checkpoint, perhaps)."
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file or directory {path}, and no optimizer of that name comes with "
+            f"regularized_lopt; those that do: {', '.join(names())}."
         )
-    name = errors.check_name("learned optimizer class", metadata["learned_opt"], _CLASSES)
-    learned_opt = _CLASSES[name](**metadata["config"])
-    like = jax.eval_shape(learned_opt.init, jax.random.PRNGKey(0))
-    theta, _ = serialization.load(
-        path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    )
-    return LoadedLOpt(learned_opt, jax.tree.map(jax.numpy.asarray, theta), metadata)
+    return path, None

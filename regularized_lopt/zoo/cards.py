@@ -1,0 +1,79 @@
+"""What a trained optimizer of the zoo is, where it comes from and what it reached."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+CARD_FILE = "card.json"
+CONFIG_FILE = "config.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """An entry of the zoo in words and figures.
+
+    Attributes:
+      name: the entry's.
+      task: what it was meta-trained on.
+      regularizer: in the outer objective, with its parameters; "none" for none.
+      space: where the regularizer acted, "meta", "optimizee", both, or "none".
+      seed: of the meta-training.
+      outer_steps: updates of theta.
+      figures: what it reached at meta-test: per task `task`, `num_steps`, `num_runs`, the test
+        accuracy in per cent, the rise of the test loss at radius 0.01 and the norm of the params at
+        completion, each as mean and standard deviation over the runs.
+      measured_by: the command that measured `figures`.
+      made_with: versions, device and commit of the meta-training.
+      sha256: of the file with the weights.
+      config: the whole gin configuration, as text.
+    """
+
+    name: str
+    task: str
+    regularizer: str
+    space: str
+    seed: int
+    outer_steps: int
+    figures: list[dict[str, Any]]
+    measured_by: str
+    made_with: dict[str, str]
+    sha256: str
+    config: str
+
+    def write(self, directory: pathlib.Path) -> None:
+        """Into card.json and config.gin."""
+        contents = dataclasses.asdict(self)
+        (directory / CONFIG_FILE).write_text(contents.pop("config"))
+        (directory / CARD_FILE).write_text(json.dumps(contents, indent=1) + "\n")
+
+    def __str__(self) -> str:
+        made = ", ".join(f"{key} {value}" for key, value in self.made_with.items())
+        lines = [
+            self.name,
+            f"  meta-trained on  {self.task}, {self.outer_steps:,} outer steps, seed {self.seed}",
+            f"  regularizer      {self.regularizer}, space: {self.space}",
+            f"  made with        {made}",
+            f"  sha256           {self.sha256}",
+            f"  measured by      {self.measured_by}",
+        ]
+        for row in self.figures:
+            lines.append(
+                f"  {row['task']}, {row['num_steps']:,} steps, {row['num_runs']} runs: "
+                f"test accuracy {_plus_minus(row['accuracy'])} %, rise of the test loss at radius "
+                f"0.01 {_plus_minus(row['rise'])}, norm of the params {_plus_minus(row['norm'])}"
+            )
+        return "\n".join(lines)
+
+
+def read(directory: pathlib.Path) -> Card:
+    """The card in an entry's directory."""
+    contents = json.loads((directory / CARD_FILE).read_text())
+    return Card(**contents, config=(directory / CONFIG_FILE).read_text())
+
+
+def _plus_minus(mean_and_std: list[float]) -> str:
+    mean, std = mean_and_std
+    return f"{mean:.4g} ± {std:.2g}"

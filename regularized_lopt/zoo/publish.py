@@ -1,0 +1,132 @@
+"""Puts an outer training run among the optimizers that come with the package.
+
+    python -m regularized_lopt.zoo.publish --train_log_dir=RUN --name=NAME \\
+        --results=DIR --optimizer=KEY --measured_by=COMMAND
+
+copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. The
+figures on the card are those of optimizer KEY in runs.csv, which a meta-test or the laboratory
+wrote into DIR.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from regularized_lopt import errors, launch, serialization, zoo
+from regularized_lopt.zoo import cards
+
+_METRICS = "metrics.csv"
+
+_TRAIN_LOG_DIR = flags.DEFINE_string(
+    "train_log_dir", None, "Directory of the outer training run.", required=True
+)
+_NAME = flags.DEFINE_string("name", None, "Name of the entry.", required=True)
+_RESULTS = flags.DEFINE_string(
+    "results", None, "Directory with the runs.csv of a meta-test or the laboratory.", required=True
+)
+_OPTIMIZER = flags.DEFINE_string(
+    "optimizer", None, "Name of the optimizer in runs.csv.", required=True
+)
+_MEASURED_BY = flags.DEFINE_string(
+    "measured_by", None, "The command that wrote these results.", required=True
+)
+
+
+def publish(
+    train_log_dir: pathlib.Path,
+    name: str,
+    results: pathlib.Path,
+    optimizer: str,
+    measured_by: str,
+    entries: pathlib.Path = zoo.ENTRIES,
+) -> cards.Card:
+    """Writes an entry; see the module.
+
+    Raises:
+      FileNotFoundError: a file of the run or of the results is missing.
+      errors.UnknownNameError: the results have no such optimizer.
+      serialization.FileFormatError: the run's weights are damaged.
+    """
+    weights = train_log_dir / zoo.THETA_FILE
+    _, metadata = serialization.load_flat(weights)
+    spaces = {
+        space: metadata[f"regularizer_{space}_space"]
+        for space in ("meta", "optimizee")
+        if metadata[f"regularizer_{space}_space"]["name"] != "none"
+    }
+    card = cards.Card(
+        name=name,
+        task=metadata["task"],
+        regularizer=", ".join(map(_regularizer, spaces.values())) or "none",
+        space=" and ".join(spaces) or "none",
+        seed=metadata["seed"],
+        outer_steps=metadata["outer_steps"],
+        figures=_figures(results / "runs.csv", optimizer),
+        measured_by=measured_by,
+        made_with=metadata["made_with"],
+        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        config=(train_log_dir / cards.CONFIG_FILE).read_text(),
+    )
+    entry = entries / name
+    entry.mkdir(parents=True, exist_ok=True)
+    for file in (zoo.THETA_FILE, _METRICS):
+        shutil.copyfile(train_log_dir / file, entry / file)
+    card.write(entry)
+    return card
+
+
+def _regularizer(description: dict[str, Any]) -> str:
+    parameters = {k: v for k, v in description.items() if k != "name" and (k, v) != ("weight", 1.0)}
+    listed = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    return description["name"] + (f" ({listed})" if listed else "")
+
+
+def _figures(file: pathlib.Path, optimizer: str) -> list[dict[str, Any]]:
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["point"] == "completion"]
+    errors.check_name("optimizer in runs.csv", optimizer, {row["optimizer"] for row in rows})
+    rows = [row for row in rows if row["optimizer"] == optimizer]
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of_task = [row for row in rows if row["task"] == task]
+        found.append(
+            {
+                "task": task,
+                "num_steps": int(of_task[0]["step"]),
+                "num_runs": len(of_task),
+                "accuracy": [100 * x for x in _mean_and_std(of_task, "test_accuracy")],
+                "rise": _mean_and_std(of_task, "gsam_absolute_r0.01"),
+                "norm": _mean_and_std(of_task, "param_norm"),
+            }
+        )
+    return found
+
+
+def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
+    values = np.array([float(row[column]) for row in rows if row[column]])
+    return [float(values.mean()), float(values.std(ddof=1))]
+
+
+def main() -> None:
+    """Publishes one run and prints its card."""
+    print(
+        publish(
+            pathlib.Path(_TRAIN_LOG_DIR.value),
+            _NAME.value,
+            pathlib.Path(_RESULTS.value),
+            _OPTIMIZER.value,
+            _MEASURED_BY.value,
+        )
+    )
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,277 @@
+"""Outer training that is stopped, crowded out, starved or thrown off, and goes on."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import filelock
+import jax
+import numpy as np
+import pytest
+from conftest import digits_config
+from test_outer_train import flat, train
+
+import regularized_lopt
+from regularized_lopt import serialization
+from regularized_lopt.outer_training import checkpoint, run_dir
+from regularized_lopt.outer_training.interruption import Interrupted
+from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
+
+TREE = {"a": np.arange(3.0)}
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "c", keep=3)
+    assert checkpoints.restore(TREE) is None
+    for step in range(1, 6):
+        checkpoints.save(step, {"a": np.full(3, step)}, {"step": step})
+        if step == 2:
+            checkpoints.save_best({"a": np.full(3, step)}, {"step": step})
+    tree, metadata = checkpoints.restore({"a": np.zeros(3, int)})
+    assert metadata == {"step": 5}
+    np.testing.assert_array_equal(tree["a"], 5)
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["best.npz", *(f"checkpoint_{step:08d}.npz" for step in (3, 4, 5))]
+    assert serialization.load_flat(tmp_path / "c/best.npz")[1] == {"step": 2}
+
+
+def test_the_loop_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    release = threading.Event()
+    save = serialization.save
+
+    def slow(*args):
+        release.wait(30)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint.serialization, "save", slow)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, TREE, {})
+    assert checkpoints.last() is None  # And we are here nevertheless.
+    release.set()
+    checkpoints.wait()
+    assert checkpoints.last().name == "checkpoint_00000001.npz"
+
+
+@pytest.mark.parametrize("call", ["open", "write", "short write", "fsync", "close", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_whatever_call_fails_the_checkpoint_before_loads(tmp_path, monkeypatch, call, code):
+    """Each fails at its first, second, ... use in turn, until one write goes through."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, TREE, {"step": 1})
+    checkpoints.wait()
+    name = call.rpartition(" ")[2]
+    real = getattr(os, name)
+    for nth in range(20):
+        uses = iter(range(1000))
+
+        def faulty(*args, nth=nth, uses=uses, **kwargs):
+            if next(uses) == nth:
+                if call == "short write":
+                    return real(args[0], bytes(args[1])[: max(1, len(args[1]) // 2)])
+                if call == "close":
+                    real(*args)
+                raise OSError(code, os.strerror(code))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(serialization.os, name, faulty)
+        checkpoints.save(2 + nth, TREE, {"step": 2 + nth})
+        error = None
+        try:
+            checkpoints.wait()
+        except OSError as raised:
+            error = raised
+        monkeypatch.setattr(serialization.os, name, real)
+        leftovers = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+        assert not leftovers
+        tree, metadata = checkpoints.restore(TREE)
+        np.testing.assert_array_equal(tree["a"], TREE["a"])
+        assert metadata["step"] in (1, *range(2, 3 + nth))
+        if error is None:
+            assert metadata["step"] == 2 + nth
+            break
+        assert error.errno == code
+        assert "goes on from there once there is room" in str(error)
+    else:
+        pytest.fail("no write went through")
+
+
+def test_scratch_files_of_a_killed_process_are_removed(tmp_path):
+    left = tmp_path / f"{serialization.SCRATCH_PREFIX}checkpoint_00000001.npz-1"
+    left.write_bytes(b"half")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, TREE, {})
+    checkpoints.wait()
+    assert not left.exists()
+
+
+def test_half_a_line_of_metrics_is_no_line(tmp_path):
+    (tmp_path / "metrics.csv").write_text("outer_step,loss\n10,0.5\n120,0.25\n13")
+    assert [row["outer_step"] for row in run_dir.read_metrics(tmp_path)] == [10, 120]
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+    directory = tmp_path / "run"
+    train(directory, 2)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import filelock, time; lock = filelock.FileLock({str(directory / '.lock')!r}); "
+            "lock.acquire(); print('held', flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(run_dir.InUseError, match="Another process is writing to"):
+        train(directory, 3)
+    holder.kill()
+    holder.wait()
+    train(directory, 3)
+    with filelock.FileLock(directory / ".lock", timeout=0):  # Let go at the end.
+        pass
+
+
+def test_another_experiment_is_overwritten_when_asked_to(tmp_path):
+    directory = tmp_path / "run"
+    train(directory, 4)
+    mine = directory / "notes.txt"
+    mine.write_text("mine")
+    with pytest.raises(run_dir.OtherExperimentError, match=r"--warm_start.*--overwrite"):
+        train(directory, 4, "outer_train.seed = 1")
+    fresh = train(tmp_path / "fresh", 4, "outer_train.seed = 1")
+    again = train(directory, 4, "outer_train.seed = 1", overwrite=True)
+    np.testing.assert_array_equal(flat(again.theta), flat(fresh.theta))
+    assert load_metrics(directory)["outer_step"].tolist() == [1, 2, 3, 4]
+    assert mine.read_text() == "mine"
+
+
+def test_a_warm_start_begins_with_another_run_s_theta(tmp_path):
+    first = train(tmp_path / "first", 4)
+    still = "theta_learning_rate.learning_rate = 1e-12"
+    warm = train(tmp_path / "warm", 1, still, warm_start=tmp_path / "first")
+    np.testing.assert_allclose(flat(warm.theta), flat(first.theta), atol=1e-9)
+    with pytest.raises(ValueError, match=r"warm_start: .* holds a LSTMLOpt with"):
+        train(tmp_path / "other", 1, "LSTMLOpt.hidden_size = 7", warm_start=tmp_path / "first")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_checkpoint_and_the_command_resumes_it(tmp_path, signum):
+    """The launcher: its exit code says what ended it; the result is that of an undisturbed run."""
+    bindings = digits_config(60, "outer_train.checkpoint_every = 1000")
+    command = [
+        sys.executable,
+        "-m",
+        "regularized_lopt.outer_train",
+        *(f"--gin_bindings={line}" for line in bindings),
+        f"--train_log_dir={tmp_path / 'run'}",
+    ]
+    metrics = tmp_path / "run/metrics.csv"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(run_dir.read_metrics(tmp_path / "run")) < 8:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, errors[-2000:]
+    assert f"Stopped by {signal.Signals(signum).name} after outer step" in errors
+    assert "Traceback" not in errors
+    assert metrics.read_text().endswith("\n")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    undisturbed = train(tmp_path / "undisturbed", 60, "outer_train.checkpoint_every = 1000")
+    np.testing.assert_array_equal(
+        flat(regularized_lopt.load(tmp_path / "run").theta), flat(undisturbed.theta)
+    )
+
+
+def test_a_signal_in_the_library_raises_and_handlers_are_put_back(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    step = Loop.outer_step
+
+    def told_to_stop(self, state, data, length):
+        if int(state.outer_iteration) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, data, length)
+
+    monkeypatch.setattr(Loop, "outer_step", told_to_stop)
+    with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step 3") as error:
+        train(tmp_path / "run", 9)
+    assert error.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    resumed = train(tmp_path / "run", 9)
+    np.testing.assert_array_equal(flat(resumed.theta), flat(train(tmp_path / "whole", 9).theta))
+
+
+def test_divergence_goes_back_to_the_checkpoint_with_a_lower_rate(tmp_path, monkeypatch, capsys):
+    """Non-finite estimates from step 7 on, as long as the learning rate is what it was."""
+    estimate = regularized_lopt.RegularizedTruncatedGrad.estimate
+
+    def poisoned(self, theta, state, key, data, outer_state):
+        found = estimate(self, theta, state, key, data, outer_state)
+        scale = flat_scale["rate_scale"]
+        bad = (outer_state.outer_iteration >= 6) & (scale > 0.3)
+        zero = jax.tree.map(lambda g: jax.numpy.where(bad, 0.0, g), found.grad)
+        return found.replace(grad=zero, nonfinite=bad)
+
+    flat_scale = {}
+    step = Loop.outer_step.__wrapped__
+
+    def with_scale(self, state, data, length):
+        flat_scale["rate_scale"] = state.rate_scale
+        return step(self, state, data, length)
+
+    monkeypatch.setattr(regularized_lopt.RegularizedTruncatedGrad, "estimate", poisoned)
+    monkeypatch.setattr(Loop, "outer_step", jax.jit(with_scale, static_argnums=0))
+    config = ["outer_train.max_nonfinite = 2", "outer_train.checkpoint_every = 3"]
+    train(tmp_path / "run", 10, *config)
+    columns = load_metrics(tmp_path / "run")
+    assert columns["outer_step"].tolist() == list(range(1, 11))
+    assert columns["rollbacks"][-1] == 2  # 1 -> 0.5 -> 0.25.
+    assert columns["nonfinite"][-1] == 4
+    assert np.all(np.isfinite(columns["loss"]))
+    out = capsys.readouterr()
+    assert "back to outer step 6, theta's learning rate times 0.25" in out.out + out.err
+    with pytest.raises(
+        DivergedError, match=r"after 1 returns .* The last good checkpoint is .*0006"
+    ):
+        train(tmp_path / "stops", 10, *config, "outer_train.max_rollbacks = 1")
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before(tmp_path, monkeypatch):
+    train(tmp_path / "run", 3)
+    write = serialization.write_atomically
+
+    def full(path, content):
+        if "checkpoint_" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(serialization, "write_atomically", full)
+    with pytest.raises(OSError, match=r"could not be written .*No space left.*checkpoint_00000003"):
+        train(tmp_path / "run", 6)
+    monkeypatch.undo()
+    resumed = train(tmp_path / "run", 6)
+    np.testing.assert_array_equal(flat(resumed.theta), flat(train(tmp_path / "whole", 6).theta))
+
+
+def test_a_theta_of_python_numbers_compiles_the_step_once(tmp_path, caplog, monkeypatch):
+    init = regularized_lopt.LSTMLOpt.init
+
+    def weak(self, rng):
+        theta = init(self, rng)
+        theta["linear"]["b"] = jax.numpy.zeros(1) + jax.numpy.asarray(0.0)
+        return jax.tree.map(lambda x: x * 1.0, theta) | {"unused": jax.numpy.asarray(1.0)}
+
+    monkeypatch.setattr(regularized_lopt.LSTMLOpt, "init", weak)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", 3)
+    compiled = [r for r in caplog.records if "Compiling jit(outer_step)" in r.getMessage()]
+    assert len(compiled) == 1
