@@ -17,6 +17,7 @@ from regularized_lopt import upstream as upstream
 if TYPE_CHECKING:
     from regularized_lopt import regularizers as regularizers
     from regularized_lopt import tasks as tasks
+    from regularized_lopt import zoo as zoo
     from regularized_lopt.learned_optimizers import LSTMLOpt as LSTMLOpt
     from regularized_lopt.outer_training.curriculum import Curriculum as Curriculum
     from regularized_lopt.outer_training.truncated_grad import (
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "regularizers": "regularized_lopt.regularizers",
     "tasks": "regularized_lopt.tasks",
+    "zoo": "regularized_lopt.zoo",
     "LSTMLOpt": "regularized_lopt.learned_optimizers",
     "Curriculum": "regularized_lopt.outer_training.curriculum",
     "RegularizedTruncatedGrad": "regularized_lopt.outer_training.truncated_grad",
