@@ -46,6 +46,7 @@ setuptools.setup(
             "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         ],
+        "docs": ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8.2"],
         "dev": [
             "equinox>=0.13",
             "hypothesis>=6.100",

@@ -23,8 +23,8 @@ class LSTMState(NamedTuple):
     Attributes:
       iteration: updates taken, int32 scalar.
       hidden: per layer (h, c), each [hidden_size, n] over all n coordinates; with `per_leaf`, a
-        tree like the params with, in place of each leaf, per layer (h, c) of shape [hidden_size,
-        *leaf.shape].
+        tree like the params with, in place of each leaf, per layer (h, c), each hidden_size times
+        the leaf's shape.
     """
 
     iteration: jax.Array

@@ -91,7 +91,7 @@ def outer_train(
 
     Raises:
       DivergedError: see `max_rollbacks`; the message names the last good checkpoint.
-      interruption.Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step.
+      Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step.
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
       run_dir.InUseError: another process writes to the directory.
       OSError: a file could not be written; the checkpoints there are load.

@@ -50,21 +50,23 @@ class Card:
         (directory / CARD_FILE).write_text(json.dumps(contents, indent=1) + "\n")
 
     def __str__(self) -> str:
-        made = ", ".join(f"{key} {value}" for key, value in self.made_with.items())
+        made = [f"{key} {value}" for key, value in self.made_with.items()]
         lines = [
             self.name,
             f"  meta-trained on  {self.task}, {self.outer_steps:,} outer steps, seed {self.seed}",
             f"  regularizer      {self.regularizer}, space: {self.space}",
-            f"  made with        {made}",
+            f"  made with        {', '.join(made[:-1])}",
+            f"                   {made[-1]}",
             f"  sha256           {self.sha256}",
             f"  measured by      {self.measured_by}",
         ]
         for row in self.figures:
-            lines.append(
-                f"  {row['task']}, {row['num_steps']:,} steps, {row['num_runs']} runs: "
-                f"test accuracy {_plus_minus(row['accuracy'])} %, rise of the test loss at radius "
-                f"0.01 {_plus_minus(row['rise'])}, norm of the params {_plus_minus(row['norm'])}"
-            )
+            lines += [
+                f"  {row['task']}, {row['num_steps']:,} steps, {row['num_runs']} runs:",
+                f"    test accuracy                              {_plus_minus(row['accuracy'])} %",
+                f"    rise of the test loss within radius 0.01   {_plus_minus(row['rise'])}",
+                f"    norm of the params                         {_plus_minus(row['norm'])}",
+            ]
         return "\n".join(lines)
 
 

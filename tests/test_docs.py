@@ -1,0 +1,65 @@
+"""Links between the Markdown files of the repository lead somewhere."""
+
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+PAGES = sorted(
+    [
+        *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "benchmarks/RESULTS.md")),
+        *(REPOSITORY / "docs").rglob("*.md"),
+    ]
+)
+INCLUDE = re.compile(r"^```\{include\} (\S+)\n.*?^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^(`{3,}|~{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(`+)(?!`)(?:(?!\n\n).)*?\1", re.DOTALL)  # Within a paragraph.
+LINK = re.compile(r"\]\(<?([^)>\s]+)|<(?:img|a)\s[^>]*?(?:src|href)=\"([^\"]+)\"")
+HEADING = re.compile(r"^#{1,6} +(.+?)[ #]*$", re.MULTILINE)
+
+
+def anchors(page):
+    """What GitHub and MyST call the headings of a page: `## A b, c` is #a-b-c."""
+    text = INCLUDE.sub(lambda found: (page.parent / found[1]).read_text(), page.read_text())
+    found = set()
+    for heading in HEADING.findall(FENCED.sub("", text)):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        numbered = (f"{slug}-{number}" if number else slug for number in range(len(found) + 1))
+        found.add(next(name for name in numbered if name not in found))
+    return found
+
+
+def broken_links(page):
+    """The page's relative links whose file or heading does not exist."""
+    broken = []
+    for match in LINK.finditer(INLINE.sub("", FENCED.sub("", page.read_text()))):
+        link = match[1] or match[2]
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (
+            anchor and not (target.suffix == ".md" and anchor in anchors(target))
+        ):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_relative_links_lead_to_files_and_headings(page):
+    assert not broken_links(page)
+
+
+def test_broken_links_are_found(tmp_path):
+    page, other, part = (tmp_path / name for name in ("page.md", "other.md", "part.md"))
+    part.write_text("## Again\n\n```\n# no heading\n```\n")
+    other.write_text("# Two `words`\n\n## Again\n\n```{include} part.md\n```\n")
+    page.write_text(
+        "[file](other.md) [web](https://example.org/x#y) `[code](no.md)` [here](#own)\n"
+        "[heading](other.md#two-words) [second](other.md#again-1)\n\n# Own\n\n"
+        "```\n[code](nothing.md)\n```\n\n"
+        "![image](no.png) [gone](<no.md>) [lost](other.md#no-heading) [up](#no)\n"
+        '<img src="no.svg">\n'
+    )
+    assert broken_links(page) == ["no.png", "no.md", "other.md#no-heading", "#no", "no.svg"]
