@@ -31,11 +31,11 @@ html_static_path = ["static"]
 html_css_files = ["style.css"]
 html_copy_source = html_show_copyright = html_show_sourcelink = False
 
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
+nb_merge_streams = True
 
 default_role = "code"
 autoclass_content = "both"
