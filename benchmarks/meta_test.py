@@ -3,7 +3,9 @@
     python benchmarks/meta_test.py [--dataset=Mnist] [--runs=10] [--steps=100] [--rounds=3]
 
 The same work in one process, in turns: as many networks, as many steps, the same learned optimizer,
-no evaluations. Everything is compiled and its data are loaded before it is timed.
+no evaluations. Everything is compiled and its data are loaded before it is timed. Upstream's loops
+run it twice: with our cell, and with the same function of the same theta laid out as hk.LSTM lays
+it out.
 """
 
 import argparse
@@ -11,11 +13,46 @@ import statistics
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import rich.console
 import rich.table
 
 from regularized_lopt import LSTMLOpt, launch, tasks, upstream
 from regularized_lopt.evaluation import contestants, training
+
+
+class HaikuLayout(LSTMLOpt):
+    """`LSTMLOpt` with coordinates first and gates last, as hk.LSTM on [coordinates, features]."""
+
+    def initial_hidden(self, num_coordinates, dtype):
+        hidden = super().initial_hidden(num_coordinates, dtype)
+        return jax.tree.map(jnp.transpose, hidden)
+
+    def network(self, theta, hidden, gradient, params):
+        x, new = self._features(gradient, params).T, []
+        for layer, (h, c) in enumerate(hidden):
+            weights = theta[f"lstm_{layer}"]
+            gates = jnp.concatenate([x, h], axis=-1) @ weights["w"].T + weights["b"]
+            i, g, f, o = jnp.split(gates, 4, axis=-1)
+            next_c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            x = jax.nn.sigmoid(o) * jnp.tanh(next_c)
+            new.append((x, next_c))
+        output = x @ theta["linear"]["w"].T + theta["linear"]["b"]
+        return self.config["output_scale"] * output[:, 0], tuple(new)
+
+
+def check_same(theta) -> None:
+    """Both layouts are the same optimizer."""
+    gradient = jax.random.normal(jax.random.PRNGKey(0), (50,))
+    moved = []
+    for lopt in (LSTMLOpt(), HaikuLayout()):
+        opt = lopt.opt_fn(theta)
+        state = opt.init(jnp.zeros(50))
+        for scale in (1.0, 1e-3, 1e-6):
+            state = opt.update(state, scale * gradient)
+        moved.append(opt.get_params(state))
+    np.testing.assert_allclose(*moved, rtol=1e-4, atol=1e-6)
 
 
 def main() -> None:
@@ -29,8 +66,9 @@ def main() -> None:
     launch.reuse_freed_memory()
 
     task = tasks.get(f"ImageMLP_{args.dataset}_20_Sigmoid")
-    lopt = LSTMLOpt()
+    lopt, haiku = LSTMLOpt(), HaikuLayout()
     theta = lopt.init(jax.random.PRNGKey(0))
+    check_same(theta)
     contestant = contestants.learned("lo", lopt, theta)
     family = upstream.single_task_to_family(task)
     eval_training = upstream.eval_training
@@ -54,7 +92,7 @@ def main() -> None:
                 eval_batches=1,
             )
 
-    def multi() -> None:
+    def multi(lopt: LSTMLOpt) -> None:
         eval_training.multi_task_training_curves(
             family,
             lopt,
@@ -73,7 +111,8 @@ def main() -> None:
         "ours, one run after the other": ours(training.Layout(1, 1)),
         f"ours, {chosen.lanes} side by side, {chosen.workers} at once (chosen)": ours(chosen),
         "upstream's single_task_training_curves": single,
-        "upstream's multi_task_training_curves": multi,
+        "upstream's multi_task_training_curves": lambda: multi(lopt),
+        "upstream's multi_task..., layout of hk.LSTM": lambda: multi(haiku),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(args.rounds + 1):

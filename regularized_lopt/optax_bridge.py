@@ -69,7 +69,9 @@ def as_optax(
       magnitude: see `mix`, >= 0.
       state_dtype: dtype in which hidden states are kept, e.g. `jnp.bfloat16`; computations are in
         float32 (float64 where the params are). Default: no conversion.
-      chunk_size: coordinates to update at a time, > 0; bounds temporary memory. Default: all.
+      chunk_size: coordinates to update at a time, > 0; bounds temporary memory. About 16,000 cost
+        no time where there are a million; with `state_dtype`, nothing can be differentiated through
+        the states. Default: all.
       per_leaf: keep hidden states leaf by leaf, so that they can be sharded like the params.
 
     Raises:
@@ -251,25 +253,46 @@ def _in_chunks(
     """`run`, so many coordinates at a time; the hidden state is replaced in place."""
 
     def advance(start: Any, length: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        updates, hidden = carry
-
         def part(array: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(array, start, length, axis=-1)
 
         def put(array: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(array, new, start, axis=-1)
 
-        new, new_hidden = run(jax.tree.map(part, hidden), part(grads), part(params))
-        return put(updates, new), jax.tree.map(put, hidden, new_hidden)
+        def fenced(*args: Any) -> tuple[jax.Array, Any]:
+            # A branch, always taken: if the reads of the state were fused with what follows them,
+            # XLA on CPU would copy all of the state for every chunk.
+            always = jax.lax.optimization_barrier(True)
+            return jax.lax.cond(always, run, lambda hidden, grads, params: (grads, hidden), *args)
+
+        old = jax.tree.map(_from_bits, jax.tree.map(part, carry[1]), hidden)
+        updates, new = jax.lax.platform_dependent(
+            old, part(grads), part(params), cpu=fenced, default=run
+        )
+        return jax.tree.map(put, carry, (updates, jax.tree.map(_to_bits, new)))
 
     whole, rest = divmod(grads.size, chunk_size)
     carry = jax.lax.fori_loop(
         0,
         whole,
         lambda i, carry: advance(i * chunk_size, chunk_size, carry),
-        (jnp.zeros_like(grads), hidden),
+        (jnp.zeros_like(grads), jax.tree.map(_to_bits, hidden)),
     )
-    return advance(whole * chunk_size, rest, carry) if rest else carry
+    updates, new = advance(whole * chunk_size, rest, carry) if rest else carry
+    return updates, jax.tree.map(_from_bits, new, hidden)
+
+
+def _to_bits(array: jax.Array) -> jax.Array:
+    """Floats of 16 bits as integers: on CPU, XLA would widen all of them to replace a part."""
+    bits = 8 * array.dtype.itemsize
+    return jax.lax.bitcast_convert_type(array, f"uint{bits}") if bits < 32 else array
+
+
+def _from_bits(array: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `_to_bits`."""
+    if array.dtype == like.dtype:
+        return array
+    return jax.lax.bitcast_convert_type(array, like.dtype)
 
 
 def _mix(mix: str, magnitude: float, learned: jax.Array, nominal: jax.Array) -> jax.Array:

@@ -1,0 +1,93 @@
+"""The benchmarks run, and what they compare does the same work."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+import regularized_lopt
+from regularized_lopt.optax_bridge import as_optax
+
+
+def run(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / f"benchmarks/{name}.py", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(output):
+    """Cells of each row of the tables, by the first one."""
+    lines = [line.strip(" │").split("│") for line in output.splitlines() if line.startswith("│")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+
+
+def test_applying_prints_costs_and_where_they_break_even():
+    found = rows(run("apply", "--smallest"))
+    for name in ("Adam", "SGD+SAM", "LO", "LO, bfloat16 states", "LO, leaf by leaf"):
+        step, update, *ratios, _, temporary = map(float, found[name])
+        assert min(step, update, *ratios) > 0
+        assert temporary >= 0
+    states = {name: float(found[name][4]) for name in ("Adam", "LO", "LO, bfloat16 states")}
+    # Two layers of h and c, 20 units; Adam's two moments.
+    assert states == {"Adam": 8.0, "LO": 320.0, "LO, bfloat16 states": 160.0}
+    batch, *_, verdict = found["MLP 784-20-10"]
+    assert "128" in batch
+    assert verdict in ("above", "below", "breaks even, if at all")
+
+
+def test_safety_prints_every_option(tmp_path):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    regularized_lopt.save(tmp_path / "lopt.npz", lopt, lopt.init(jax.random.PRNGKey(0)))
+    found = rows(run("safety", "--smallest", f"--lopt={tmp_path}/lopt.npz"))
+    assert set(found) == {
+        *("LO", "LO, clip 0.1", "LO, clip 0.01", "LO + Adam(0.001)", "LO + Adam(0.01)"),
+        *("LO grafted to Adam(0.001)", "LO grafted to Adam(0.01)", "Adam(0.001)", "Adam(0.01)"),
+    }
+    for cells in found.values():
+        assert np.all(np.isfinite([float(number) for cell in cells for number in cell.split("±")]))
+
+
+@pytest.fixture(scope="module")
+def apply():
+    spec = importlib.util.spec_from_file_location("apply", REPOSITORY / "benchmarks/apply.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pytorch_s_updates_are_ours(apply):
+    """Ten steps on gradients of all sizes, zeros and subnormal ones included."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    lopt = regularized_lopt.LSTMLOpt()
+    theta = jax.tree.map(lambda t: t + 0.05, lopt.init(jax.random.PRNGKey(0)))
+    tx, peer = as_optax(lopt, theta), apply.TorchLOpt(lopt, theta)
+    rng = np.random.default_rng(0)
+    state, hidden = tx.init(jnp.zeros(100)), peer.init(100)
+    for _ in range(10):
+        grads = rng.choice([-1, 1], 100) * 10 ** rng.uniform(-9, 3, 100)
+        grads = np.where(np.arange(100) < 4, [0.0, -0.0, 1e-40, -1e-40] * 25, grads)
+        grads = grads.astype(np.float32)
+        ours, state = tx.update(jnp.asarray(grads), state)
+        theirs, hidden = peer.update(torch.tensor(grads), hidden)
+        np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_pytorch_s_networks_have_our_params(apply, name):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    model = apply.models()[name]
+    params = jax.eval_shape(model.task.init, jax.random.PRNGKey(0))
+    ours = sorted(leaf.size for leaf in jax.tree.leaves(params))
+    network = apply.torch_network(model.layers)
+    assert sorted(param.numel() for param in network.parameters()) == ours
