@@ -32,7 +32,7 @@ class UpdateCurve(NamedTuple):
 
     @property
     def roughness(self) -> float:
-        """Largest slope between neighbours, |d update / d gradient|."""
+        """Largest slope between neighbours, `|d update / d gradient|`."""
         return float(np.max(np.abs(np.diff(self.update) / np.diff(self.gradient))))
 
 
