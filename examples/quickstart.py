@@ -8,6 +8,7 @@ Offline: the digits come with scikit-learn. Takes a few minutes on two cores.
 """
 
 import argparse
+import contextlib
 import pathlib
 import shutil
 import time
@@ -39,12 +40,12 @@ def main() -> None:
     launch.reuse_freed_memory()
     start = time.monotonic()
 
-    gin.add_config_file_search_path(str(REPOSITORY))
     shutil.rmtree(args.out_dir, ignore_errors=True)  # A quickstart starts afresh; real runs resume.
     opts, curves = {}, {}
     for name, config in CONFIGS.items():
         gin.clear_config()
-        launch.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
+        with contextlib.chdir(REPOSITORY):  # What the configuration includes is named from there.
+            launch.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
         run_dir = args.out_dir / pathlib.Path(config).stem
         outer_train(run_dir)
         opts[name] = zoo.load(run_dir)
