@@ -101,10 +101,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(json.dumps(value, indent=1, sort_keys=True))
-    scratch.replace(path)
+    serialization.write_atomically(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
 def fields(value: Any) -> dict[str, Any]:

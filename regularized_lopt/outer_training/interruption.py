@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
-
-from regularized_lopt.outer_training.checkpoint import Checkpoints
 
 
 class Interrupted(RuntimeError):
@@ -17,11 +16,11 @@ class Interrupted(RuntimeError):
       exit_code: 128 + the signal, as shells have it.
     """
 
-    def __init__(self, signum: int, when: str, checkpoints: Checkpoints):
-        checkpoints.wait()
+    def __init__(self, signum: int, step: int, last: pathlib.Path | None):
+        goes_on = f"the last checkpoint is {last}. The same command goes on from there."
         super().__init__(
-            f"Stopped by {signal.Signals(signum).name} {when}; the last checkpoint is "
-            f"{checkpoints.last()}. The same command goes on from there."
+            f"Stopped by {signal.Signals(signum).name} after outer step {step}; "
+            + (goes_on if last else "there is no checkpoint yet.")
         )
         self.exit_code = 128 + signum
 
@@ -44,12 +43,7 @@ class StopRequest:
             self._before = {one: signal.signal(one, self._note) for one in self.SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for one, handler in self._before.items():
             signal.signal(one, handler)
 

@@ -24,6 +24,7 @@ from regularized_lopt.outer_training.loop import Loop, TrainState
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
+from regularized_lopt.zoo import cards
 
 AnyTask = str | upstream.Task | upstream.TaskFamily
 
@@ -91,7 +92,8 @@ def outer_train(
 
     Raises:
       DivergedError: see `max_rollbacks`; the message names the last good checkpoint.
-      Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step.
+      Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step, unless its update
+        was skipped.
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
       run_dir.InUseError: another process writes to the directory.
       OSError: a file could not be written; the checkpoints there are load.
@@ -113,7 +115,6 @@ def outer_train(
     curriculum.check(estimator.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
     loop = Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed), theta)
-    experiment = _experiment(task_name, seed, warm_start)
     metadata = {
         "task": task_name,
         "regularizer_meta_space": estimator.regularizer.describe(),
@@ -123,7 +124,12 @@ def outer_train(
         "made_with": provenance.versions(),
     }
     with (
-        run_dir_lib.RunDir(train_log_dir, experiment, keep_checkpoints, overwrite) as run_dir,
+        run_dir_lib.RunDir(
+            train_log_dir,
+            _experiment(task_name, seed, warm_start),
+            keep_checkpoints,
+            overwrite,
+        ) as run_dir,
         StopRequest() as stop,
         tqdm.tqdm(
             total=num_outer_steps, desc=run_dir.path.name, unit="step", disable=not progress
@@ -132,7 +138,7 @@ def outer_train(
         state, stage = loop.init_or_restore(run_dir.checkpoints)
         step = bar.initial = int(state.outer_iteration)
         log = run_dir.open_log(step)
-        run_dir.write("config.gin", gin.operative_config_str())
+        run_dir.write(cards.CONFIG_FILE, gin.operative_config_str())
         clock = time.monotonic() - log.seconds_before
         data = estimator.get_datas()
 
@@ -174,7 +180,8 @@ def outer_train(
             if (due or stop.signum) and int(state.nonfinite_run) == 0:
                 run_dir.checkpoints.save(step, state, dataclasses.asdict(stage))
             if stop.signum:
-                raise Interrupted(stop.signum, f"after outer step {step}", run_dir.checkpoints)
+                run_dir.checkpoints.wait()
+                raise Interrupted(stop.signum, step, run_dir.checkpoints.last())
             bar.update(step - bar.n)
         state = loop.finish(state, stage)
         save_theta()
@@ -242,6 +249,7 @@ def _recover(
         f"{int(state.nonfinite_run)} updates in a row up to outer step "
         f"{int(state.outer_iteration)} on {task} were not finite and were skipped"
     )
+    run_dir.checkpoints.wait()  # One may be on its way.
     last = run_dir.checkpoints.last()
     if last is None or int(state.rollbacks) >= max_rollbacks:
         where = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"

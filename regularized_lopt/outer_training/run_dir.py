@@ -16,11 +16,11 @@ from typing import Any
 import filelock
 import tensorboardX
 
-from regularized_lopt import serialization
+from regularized_lopt import serialization, zoo
 from regularized_lopt.outer_training.checkpoint import Checkpoints
+from regularized_lopt.zoo import cards
 
 _EXPERIMENT = "experiment.json"
-_METRICS = "metrics.csv"
 _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 
@@ -120,7 +120,7 @@ class RunDir:
         shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
         for file in self.path.glob("events.out.tfevents.*"):
             file.unlink()
-        for name in (_METRICS, "config.gin", "theta.npz", _EXPERIMENT):
+        for name in (zoo.METRICS_FILE, cards.CONFIG_FILE, zoo.THETA_FILE, _EXPERIMENT):
             (self.path / name).unlink(missing_ok=True)
 
 
@@ -154,8 +154,8 @@ class MetricsLog:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: "" if value is None else value for key, value in row.items()})
-        self._run_dir.write(_METRICS, text.getvalue())
-        self._file = (self._run_dir.path / _METRICS).open("a", newline="")
+        self._run_dir.write(zoo.METRICS_FILE, text.getvalue())
+        self._file = (self._run_dir.path / zoo.METRICS_FILE).open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.FIELDS)
         self._tensorboard = tensorboardX.SummaryWriter(str(self._run_dir.path), purge_step=step + 1)
         self.seconds_before: float = rows[-1]["seconds"] or 0.0 if rows else 0.0
@@ -178,7 +178,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     A last line without its end, of a process that was killed while it wrote, is left out.
     """
-    file = pathlib.Path(path) / _METRICS
+    file = pathlib.Path(path) / zoo.METRICS_FILE
     if not file.is_file():
         return []
     with file.open(newline="") as opened:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib import figure as mpl_figure
 
 THETA_FILE = "theta.npz"
+METRICS_FILE = "metrics.csv"
 ENTRIES = pathlib.Path(__file__).parent / "entries"
 
 
@@ -103,7 +103,7 @@ class LoadedLOpt:
         metrics = load_metrics(self.path.parent)
         if not len(metrics["outer_step"]):
             raise FileNotFoundError(
-                f"There is no metrics.csv beside {self.path}: load an entry of the zoo or the "
+                f"There is no {METRICS_FILE} beside {self.path}: load an entry of the zoo or the "
                 "directory of an outer training run."
             )
         return figures.outer_training({self.name: metrics})
@@ -157,7 +157,7 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
       serialization.FileFormatError: the file is damaged, foreign, or of a newer format.
     """
     path, expected = _find(name_or_path)
-    if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+    if expected and cards.checksum(path) != expected:
         raise serialization.FileFormatError(
             f"{path} is damaged: its checksum is not that of its card. Reinstall regularized_lopt."
         )

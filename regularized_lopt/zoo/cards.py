@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -74,6 +75,11 @@ def read(directory: pathlib.Path) -> Card:
     """The card in an entry's directory."""
     contents = json.loads((directory / CARD_FILE).read_text())
     return Card(**contents, config=(directory / CONFIG_FILE).read_text())
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _plus_minus(mean_and_std: list[float]) -> str:

@@ -11,7 +11,7 @@ wrote into DIR.
 from __future__ import annotations
 
 import csv
-import hashlib
+import dataclasses
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -21,9 +21,8 @@ import numpy as np
 from absl import flags
 
 from regularized_lopt import errors, launch, serialization, zoo
+from regularized_lopt.evaluation import statistics
 from regularized_lopt.zoo import cards
-
-_METRICS = "metrics.csv"
 
 _TRAIN_LOG_DIR = flags.DEFINE_string(
     "train_log_dir", None, "Directory of the outer training run.", required=True
@@ -72,12 +71,12 @@ def publish(
         figures=_figures(results / "runs.csv", optimizer),
         measured_by=measured_by,
         made_with=metadata["made_with"],
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        sha256=cards.checksum(weights),
         config=(train_log_dir / cards.CONFIG_FILE).read_text(),
     )
     entry = entries / name
     entry.mkdir(parents=True, exist_ok=True)
-    for file in (zoo.THETA_FILE, _METRICS):
+    for file in (zoo.THETA_FILE, zoo.METRICS_FILE):
         shutil.copyfile(train_log_dir / file, entry / file)
     card.write(entry)
     return card
@@ -112,7 +111,7 @@ def _figures(file: pathlib.Path, optimizer: str) -> list[dict[str, Any]]:
 
 def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
     values = np.array([float(row[column]) for row in rows if row[column]])
-    return [float(values.mean()), float(values.std(ddof=1))]
+    return list(dataclasses.astuple(statistics.summarize(values)))
 
 
 def main() -> None:
