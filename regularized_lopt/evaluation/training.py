@@ -133,17 +133,15 @@ class Levels:
         number = jnp.floor(-jnp.log(jnp.maximum(mean, 1e-30)) / np.log(LEVEL_RATIO))
         reached = jnp.where(jnp.isfinite(mean), number, NO_LEVEL).astype(jnp.int32)
         new = reached > self.lowest
-        # Levels passed over in one step share the step and the params of the lowest of them.
-        numbers = reached - jnp.arange(LEVELS_KEPT)
-        passed = new & (numbers > self.lowest)
-        slots = numbers % LEVELS_KEPT
-        level = self.level.at[slots].set(jnp.where(passed, numbers, self.level[slots]))
-        at = self.step.at[slots].set(jnp.where(passed, step, self.step[slots]))
+        # Levels passed over in one step share the step and the params of the lowest of them. Slot s
+        # holds the one level of the last LEVELS_KEPT that is s modulo LEVELS_KEPT.
+        numbers = reached - (reached - jnp.arange(LEVELS_KEPT)) % LEVELS_KEPT
+        passed = numbers > self.lowest
         slot = jnp.where(new, reached % LEVELS_KEPT, LEVELS_KEPT)
         return Levels(
             lowest=jnp.maximum(self.lowest, reached),
-            level=level,
-            step=at,
+            level=jnp.where(passed, numbers, self.level),
+            step=jnp.where(passed, step, self.step),
             params=jax.tree.map(lambda old, leaf: old.at[slot].set(leaf), self.params, params),
         )
 
