@@ -99,6 +99,12 @@ def reuse_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
+def _print(error: Exception, prefix: str = "") -> None:
+    """The reason, without where gin's value came from, which gin appends."""
+    reason = str(error).partition("\n  In call to configurable")[0]
+    print(f"{prefix}{reason}", file=sys.stderr)
+
+
 def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
     """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2.
 
@@ -118,17 +124,12 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
             parse_gin(CONFIG_FILE.value, GIN_BINDINGS.value, GIN_IMPORT.value)
             main(*([argv[1:]] if takes_arguments else []))
         except Interrupted as error:
-            print(error, file=sys.stderr)
+            _print(error)
             sys.exit(error.exit_code)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             if logging.vlog_is_on(1):
                 raise
-            text = str(error)
-            # Gin appends where the value came from; the reason comes first.
-            print(
-                f"Error: {text.partition(chr(10) + '  In call to configurable')[0]}",
-                file=sys.stderr,
-            )
+            _print(error, "Error: ")
             sys.exit(2)
 
     app.run(guarded)

@@ -130,7 +130,8 @@ def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
     """
     arrays, metadata = load_flat(path)
     expected = {
-        key: (np.shape(leaf), np.asarray(leaf).dtype) for key, leaf in _flatten(like).items()
+        key: (np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+        for key, leaf in _flatten(like).items()
     }
     found = {key: (array.shape, array.dtype) for key, array in arrays.items()}
     if expected != found:

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from conftest import REPOSITORY, digits_config, needs_mnist
+from learned_optimization.tasks import quadratics
 
 from regularized_lopt import errors, launch, serialization, zoo
 from regularized_lopt.outer_training import outer_train, run_dir, theta_optimizer
+from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
 
 
@@ -50,6 +52,20 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     assert list(directory.glob("events.out.tfevents*"))
     names = sorted(file.name for file in (directory / "checkpoints").iterdir())
     assert names == ["best.npz", "checkpoint_00000010.npz", "checkpoint_00000012.npz"]
+
+
+def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypatch):
+    seen = []
+    step = Loop.outer_step
+
+    def watched(self, state, data, length):
+        seen.append(jax.tree.leaves(data["train"])[0].tobytes())
+        return step(self, state, data, length)
+
+    monkeypatch.setattr(Loop, "outer_step", watched)
+    launch.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
+    outer_train(tmp_path / "run", task=quadratics.BatchQuadraticTask(), progress=False)
+    assert len(set(seen)) == len(seen) == 3
 
 
 def test_the_same_seed_gives_the_same_theta_and_another_seed_another(finished, tmp_path):

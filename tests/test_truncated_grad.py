@@ -208,6 +208,33 @@ def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_a_fresh_trajectory
     assert bool(out.unroll_state.is_done.all())
 
 
+@pytest.mark.parametrize("factor", [1e6, np.nan])
+def test_a_trajectory_that_explodes_ends_alone_and_another_is_drawn(factor):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=5, step={"num_tasks": 3})
+
+    def estimate(state, index):
+        return estimator.compute_gradient_estimate(
+            weights(theta), jax.random.fold_in(KEY, index), state
+        )
+
+    out, _ = estimate(estimator.init_worker_state(weights(theta), KEY), 0)
+    initial = TwoLayer().loss(TwoLayer().init(KEY), None, None)
+    np.testing.assert_allclose(out.unroll_state.first_loss, initial, rtol=1e-6)
+    thrown = out.unroll_state.inner_opt_state.params
+    thrown = {**thrown, "w2": thrown["w2"].at[1].multiply(factor)}
+    opt_state = out.unroll_state.inner_opt_state.replace(params=thrown)
+    out, metrics = estimate(out.unroll_state.replace(inner_opt_state=opt_state), 1)
+    assert float(metrics["mean||redrawn"]) == 1
+    assert float(metrics["mean||nonfinite"]) == np.isnan(factor)
+    assert out.unroll_state.is_done.tolist() == [False, True, False]
+    out, metrics = estimate(out.unroll_state, 2)
+    assert float(metrics["mean||redrawn"]) == float(metrics["mean||nonfinite"]) == 0
+    assert out.unroll_state.inner_step.tolist() == [15, 5, 15]
+    assert np.all(np.isfinite(flat(out.unroll_state.inner_opt_state.params)))
+
+
 def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
     for task in (quadratics.BatchQuadraticTask(), quadratics.QuadraticTask(5)):

@@ -31,6 +31,7 @@ from regularized_lopt.evaluation.experiment import GIVEN, Experiment
 from regularized_lopt.evaluation.store import Cell
 from regularized_lopt.evaluation.training import Layout
 from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.outer_train import load_metrics
 from regularized_lopt.tasks import data as data_lib
 
 _MANIFEST = "manifest.json"
@@ -114,6 +115,17 @@ class Laboratory:
             contestant = self._optimizer(name, source, self.seeds(source)[0])
             if contestant.learning_rate is None:  # Not a baseline that was given.
                 found[name] = contestant.make(contestant.hyper)
+        return found
+
+    def meta_trainings(self) -> dict[str, dict[str, np.ndarray]]:
+        """The curves (see `load_metrics`) of the optimizers that were meta-trained here."""
+        found = {}
+        for name, source in self.experiment.optimizers.items():
+            for seed in self.seeds(source):
+                directory = self.directory(name, source, seed)
+                if directory is not None:
+                    label = name if len(self.seeds(source)) == 1 else f"{name}, seed {seed}"
+                    found[label] = load_metrics(directory)
         return found
 
     def seconds_per_step(self, task: str, contestant: str) -> float | None:

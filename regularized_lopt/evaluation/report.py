@@ -6,6 +6,7 @@ import html
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import rich.console
 import rich.table
 from matplotlib import figure as mpl_figure
@@ -251,6 +252,21 @@ class Reporter:
                 ],
             )
 
+    def meta_training(self, page: Report, curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """A section on how the optimizers were made, and what went wrong meanwhile."""
+        page.table_section(
+            "Meta-training",
+            results_lib.meta_training_table(curves),
+            "Skipped: outer steps whose loss or gradient was not finite. Drawn anew: trajectories "
+            "that exploded. Returns: to a checkpoint, with a lower learning rate of theta.",
+        )
+        self._add(
+            page,
+            figures_lib.outer_training(curves),
+            "meta_training",
+            "Losses are the plain ones, without regularizers.",
+        )
+
     def smoothness(self, page: Report, opts: Mapping[str, upstream.Optimizer]) -> None:
         """A section on the optimizers themselves: their updates as functions of the gradient."""
         page.heading("Updates as functions of the gradient")
@@ -294,6 +310,8 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
         experiment.test,
     )
     page = reporter.write(title, lead, with_claims, laboratory.seconds_per_step)
+    if curves := laboratory.meta_trainings():
+        reporter.meta_training(page, curves)
     if learned := laboratory.learned():
         reporter.smoothness(page, learned)
     if (found := laboratory.early_evidence()) is not None:

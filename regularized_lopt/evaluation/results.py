@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -286,6 +286,34 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
             },
         }
     )
+
+
+def meta_training_table(curves: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
+    """One row per meta-training: how long it was, how well it went, and what it had to survive."""
+    header = [
+        "optimizer",
+        "outer steps",
+        "lowest validation loss",
+        "skipped",
+        "drawn anew",
+        "returns",
+    ]
+    rows = []
+    for name, columns in curves.items():
+        validated = columns["validation_loss"][np.isfinite(columns["validation_loss"])]
+        counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
+        rows.append(
+            [
+                name,
+                f"{columns['outer_step'].max():.0f}",
+                f"{validated.min():.4f}" if len(validated) else "none made",
+                *(
+                    f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
+                    for one in counts
+                ),
+            ]
+        )
+    return header, rows
 
 
 def _summary(values: np.ndarray) -> str:

@@ -7,8 +7,6 @@ import pathlib
 import warnings
 from typing import Any
 
-import jax
-
 from regularized_lopt import errors, serialization
 
 BEST = "best.npz"
@@ -21,25 +19,27 @@ class Checkpoints:
     meanwhile, those that are there load.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 2):
+    def __init__(self, directory: pathlib.Path, keep: int = 2, writes: bool = True):
         """Initializer.
 
         Args:
           directory: created when it is first needed.
           keep: how many of the last ones to keep, > 0.
+          writes: False: only reads; saving does nothing.
         """
         errors.check_positive("checkpoints to keep", keep)
         self.directory = directory
         self._keep = keep
+        self._writes = writes
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-        """Copies `tree` to the host and writes it in the background.
+        """Writes `tree` in the background.
 
         Args:
           step: the outer step it belongs to.
-          tree: pytree of arrays.
+          tree: pytree of arrays on the host.
           metadata: JSON-serializable.
 
         Raises:
@@ -99,8 +99,9 @@ class Checkpoints:
         return found[-1] if found else None
 
     def _submit(self, name: str, tree: Any, metadata: dict[str, Any]) -> None:
-        self.wait()
-        self._writing = self._pool.submit(self._write, name, jax.device_get(tree), metadata)
+        if self._writes:
+            self.wait()
+            self._writing = self._pool.submit(self._write, name, tree, metadata)
 
     def _write(self, name: str, tree: Any, metadata: dict[str, Any]) -> None:
         for scratch in self.directory.glob(f"{serialization.SCRATCH_PREFIX}*"):

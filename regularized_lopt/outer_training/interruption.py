@@ -8,6 +8,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+import jax
+
+from regularized_lopt.outer_training import devices
+
 
 class Interrupted(RuntimeError):
     """Outer training was told to stop, and did, after a checkpoint.
@@ -42,6 +46,16 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows it there alone.
             self._before = {one: signal.signal(one, self._note) for one in self.SIGNALS}
         return self
+
+    def heard(self, together: bool) -> int | None:
+        """The signal that came to this process, or to any of a job's processes.
+
+        Args:
+          together: now all processes ask; those of a job only find out then.
+        """
+        if jax.process_count() == 1:
+            return self.signum
+        return devices.agree(self.signum or 0) or None if together else None
 
     def __exit__(self, *error: object) -> None:
         for one, handler in self._before.items():

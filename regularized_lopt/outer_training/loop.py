@@ -12,6 +12,7 @@ import optax
 
 from regularized_lopt import upstream
 from regularized_lopt.outer_training import curriculum as curriculum_lib
+from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 
@@ -27,6 +28,7 @@ class TrainState:
       outer_iteration: outer steps taken, int32.
       nonfinite_run: consecutive outer steps whose update was skipped, int32.
       nonfinite_total: all of them, int32.
+      redrawn_total: trajectories that exploded and were drawn anew, int32.
       rollbacks: how often training went back to a checkpoint, int32.
       rate_scale: factor on theta's learning rate, lowered by rollbacks, float32.
       best_theta: the stage's best theta by validation.
@@ -38,6 +40,7 @@ class TrainState:
     outer_iteration: jax.Array
     nonfinite_run: jax.Array
     nonfinite_total: jax.Array
+    redrawn_total: jax.Array
     rollbacks: jax.Array
     rate_scale: jax.Array
     best_theta: Any
@@ -77,7 +80,7 @@ class Loop:
         restored = checkpoints.restore(fresh)
         if restored is None:
             return fresh, curriculum_lib.CurriculumState()
-        return jax.tree.map(jnp.asarray, restored[0]), curriculum_lib.CurriculumState(**restored[1])
+        return self._placed(restored[0]), curriculum_lib.CurriculumState(**restored[1])
 
     def init(self) -> TrainState:
         """The beginning: fresh theta, fresh trajectories."""
@@ -93,12 +96,25 @@ class Loop:
             outer_iteration=zero,
             nonfinite_run=zero,
             nonfinite_total=zero,
+            redrawn_total=zero,
             rollbacks=zero,
             rate_scale=jnp.asarray(1.0, jnp.float32),
             best_theta=theta,
         )
         # Weak types, as of a theta made from Python numbers, would compile everything twice.
-        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+        return self._placed(jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state))
+
+    def on_host(self, state: TrainState) -> TrainState:
+        """The whole of it, as NumPy arrays; every process has to call it."""
+        return jax.device_get(devices.place(state, self._estimator.mesh, devices.REPLICATED))
+
+    def _placed(self, state: TrainState) -> TrainState:
+        """Trajectories shared out over the devices, the rest on each of them."""
+        mesh = self._estimator.mesh
+        state = jax.tree.map(jnp.asarray, state)
+        unrolls = devices.place(state.unroll_state, mesh, devices.SHARED)
+        rest = state.replace(unroll_state=None)  # type: ignore[attr-defined]
+        return devices.place(rest, mesh, devices.REPLICATED).replace(unroll_state=unrolls)  # type: ignore[no-any-return]
 
     @functools.partial(jax.jit, static_argnums=0)
     def outer_step(
@@ -125,12 +141,14 @@ class Loop:
             outer_iteration=state.outer_iteration + 1,
             nonfinite_run=jnp.where(estimate.nonfinite, state.nonfinite_run + 1, 0),
             nonfinite_total=state.nonfinite_total + estimate.nonfinite,
+            redrawn_total=state.redrawn_total + estimate.redrawn,
         )
         scalars = {
             "loss": estimate.mean_loss,
             "grad_norm": optax.tree.norm(estimate.grad),
             "trajectory_length": trajectory_length,
             "nonfinite": state.nonfinite_total,
+            "redrawn": state.redrawn_total,
             "rollbacks": state.rollbacks,
         }
         if estimate.smoothness is not None:
@@ -152,6 +170,7 @@ class Loop:
             unroll_state=self._fresh_unrolls(restored.theta, length, key),
             nonfinite_run=jnp.zeros_like(state.nonfinite_run),
             nonfinite_total=state.nonfinite_total,
+            redrawn_total=state.redrawn_total,
             rollbacks=rollbacks,
             rate_scale=state.rate_scale * factor,
         )
@@ -206,7 +225,7 @@ class Loop:
         window = self._estimator.unroll_length
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 
-        def final_loss(key: jax.Array, data: Any) -> jax.Array:
+        def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
             init_key, loop_key = jax.random.split(key)
             task_state = step_lib.init_one(theta, outer_state, init_key)
 
@@ -233,7 +252,13 @@ class Loop:
             step_lib.data_axis is not None
         ):  # Pulled batches: all trajectories take those of the first task.
             data = jax.tree.map(lambda leaf: leaf[:, 0], data)
-        return jnp.mean(jax.vmap(final_loss, in_axes=(0, None))(keys, data))
+        judge = jax.vmap(final_loss, in_axes=(None, 0, None))
+        mesh = self._estimator.mesh
+        if mesh is not None and len(keys) % mesh.size == 0:
+            judge = devices.share(
+                judge, mesh, (devices.REPLICATED, devices.SHARED, devices.REPLICATED)
+            )
+        return jnp.mean(judge(theta, keys, data))
 
     def _fresh_unrolls(self, theta: Any, length: int, key: jax.Array) -> Any:
         length = length or self._curriculum.train_lengths[0]

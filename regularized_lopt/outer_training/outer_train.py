@@ -18,6 +18,7 @@ import tqdm
 from regularized_lopt import errors, provenance, tasks, upstream, zoo
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
+from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import run_dir as run_dir_lib
 from regularized_lopt.outer_training.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Loop, TrainState
@@ -57,6 +58,7 @@ def outer_train(
     max_nonfinite: int = 20,
     max_rollbacks: int = 3,
     rollback_factor: float = 0.5,
+    num_devices: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
     warm_start: str | os.PathLike[str] | None = None,
@@ -83,6 +85,8 @@ def outer_train(
       max_nonfinite: after so many skipped updates in a row, go back to the last checkpoint.
       max_rollbacks: stop if that happens more often.
       rollback_factor: on theta's learning rate whenever it does, in (0, 1].
+      num_devices: devices that share the tasks of an outer step, a divisor of their number; None:
+        as many as there are, of all processes. The result is the same to rounding.
       progress: show a progress bar.
       overwrite: if the directory holds another experiment of ours, delete that.
       warm_start: a trained optimizer (see `zoo.load`) whose theta to begin with.
@@ -99,59 +103,50 @@ def outer_train(
       OSError: a file could not be written; the checkpoints there are load.
       ValueError: a parameter is out of range.
     """
-    for name, value in {
-        "num_outer_steps": num_outer_steps,
-        "log_every": log_every,
-        "checkpoint_every": checkpoint_every,
-        "keep_checkpoints": keep_checkpoints,
-        "max_nonfinite": max_nonfinite,
-        "rollback_factor": rollback_factor,
-    }.items():
-        errors.check_positive(f"outer_train.{name}", value)
+    _check_positive(
+        num_outer_steps=num_outer_steps,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        max_nonfinite=max_nonfinite,
+        rollback_factor=rollback_factor,
+    )
     errors.check_not_negative("outer_train.max_rollbacks", max_rollbacks)
     learned_opt = learned_opt or LSTMLOpt()
     curriculum = curriculum or curriculum_lib.Curriculum()
-    estimator, task_name = _estimator(task, learned_opt)
+    estimator, task_name = _estimator(task, learned_opt, num_devices)
     curriculum.check(estimator.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
     loop = Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed), theta)
-    metadata = {
-        "task": task_name,
-        "regularizer_meta_space": estimator.regularizer.describe(),
-        "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
-        "smoothing": estimator.smoothing and estimator.smoothing.describe(),
-        "seed": seed,
-        "made_with": provenance.versions(),
-    }
+    metadata = {**_describe(estimator), "task": task_name, "seed": seed}
     with (
         run_dir_lib.RunDir(
             train_log_dir,
             _experiment(task_name, seed, warm_start),
             keep_checkpoints,
             overwrite,
+            writes=devices.is_writer(),
         ) as run_dir,
         StopRequest() as stop,
         tqdm.tqdm(
-            total=num_outer_steps, desc=run_dir.path.name, unit="step", disable=not progress
+            total=num_outer_steps,
+            desc=run_dir.path.name,
+            unit="step",
+            disable=not (progress and devices.is_writer()),
         ) as bar,
     ):
+        devices.meet("the directory is claimed")
         state, stage = loop.init_or_restore(run_dir.checkpoints)
         step = bar.initial = int(state.outer_iteration)
         log = run_dir.open_log(step)
         run_dir.write(cards.CONFIG_FILE, gin.operative_config_str())
         clock = time.monotonic() - log.seconds_before
-        data = estimator.get_datas()
-
-        def save_theta() -> None:
-            about = {**metadata, "outer_steps": step, "stage": dataclasses.asdict(stage)}
-            zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, about)
 
         while step < num_outer_steps and not stage.finished:
             if curriculum.needs_baseline(stage):
                 stage = curriculum.set_baseline(stage, loop.validate(state, stage))
-            state, scalars = loop.outer_step(
-                state, data, jnp.asarray(curriculum.trajectory_length(stage), jnp.int32)
-            )
+            length = jnp.asarray(curriculum.trajectory_length(stage), jnp.int32)
+            state, scalars = loop.outer_step(state, estimator.get_datas(), length)
             step += 1
             stage = dataclasses.replace(stage, steps_in_stage=stage.steps_in_stage + 1)
 
@@ -159,9 +154,9 @@ def outer_train(
             if curriculum.validation_due(stage, estimator.unroll_length):
                 extra["validation_loss"] = loop.validate(state, stage)
                 state, stage, is_best = loop.apply(state, stage, extra["validation_loss"])
-                save_theta()
+                _save_theta(run_dir, learned_opt, state, stage, metadata)
                 if is_best:
-                    run_dir.checkpoints.save_best(state, dataclasses.asdict(stage))
+                    run_dir.checkpoints.save_best(loop.on_host(state), dataclasses.asdict(stage))
             if step % log_every == 0 or step == num_outer_steps or extra:
                 scalars = {name: float(value) for name, value in scalars.items()}
                 log.write(step, {**scalars, **extra, "seconds": time.monotonic() - clock})
@@ -176,28 +171,66 @@ def outer_train(
                     )
                     step = int(state.outer_iteration)
                     log.rewind(step)
+            signum = stop.heard(step % log_every == 0)
             due = step % checkpoint_every == 0 or step == num_outer_steps or stage.finished
-            if (due or stop.signum) and int(state.nonfinite_run) == 0:
-                run_dir.checkpoints.save(step, state, dataclasses.asdict(stage))
-            if stop.signum:
+            if (due or signum) and int(state.nonfinite_run) == 0:
+                run_dir.checkpoints.save(step, loop.on_host(state), dataclasses.asdict(stage))
+            if signum:
                 run_dir.checkpoints.wait()
-                raise Interrupted(stop.signum, step, run_dir.checkpoints.last())
+                devices.meet("stop")
+                raise Interrupted(signum, step, run_dir.checkpoints.last())
             bar.update(step - bar.n)
         state = loop.finish(state, stage)
-        save_theta()
+        _save_theta(run_dir, learned_opt, state, stage, metadata)
     return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
 
 
+def _check_positive(**parameters: float) -> None:
+    for name, value in parameters.items():
+        errors.check_positive(f"outer_train.{name}", value)
+
+
+def _describe(estimator: RegularizedTruncatedGrad) -> dict[str, Any]:
+    """What theta's file says of how it was made."""
+    return {
+        "regularizer_meta_space": estimator.regularizer.describe(),
+        "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
+        "smoothing": estimator.smoothing and estimator.smoothing.describe(),
+        "devices": estimator.mesh.size if estimator.mesh is not None else 1,
+        "made_with": provenance.versions(),
+    }
+
+
 def _estimator(
-    task: AnyTask | Sequence[AnyTask], learned_opt: upstream.LearnedOptimizer
+    task: AnyTask | Sequence[AnyTask],
+    learned_opt: upstream.LearnedOptimizer,
+    num_devices: int | None,
 ) -> tuple[RegularizedTruncatedGrad, str]:
     """The estimator of theta's gradient, and the name of what it is meta-trained on."""
     several = isinstance(task, Sequence) and not isinstance(task, str)
     families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
     schedule = curriculum_lib.CurriculumTruncationSchedule()
     steps = [RegularizedTruncatedStep(family, learned_opt, schedule) for family in families]
-    estimator = RegularizedTruncatedGrad(steps if several else steps[0])
+    mesh = devices.make_mesh(num_devices, [step.num_tasks for step in steps])
+    estimator = RegularizedTruncatedGrad(steps if several else steps[0], mesh=mesh)
     return estimator, " + ".join(family.name for family in families)
+
+
+def _save_theta(
+    run_dir: run_dir_lib.RunDir,
+    learned_opt: upstream.LearnedOptimizer,
+    state: TrainState,
+    stage: curriculum_lib.CurriculumState,
+    metadata: dict[str, Any],
+) -> None:
+    """The best theta so far, with how it was made."""
+    if run_dir.writes:
+        about = {
+            **metadata,
+            "outer_steps": int(state.outer_iteration),
+            "stage": dataclasses.asdict(stage),
+        }
+        zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, about)
 
 
 def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:
@@ -224,6 +257,7 @@ def _experiment(task: str, seed: int, warm_start: str | os.PathLike[str] | None)
             "max_nonfinite",
             "max_rollbacks",
             "rollback_factor",
+            "num_devices",
             "progress",
         )
     )
@@ -250,6 +284,7 @@ def _recover(
         f"{int(state.outer_iteration)} on {task} were not finite and were skipped"
     )
     run_dir.checkpoints.wait()  # One may be on its way.
+    devices.meet("roll back")
     last = run_dir.checkpoints.last()
     if last is None or int(state.rollbacks) >= max_rollbacks:
         where = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
@@ -272,6 +307,6 @@ def load_metrics(train_log_dir: str | os.PathLike[str]) -> dict[str, np.ndarray]
     rows = run_dir_lib.read_metrics(train_log_dir)
     fields = run_dir_lib.MetricsLog.FIELDS
     return {
-        name: np.array([np.nan if row[name] is None else row[name] for row in rows])
+        name: np.array([np.nan if row.get(name) is None else row[name] for row in rows])
         for name in fields
     }

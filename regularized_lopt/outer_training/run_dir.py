@@ -51,6 +51,7 @@ class RunDir:
         experiment: Mapping[str, Any],
         keep_checkpoints: int = 2,
         overwrite: bool = False,
+        writes: bool = True,
     ):
         """Claims the directory for `experiment`.
 
@@ -59,6 +60,8 @@ class RunDir:
           experiment: JSON-serializable description; a directory with another one is refused.
           keep_checkpoints: see `Checkpoints`.
           overwrite: delete another experiment of ours instead of refusing.
+          writes: False: another process of the same job writes; this one claims nothing and only
+            reads.
 
         Raises:
           OtherExperimentError: the directory is taken; the message has the differences.
@@ -66,8 +69,14 @@ class RunDir:
           OSError: it cannot be written to.
         """
         self.path = pathlib.Path(path)
-        self.checkpoints = Checkpoints(self.path / _CHECKPOINTS, keep_checkpoints)
+        self.checkpoints = Checkpoints(self.path / _CHECKPOINTS, keep_checkpoints, writes)
+        self.writes = writes
         self._log: MetricsLog | None = None
+        self._lock = filelock.FileLock(self.path / _LOCK)
+        if writes:
+            self._claim(experiment, overwrite)
+
+    def _claim(self, experiment: Mapping[str, Any], overwrite: bool) -> None:
         description = json.dumps(experiment, indent=1, sort_keys=True)
         file = self.path / _EXPERIMENT
         found = file.read_text() if file.is_file() else None
@@ -76,7 +85,6 @@ class RunDir:
         elif found != description and not overwrite:
             raise OtherExperimentError(_difference(self.path, found, description))
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.path / _LOCK)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
@@ -108,7 +116,8 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """Writes a file in the directory, as a whole or not at all."""
-        serialization.write_atomically(self.path / name, text.encode())
+        if self.writes:
+            serialization.write_atomically(self.path / name, text.encode())
 
     def open_log(self, resume_step: int) -> MetricsLog:
         """The curves up to `resume_step`, to be continued; closed with the directory."""
@@ -134,6 +143,7 @@ class MetricsLog:
         "trajectory_length",
         "validation_loss",
         "nonfinite",
+        "redrawn",
         "rollbacks",
         "smoothness",
         "seconds",
@@ -148,6 +158,9 @@ class MetricsLog:
         """Drops entries later than `step`."""
         if hasattr(self, "_file"):
             self.close()
+        self.seconds_before = 0.0
+        if not self._run_dir.writes:
+            return
         rows = [row for row in read_metrics(self._run_dir.path) if row["outer_step"] <= step]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.FIELDS)
@@ -158,10 +171,13 @@ class MetricsLog:
         self._file = (self._run_dir.path / zoo.METRICS_FILE).open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.FIELDS)
         self._tensorboard = tensorboardX.SummaryWriter(str(self._run_dir.path), purge_step=step + 1)
-        self.seconds_before: float = rows[-1]["seconds"] or 0.0 if rows else 0.0
+        if rows:
+            self.seconds_before = rows[-1]["seconds"] or 0.0
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one outer step."""
+        if not self._run_dir.writes:
+            return
         self._csv.writerow({"outer_step": step, **scalars})
         self._file.flush()
         for name, value in scalars.items():
@@ -169,8 +185,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes both logs."""
-        self._file.close()
-        self._tensorboard.close()
+        if self._run_dir.writes:
+            self._file.close()
+            self._tensorboard.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

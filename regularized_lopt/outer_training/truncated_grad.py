@@ -10,9 +10,11 @@ import gin
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 from regularized_lopt.outer_training import unroll as unroll_lib
 
@@ -30,8 +32,9 @@ class Estimate:
         tuple of these.
       inner_loss: inner losses along the unroll, [unroll_length, num_tasks].
       iteration: inner steps taken at each of them, [unroll_length, num_tasks].
-      nonfinite: True if loss or gradient was not finite: the update is to be skipped. The unroll
-        state is then the last finite one, marked done, so that a fresh trajectory follows.
+      nonfinite: True if loss or gradient was not finite: the update is to be skipped.
+      redrawn: trajectories that end here because they exploded, int32; fresh ones follow. If the
+        gradient is not finite and none of them explains it, all end.
       smoothness: R of the smoothing term, averaged over steps and tasks; None without one.
     """
 
@@ -41,6 +44,7 @@ class Estimate:
     inner_loss: Float[Array, "steps tasks"]
     iteration: jax.Array
     nonfinite: jax.Array
+    redrawn: jax.Array
     smoothness: Float[Array, ""] | None
 
 
@@ -73,6 +77,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         per_task_perturbation: bool = False,
         smoothing: regularizers.Smoothing | None = None,
         task_weights: Sequence[float] | None = None,
+        mesh: Mesh | None = None,
     ):
         """Initializer; its first arguments are those that upstream's builder passes.
 
@@ -92,6 +97,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             unperturbed theta.
           task_weights: weight of each truncated step's loss, >= 0; scaled to sum to 1. Default:
             equal.
+          mesh: devices that share the tasks, see `devices.make_mesh`; None: one device.
 
         Raises:
           ValueError: a parameter is out of range; the message has the range or the nearest name.
@@ -112,6 +118,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         self.regularizer = regularizers.get(regularizer)
         self.per_task_perturbation = per_task_perturbation
         self.smoothing = smoothing
+        self.mesh = mesh
+        self._resident: dict[int, Any] = {}
         _check_smoothing(smoothing, self.learned_opt)
         for step_lib in self.truncated_steps:
             _check_divides(unroll_length, step_lib.trunc_sched)
@@ -124,14 +132,29 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
 
     def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
         """Starts the trajectories: `UnrollState` with leading axis [num_tasks], or a tuple."""
-        return self._join(
+        state = self._join(
             jax.jit(step_lib.init_step_state)(worker_weights.theta, worker_weights.outer_state, key)
             for step_lib, key in zip(self.truncated_steps, self._split(key), strict=True)
         )
+        return devices.place(state, self.mesh, devices.SHARED)
 
     def get_datas(self) -> Any:
-        """What `estimate` draws batches from; resident data are the same object on every call."""
-        return self._join(step.unroll_data(self.unroll_length) for step in self.truncated_steps)
+        """What the next `estimate` draws batches from.
+
+        Resident data are the same arrays on every call; a task's own iterators move on.
+        """
+        return self._join(self._data(index) for index in range(len(self.truncated_steps)))
+
+    def _data(self, index: int) -> Any:
+        if index in self._resident:
+            return self._resident[index]
+        step_lib = self.truncated_steps[index]
+        data = devices.place(
+            step_lib.unroll_data(self.unroll_length), self.mesh, step_lib.data_spec
+        )
+        if step_lib.data_axis is None:
+            self._resident[index] = data
+        return data
 
     def estimate(
         self, theta: Any, state: Any, key: jax.Array, data: Any, outer_state: Any
@@ -155,6 +178,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
                 jax.random.split(key, step_lib.num_tasks),
                 data,
                 outer_state,
+                self.mesh,
             )
             for step_lib, weight, state, key, data in zip(
                 self.truncated_steps,
@@ -203,17 +227,20 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             strength = regularizers.at(self.smoothing.strength, step)
             grad = jax.tree.map(lambda g, r: g + strength * r, grad, smoothness_grad)
         finite = jnp.isfinite(plain) & jnp.isfinite(optax.tree.norm(grad))
-        redrawn = tuple(s.replace(is_done=jnp.ones_like(s.is_done)) for s in states)
-        next_states = tuple(aux.state for aux in auxes)
+        exploded = [aux.exploded for aux in auxes]
+        unexplained = ~finite & ~jnp.any(jnp.concatenate(exploded))
+        ended = [each | unexplained for each in exploded]
         return Estimate(
             grad=jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grad),
             mean_loss=plain,
             unroll_state=self._join(
-                jax.tree.map(lambda new, old: jnp.where(finite, new, old), next_states, redrawn)
+                _end(aux.state, state, ends)
+                for aux, state, ends in zip(auxes, states, ended, strict=True)
             ),
             inner_loss=jnp.concatenate([aux.inner_loss.T for aux in auxes], axis=1),
             iteration=jnp.concatenate([aux.iteration.T for aux in auxes], axis=1),
             nonfinite=~finite,
+            redrawn=jnp.sum(jnp.concatenate(ended).astype(jnp.int32)),
             smoothness=smoothness,
         )
 
@@ -229,8 +256,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
 
         Returns:
           `GradientEstimatorOut`, and metrics: with `with_summary` the norm of the gradient, and
-          always a counter of estimates that were not finite (their gradient is zero, their unroll
-          state the last finite one).
+          always counters of estimates that were not finite (their gradient is zero) and of
+          trajectories that exploded.
         """
         data = self.get_datas() if datas_list is None else datas_list
         result = self._jitted_estimate(
@@ -253,7 +280,10 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
                 is_done=jnp.zeros(result.iteration.shape, bool).at[-1].set(is_done),
             ),
         )
-        metrics = {"mean||nonfinite": result.nonfinite.astype(jnp.float32)}
+        metrics = {
+            "mean||nonfinite": result.nonfinite.astype(jnp.float32),
+            "mean||redrawn": result.redrawn.astype(jnp.float32),
+        }
         if result.smoothness is not None:
             metrics["mean||smoothness"] = result.smoothness
         if with_summary:
@@ -280,11 +310,18 @@ class _Problem(NamedTuple):
     keys: jax.Array
     data: Any
     outer_state: Any
+    mesh: Mesh | None
 
     def loss(self, theta: Any) -> tuple[Float[Array, ""], unroll_lib.UnrollAux]:
         """(weighted mean outer loss, aux of every task)."""
         losses, aux = unroll_lib.over_tasks(
-            self.unroll.step_lib, self._one, theta, self.state, self.keys, self.data
+            self.unroll.step_lib,
+            self._one,
+            theta,
+            self.state,
+            self.keys,
+            self.data,
+            mesh=self.mesh,
         )
         return self.weight * jnp.mean(losses), aux
 
@@ -305,11 +342,24 @@ class _Problem(NamedTuple):
             self.keys,
             self.data,
             jax.random.split(key, len(self.keys)),
+            mesh=self.mesh,
         )
         return aux, jax.tree.map(lambda g: self.weight * jnp.mean(g, axis=0), grads)
 
     def _one(self, theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
         return self.unroll(theta, state, key, data, self.outer_state)
+
+
+def _end(
+    new: truncated_step_lib.UnrollState, old: truncated_step_lib.UnrollState, ends: jax.Array
+) -> truncated_step_lib.UnrollState:
+    """The new trajectories; where one ends, the old one (it is finite), marked done."""
+
+    def one(new: Any, old: Any, ends: jax.Array) -> Any:
+        state = jax.tree.map(lambda n, o: jnp.where(ends, o, n), new, old)
+        return state.replace(is_done=state.is_done | ends)
+
+    return jax.vmap(one)(new, old, ends)
 
 
 def _normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

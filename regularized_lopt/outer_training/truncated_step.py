@@ -11,9 +11,11 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.outer_training import devices
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
@@ -31,6 +33,7 @@ class UnrollState:
       truncation_state: state of the truncation schedule; holds the trajectory's length.
       task_param: which task of the family this is.
       is_done: the next unroll begins a new trajectory.
+      first_loss: the trajectory's first inner loss (ours; upstream's estimators leave it 0).
     """
 
     inner_opt_state: Any
@@ -38,6 +41,7 @@ class UnrollState:
     truncation_state: Any
     task_param: Any
     is_done: jax.Array
+    first_loss: jax.Array
 
 
 @gin.configurable
@@ -59,6 +63,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         num_tasks: int = 1,
         regularizer: str | regularizers.Regularizer = "none",
         outer_data_split: str = "train",
+        explosion_factor: float = 1e3,
     ):
         """Initializer.
 
@@ -70,11 +75,14 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
           num_tasks: trajectories run side by side, > 0.
           regularizer: name or object of the regularizer in optimizee space.
           outer_data_split: upstream's split that fresh batches for the outer loss come from.
+          explosion_factor: a trajectory whose outer loss is more than so many times its first inner
+            loss (in absolute value) ends, and another one is drawn; > 0, `inf` for never.
 
         Raises:
           ValueError: a parameter is out of range, or the task has no parameters.
         """
         errors.check_positive("RegularizedTruncatedStep.num_tasks", num_tasks)
+        errors.check_positive("RegularizedTruncatedStep.explosion_factor", explosion_factor)
         errors.check_name(
             "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
         )
@@ -86,6 +94,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         self.num_tasks = num_tasks
         self.regularizer = regularizers.get(regularizer)
         self.outer_data_split = outer_data_split
+        self.explosion_factor = explosion_factor
         params = jax.eval_shape(
             lambda key: task_family.sample_task(key).init(key), jax.random.PRNGKey(0)
         )
@@ -122,6 +131,12 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     def data_axis(self) -> int | None:
         """Axis of `unroll_data` that counts tasks; None where all draw from the same arrays."""
         return None if self._resident is not None or self.task_family.datasets is None else 1
+
+    @property
+    def data_spec(self) -> PartitionSpec:
+        """How `unroll_data` is laid out over a mesh: by tasks, or whole where they share it."""
+        axis = self.data_axis
+        return devices.REPLICATED if axis is None else PartitionSpec(*[None] * axis, devices.AXIS)
 
     def batch_one(self, data: Any, step: jax.Array, key: jax.Array) -> Any:
         """The batch of one task at one step of the unroll, from one entry of `unroll_data`."""
@@ -161,6 +176,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             truncation_state=truncation_state,
             task_param=task_param,
             is_done=jnp.asarray(False),
+            first_loss=jnp.asarray(0.0, jnp.float32),
         )
         return jax.tree.map(jnp.asarray, state)
 

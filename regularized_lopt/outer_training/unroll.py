@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import regularizers
+from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 
 LOSSES = ("last", "mean", "weighted")
@@ -22,6 +25,8 @@ class UnrollAux(NamedTuple):
       state: where the next unroll continues.
       inner_loss: inner losses, [T].
       iteration: inner steps taken at each of them, [T].
+      exploded: whether the trajectory is beyond rescue: its plain outer loss is not finite, or more
+        than `RegularizedTruncatedStep.explosion_factor` times its first inner loss.
       smoothness: (R, grad_theta R) of the smoothing term, mean over the unroll; None without one.
     """
 
@@ -29,6 +34,7 @@ class UnrollAux(NamedTuple):
     state: truncated_step_lib.UnrollState
     inner_loss: Float[Array, steps]
     iteration: jax.Array
+    exploded: Bool[Array, ""]
     smoothness: Any
 
 
@@ -85,6 +91,7 @@ class Unroll(NamedTuple):
         # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
         # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
         policy = jax.checkpoint_policies.save_only_these_names(truncated_step_lib.INNER_GRADIENT)
+        fresh = state.inner_step == 0
         state, (inner_losses, iterations, outer_losses, smoothness) = jax.lax.scan(
             jax.checkpoint(inner_step, prevent_cse=False, policy=policy),
             state,
@@ -95,11 +102,15 @@ class Unroll(NamedTuple):
         else:
             ramp = jnp.ones(length) if self.loss == "mean" else jnp.arange(1.0, length + 1)
             regularized, plain = (ramp / ramp.sum()) @ outer_losses
+        state = state.replace(  # type: ignore[attr-defined]
+            first_loss=jnp.where(fresh, inner_losses[0], state.first_loss)
+        )
         aux = UnrollAux(
             loss=plain,
             state=step_lib.finish_one(state, outer_state, finish_key),
             inner_loss=inner_losses,
             iteration=iterations,
+            exploded=~(plain <= step_lib.explosion_factor * jnp.abs(state.first_loss)),
             smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), smoothness),
         )
         return regularized, jax.lax.stop_gradient(aux)
@@ -113,9 +124,18 @@ def over_tasks(
     keys: jax.Array,
     data: Any,
     *rest: jax.Array,
+    mesh: Mesh | None = None,
 ) -> Any:
-    """`per_task(theta, state, key, data, ...)` of all tasks: results lead with [num_tasks]."""
+    """`per_task(theta, state, key, data, ...)` of all tasks: results lead with [num_tasks].
+
+    Given a mesh, each of its devices takes its share of the tasks.
+    """
     data_axis = step_lib.data_axis
+    if mesh is not None:
+        shared = devices.SHARED
+        specs = (devices.REPLICATED, shared, shared, step_lib.data_spec, *[shared] * len(rest))
+        own = functools.partial(over_tasks, step_lib, per_task)
+        return devices.share(own, mesh, specs)(theta, state, keys, data, *rest)
     if len(keys) == 1:
         # Without a batch axis the matmuls of theta and the state need no transposes: 1.7x
         # faster on CPU.

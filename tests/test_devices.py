@@ -1,0 +1,146 @@
+"""Outer steps whose tasks are shared out over devices and processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import digits_config
+from test_outer_train import flat, train
+
+import regularized_lopt
+from regularized_lopt.outer_training import devices
+
+CONFIG = [
+    "RegularizedTruncatedStep.num_tasks = 8",
+    "Curriculum.num_validation_tasks = 8",
+    "RegularizedTruncatedGrad.regularizer = 'sam'",
+    "outer_train.checkpoint_every = 4",
+]
+STEPS = 10
+
+
+def command(directory, *arguments):
+    return [
+        sys.executable,
+        "-m",
+        "regularized_lopt.outer_train",
+        *(f"--gin_bindings={line}" for line in digits_config(STEPS, *CONFIG)),
+        f"--train_log_dir={directory}",
+        *arguments,
+    ]
+
+
+def simulated(count):
+    """The environment of a process with so many CPU devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return {**os.environ, "XLA_FLAGS": flags}
+
+
+def start_job(directory, num_processes=2):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = (f"--coordinator_address=localhost:{port}", f"--num_processes={num_processes}")
+    return [
+        subprocess.Popen(
+            command(directory, *job, f"--process_id={index}"),
+            env=simulated(2),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(num_processes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Theta as one device makes it."""
+    return flat(train(tmp_path_factory.mktemp("alone") / "run", STEPS, *CONFIG).theta)
+
+
+def same(theta, directory, num_devices):
+    found = regularized_lopt.load(directory)
+    assert found.metadata["devices"] == num_devices
+    np.testing.assert_allclose(flat(found.theta), theta, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_theta_of_one(alone, tmp_path):
+    run = subprocess.run(
+        command(tmp_path / "run"), env=simulated(8), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    same(alone, tmp_path / "run", 8)
+    # And one device goes on where eight were.
+    resumed = train(tmp_path / "run", STEPS + 2, *CONFIG)
+    assert resumed.metrics[-1]["outer_step"] == STEPS + 2
+
+
+@pytest.mark.slow
+def test_a_job_of_two_processes_dies_together_and_resumes_to_the_theta_of_one(alone, tmp_path):
+    directory = tmp_path / "run"
+    writer, other = start_job(directory)
+    while not list(directory.glob("checkpoints/checkpoint_*")):
+        assert writer.poll() is None, writer.stderr.read()[-2000:]
+        time.sleep(0.05)
+    other.send_signal(signal.SIGKILL)
+    _, errors = writer.communicate(timeout=90)
+    assert writer.returncode != 0
+    assert "another task died" in errors or "unhealthy" in errors or "closed" in errors.lower()
+    job = start_job(directory)
+    ended = [process.communicate(timeout=180)[1] for process in job]
+    assert [process.returncode for process in job] == [0, 0], ended[0][-2000:] + ended[1][-2000:]
+    same(alone, directory, 4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_a_common_checkpoint(tmp_path):
+    directory = tmp_path / "run"
+    writer, other = start_job(directory)
+    while not (directory / "metrics.csv").is_file():
+        assert writer.poll() is None, writer.stderr.read()[-2000:]
+        time.sleep(0.05)
+    other.send_signal(signal.SIGTERM)
+    messages = [process.communicate(timeout=120)[1] for process in (writer, other)]
+    assert [writer.returncode, other.returncode] == [143, 143], messages
+    last = max(directory.glob("checkpoints/checkpoint_*"))
+    for message in messages:
+        assert f"the last checkpoint is {last}. The same command goes on" in message
+        assert "In call to" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "also give --coordinator_address"),
+        (("localhost:1", 2, None), "--process_id from 0 to N - 1"),
+        (("localhost:1", 2, 2), "--process_id from 0 to N - 1"),
+        (("localhost:1", None, 0), "--num_processes=N"),
+    ],
+)
+def test_processes_that_do_not_fit_together_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        devices.initialize(*arguments)
+
+
+def test_devices_that_do_not_divide_the_tasks_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: list(range(6)))
+    assert devices.make_mesh(None, [7]) is None
+    for count, tasks in ((4, [8, 6]), (8, [8]), (0, [8]), (-1, [8])):
+        with pytest.raises(ValueError, match=rf"num_devices = {count}: there are 6 .* divide"):
+            devices.make_mesh(count, tasks)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="all devices take part"):
+        devices.make_mesh(None, [4])
+
+
+def test_more_devices_than_there_are_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"outer_train\.num_devices = 64: there are"):
+        train(tmp_path / "run", 2, "outer_train.num_devices = 64")
+    assert not (tmp_path / "run").exists()
