@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +17,21 @@ import numpy as np
 import pytest
 from conftest import digits_config
 from test_outer_train import flat, train
+from test_tasks import poisoned
 
 import regularized_lopt
 from regularized_lopt import serialization
+from regularized_lopt.evaluation import contestants, meta_test, report
+from regularized_lopt.evaluation.properties import Measurement
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
+from regularized_lopt.outer_training.outer_train import (
+    DivergedError,
+    OutOfMemoryError,
+    load_metrics,
+)
+from regularized_lopt.tasks import data
 
 TREE = {"a": np.arange(3.0)}
 
@@ -275,3 +285,86 @@ def test_a_theta_of_python_numbers_compiles_the_step_once(tmp_path, caplog, monk
         train(tmp_path / "run", 3)
     compiled = [r for r in caplog.records if "Compiling jit(outer_step)" in r.getMessage()]
     assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("changes", ["train_image", "train_label"])
+@pytest.mark.filterwarnings("ignore:Digits's train")
+def test_data_without_anything_to_learn_give_no_nan(tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**{changes: lambda x: x * 0}))
+    result = train(tmp_path / "run", 4)
+    assert np.all(np.isfinite(flat(result.theta)))
+    assert np.all(np.isfinite(load_metrics(tmp_path / "run")["loss"]))
+
+
+def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path):
+    """One of two optimizers throws the network away; the other's rows are as ever."""
+    opts = {
+        "kept": contestants.baseline("SGD", 0.1),
+        "thrown": contestants.baseline("SGD", 1e30),
+    }
+    result = meta_test(
+        opts,
+        "ImageMLP_Digits_20_Sigmoid",
+        num_runs=2,
+        num_steps=4,
+        baselines=(),
+        measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=1),
+        progress=False,
+    )
+    page = report.Reporter([result], tmp_path).write("Diverged", "")
+    page.write(tmp_path / "report.html")
+    text = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", (tmp_path / "report.html").read_text())
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    assert {"diverged", "kept"} <= words
+    assert not {"nan", "inf"} & words
+    assert "nan" not in (tmp_path / "table.csv").read_text().lower()
+
+
+@pytest.mark.parametrize("name", ["train_log_dir", "parent"])
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch, name):
+    directory = tmp_path / "parent" / "run"
+
+    def read_only(path, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    if name == "parent":
+        monkeypatch.setattr(pathlib.Path, "mkdir", read_only)
+    else:
+        directory.mkdir(parents=True)
+        monkeypatch.setattr(run_dir.filelock.FileLock, "acquire", read_only)
+    with pytest.raises(OSError, match=r"cannot be written to .*Read-only.*--train_log_dir"):
+        train(directory, 2)
+
+
+def test_out_of_memory_names_what_needs_less(tmp_path):
+    """Three million trajectories at once: XLA refuses for real."""
+    with pytest.raises(OutOfMemoryError, match=r"num_tasks = 3000000.*unroll_length") as error:
+        train(tmp_path / "run", 2, "RegularizedTruncatedStep.num_tasks = 3_000_000")
+    assert "remat" in str(error.value)
+
+
+def test_out_of_memory_on_the_way_leaves_the_checkpoint(tmp_path, monkeypatch):
+    step = Loop.outer_step
+
+    def full(self, state, data, length):
+        if int(state.outer_iteration) == 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        return step(self, state, data, length)
+
+    monkeypatch.setattr(Loop, "outer_step", full)
+    with pytest.raises(OutOfMemoryError, match="Out of memory allocating 9 bytes"):
+        train(tmp_path / "run", 6, "outer_train.checkpoint_every = 3")
+    monkeypatch.undo()
+    resumed = train(tmp_path / "run", 6, "outer_train.checkpoint_every = 3")
+    np.testing.assert_array_equal(flat(resumed.theta), flat(train(tmp_path / "whole", 6).theta))
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    now = iter(np.random.default_rng(0).uniform(-1e9, 4e9, 100_000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    jumped = train(tmp_path / "jumped", 4)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(flat(jumped.theta), flat(train(tmp_path / "whole", 4).theta))
+    seconds = load_metrics(tmp_path / "jumped")["seconds"]
+    assert np.all(np.diff(seconds) > 0)

@@ -1,3 +1,5 @@
+import shutil
+
 import chex
 import haiku as hk
 import jax
@@ -231,3 +233,79 @@ def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
     np.testing.assert_array_equal(
         networks.max_pool(x), hk.max_pool(x, window, window, padding="VALID")
     )
+
+
+def poisoned(**changes):
+    """A reader of Digits with some arrays replaced by a function of what they are."""
+    read = data.SPECS["Digits"].read
+
+    def poisoned_read(version):
+        arrays = read(version)
+        return {**arrays, **{key: change(arrays[key]) for key, change in changes.items()}}
+
+    return data.dataclasses.replace(data.SPECS["Digits"], read=poisoned_read)
+
+
+def with_nan(images):
+    images = images.astype(np.float32)
+    images[3, 0, 0] = np.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_image": with_nan}, "train images are float32, 1 of them not finite; .* uint8"),
+        ({"test_label": lambda x: x.astype(np.int64)}, "test labels are int64; .* uint8"),
+        ({"train_label": lambda x: x + 1}, r"train labels have a 10; they go from 0 to 9\."),
+        ({"test_image": lambda x: x * 15}, r"test images have a pixel of 240; .* up to 16\."),
+        (
+            {"train_label": lambda x: x[:5]},
+            r"train .* shape \(1438, 8, 8, 1\) and there are 5 labels",
+        ),
+        ({"test_image": lambda x: x[..., 0]}, r"test .* \(359, 8, 8\) .* takes \[n, 8, 8, 1\]"),
+        (
+            {"test_image": lambda x: x[:0], "test_label": lambda x: x[:0]},
+            "test images have shape .* and n > 0",
+        ),
+    ],
+)
+def test_poisoned_data_are_refused_and_leave_no_cache(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**changes))
+    with pytest.raises(data.BadDataError, match=f"Digits's {message}"):
+        data.load_arrays("Digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_image": lambda x: x * 0 + 3}, "train images are all the same: .* is 3"),
+        ({"train_label": lambda x: x * 0 + 7}, "train labels are all 7: there is nothing to learn"),
+    ],
+)
+def test_data_without_anything_to_learn_are_flagged(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**changes))
+    with pytest.warns(UserWarning, match=f"Digits's {message}"):
+        data.load_arrays("Digits")
+
+
+def test_a_cache_with_a_flipped_label_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    labels = np.array(data.load_arrays("Digits")["train_label"])
+    labels[0] = 200
+    np.save(next(tmp_path.iterdir()) / "train_label.npy", labels)
+    with pytest.raises(data.DataUnavailableError, match=r"have a 200; .* Delete that directory"):
+        data.load_arrays("Digits")
+
+
+def test_a_run_that_has_begun_needs_no_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    datasets = data.ResidentDatasets("Digits", "meta_train")
+    datasets.arrays("train")
+    shutil.rmtree(tmp_path)
+    assert len(datasets.arrays("outer_valid")["label"]) > 0
+    assert datasets.arrays("outer_valid") is datasets.arrays("test")
+    assert not tmp_path.exists()

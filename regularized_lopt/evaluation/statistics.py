@@ -26,12 +26,22 @@ _EXACT_UP_TO = 16  # 2^16 sign flips are enumerated, more are drawn.
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation over runs (deviation 0 for a single run)."""
+    """Mean and sample standard deviation over runs (deviation 0 for a single run).
+
+    Attributes:
+      mean, std: NaN or infinite where a run diverged.
+      count: runs.
+      diverged: those whose value is not finite.
+    """
 
     mean: float
     std: float
+    count: int
+    diverged: int
 
     def __str__(self) -> str:
+        if self.diverged:
+            return f"diverged ({self.diverged} of {self.count})"
         return f"{self.mean:.4g} ± {self.std:.2g}"
 
 
@@ -81,9 +91,13 @@ class Decision:
 
 def summarize(values: np.ndarray) -> Summary:
     """Mean and deviation of one number per run."""
-    return Summary(
-        float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    )
+    with np.errstate(invalid="ignore"):
+        return Summary(
+            float(np.mean(values)),
+            float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+            len(values),
+            int(np.sum(~np.isfinite(values))),
+        )
 
 
 def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -265,6 +265,8 @@ class Loop:
         outer_state = curriculum_lib.CurriculumOuterState(
             jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
         )
-        return self._estimator.init_worker_state(
-            upstream.WorkerWeights(theta, None, outer_state), key
+        # Waited for: what did not fit into memory is to be an error here. As the input of a next
+        # program it makes that wait for ever on CPU.
+        return jax.block_until_ready(
+            self._estimator.init_worker_state(upstream.WorkerWeights(theta, None, outer_state), key)
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -32,6 +33,10 @@ AnyTask = str | upstream.Task | upstream.TaskFamily
 
 class DivergedError(RuntimeError):
     """Outer training met non-finite losses or gradients too often, lower learning rates or not."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """An outer step, or a validation, did not fit into the device's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +101,7 @@ def outer_train(
 
     Raises:
       DivergedError: see `max_rollbacks`; the message names the last good checkpoint.
+      OutOfMemoryError: the message names the parameters that need less.
       Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step, unless its update
         was skipped.
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
@@ -120,6 +126,7 @@ def outer_train(
     loop = Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed), theta)
     metadata = {**_describe(estimator), "task": task_name, "seed": seed}
     with (
+        _memory_explained(estimator),
         run_dir_lib.RunDir(
             train_log_dir,
             _experiment(task_name, seed, warm_start),
@@ -196,7 +203,7 @@ def _describe(estimator: RegularizedTruncatedGrad) -> dict[str, Any]:
         "regularizer_meta_space": estimator.regularizer.describe(),
         "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
         "smoothing": estimator.smoothing and estimator.smoothing.describe(),
-        "devices": estimator.mesh.size if estimator.mesh is not None else 1,
+        "devices": _num_devices(estimator),
         "made_with": provenance.versions(),
     }
 
@@ -231,6 +238,29 @@ def _save_theta(
             "stage": dataclasses.asdict(stage),
         }
         zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, about)
+
+
+@contextlib.contextmanager
+def _memory_explained(estimator: RegularizedTruncatedGrad) -> Iterator[None]:
+    """XLA's error says how many bytes were missing; this one, what to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        num_tasks = ", ".join(str(step.num_tasks) for step in estimator.truncated_steps)
+        raise OutOfMemoryError(
+            f"Out of memory ({str(error).splitlines()[0]}). What is stored grows with "
+            f"RegularizedTruncatedStep.num_tasks = {num_tasks} (on {_num_devices(estimator)} "
+            f"devices: outer_train.num_devices), RegularizedTruncatedGrad.unroll_length = "
+            f"{estimator.unroll_length}, Curriculum.num_validation_tasks and LSTMLOpt.hidden_size: "
+            "lower one of them (steps are rematerialised already, so there is no remat to turn "
+            "on). The last checkpoint is as it was."
+        ) from error
+
+
+def _num_devices(estimator: RegularizedTruncatedGrad) -> int:
+    return estimator.mesh.size if estimator.mesh is not None else 1
 
 
 def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:
@@ -292,7 +322,7 @@ def _recover(
             f"Outer training diverged: {what}, after {int(state.rollbacks)} returns to a "
             f"checkpoint with a lower learning rate. {where}. Try a lower "
             "theta_learning_rate.learning_rate, a smaller radius or strength of the regularizer, "
-            "or shorter trajectories at first."
+            "or shorter trajectories at first; and see that the task's data are finite."
         )
     state, stage = loop.roll_back(state, run_dir.checkpoints, factor)
     tqdm.tqdm.write(

@@ -9,12 +9,14 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import filelock
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from regularized_lopt import serialization, zoo
 from regularized_lopt.outer_training.checkpoint import Checkpoints
@@ -84,13 +86,19 @@ class RunDir:
             _check_empty(self.path)
         elif found != description and not overwrite:
             raise OtherExperimentError(_difference(self.path, found, description))
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise InUseError(
                 f"Another process is writing to {self.path}; nothing was written. Wait for it, "
                 "stop it, or choose another --train_log_dir."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path} cannot be written to ({error.strerror or error}). Choose another "
+                "--train_log_dir",
             ) from error
         if found is not None and found != description:
             self._delete()
@@ -170,7 +178,7 @@ class MetricsLog:
         self._run_dir.write(zoo.METRICS_FILE, text.getvalue())
         self._file = (self._run_dir.path / zoo.METRICS_FILE).open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.FIELDS)
-        self._tensorboard = tensorboardX.SummaryWriter(str(self._run_dir.path), purge_step=step + 1)
+        self._tensorboard = _Events(self._run_dir.path, step + 1)
         if rows:
             self.seconds_before = rows[-1]["seconds"] or 0.0
 
@@ -180,14 +188,39 @@ class MetricsLog:
             return
         self._csv.writerow({"outer_step": step, **scalars})
         self._file.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(f"outer_train/{name}", value, step)
+        self._tensorboard.write(step, {f"outer_train/{k}": v for k, v in scalars.items()})
 
     def close(self) -> None:
         """Flushes and closes both logs."""
         if self._run_dir.writes:
             self._file.close()
             self._tensorboard.close()
+
+
+class _Events:
+    """TensorBoard's event file, written at once.
+
+    tensorboardX's own writer has a thread that a clock set back by a month kills; ten events later
+    it then blocks for ever.
+    """
+
+    def __init__(self, directory: pathlib.Path, purge_step: int):
+        """Begins a file; TensorBoard forgets what other files have from `purge_step` on."""
+        self._file = event_file_writer.EventsWriter(str(directory / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=purge_step, session_log=start))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+        self._file.flush()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -52,6 +53,10 @@ _PHASES: dict[str, dict[str, str]] = {
 _ARRAYS = ("train_image", "train_label", "test_image", "test_label")
 
 
+class BadDataError(ValueError):
+    """A dataset holds what no training can make sense of; the message says what and where."""
+
+
 class DataUnavailableError(RuntimeError):
     """A dataset is neither cached nor readable; the message says what to do."""
 
@@ -65,6 +70,7 @@ class DatasetSpec:
       image_shape: (height, width, channels).
       max_value: the raw value that stands for 1.0.
       read: returns the arrays of `_ARRAYS`, raw, uint8.
+      num_classes: labels are 0 to num_classes - 1.
     """
 
     version: str
@@ -132,6 +138,8 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
 
     Raises:
       DataUnavailableError: the dataset is neither cached nor readable, or the cache is damaged.
+      BadDataError: it holds pixels or labels out of range, or splits without examples. A split of
+        constant images or a single class is a warning: it can be trained on.
     """
     spec = SPECS[errors.check_name("dataset", name, SPECS)]
     directory = cache_dir() / f"{name}-{spec.version}"
@@ -144,12 +152,54 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
             f"The prepared copy of {name} in {directory} cannot be read ({error}). Delete that "
             "directory; it is prepared again on the next run."
         ) from error
-    if arrays["train_image"].shape[1:] != spec.image_shape:
+    try:
+        check_arrays(name, spec, arrays)
+    except BadDataError as error:  # It was in order when it was prepared.
         raise DataUnavailableError(
-            f"{directory} holds images of shape {arrays['train_image'].shape[1:]}, expected "
-            f"{spec.image_shape}. Delete that directory."
-        )
+            f"The prepared copy of {name} in {directory} is damaged: {error} Delete that "
+            "directory; it is prepared again on the next run."
+        ) from error
     return arrays
+
+
+def check_arrays(name: str, spec: DatasetSpec, arrays: Mapping[str, np.ndarray]) -> None:
+    """Looks through a dataset's raw arrays; see `load_arrays` for errors and warnings."""
+    for split in ("train", "test"):
+        images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
+        for kind, array in (("images", images), ("labels", labels)):
+            if array.dtype != np.uint8:
+                bad = int(np.sum(~np.isfinite(array))) if array.dtype.kind == "f" else 0
+                raise BadDataError(
+                    f"{name}'s {split} {kind} are {array.dtype}"
+                    + (f", {bad} of them not finite" if bad else "")
+                    + "; they must be uint8."
+                )
+        if not len(labels) or images.shape != (len(labels), *spec.image_shape):
+            raise BadDataError(
+                f"{name}'s {split} images have shape {images.shape} and there are {len(labels)} "
+                f"labels; it takes [n, {', '.join(map(str, spec.image_shape))}] and n > 0."
+            )
+        lowest, highest = images.min(), images.max()
+        if highest > spec.max_value:
+            raise BadDataError(
+                f"{name}'s {split} images have a pixel of {highest}; they go up to "
+                f"{spec.max_value}."
+            )
+        classes = np.unique(labels)
+        if classes[-1] >= spec.num_classes:
+            raise BadDataError(
+                f"{name}'s {split} labels have a {classes[-1]}; they go from 0 to "
+                f"{spec.num_classes - 1}."
+            )
+        if lowest == highest:
+            warnings.warn(
+                f"{name}'s {split} images are all the same: every pixel is {lowest}.", stacklevel=3
+            )
+        if len(classes) == 1:
+            warnings.warn(
+                f"{name}'s {split} labels are all {classes[0]}: there is nothing to learn.",
+                stacklevel=3,
+            )
 
 
 def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
@@ -166,6 +216,7 @@ def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
             "tensorflow and tensorflow-datasets) once, or use the offline tasks, e.g. "
             "ImageMLP_Digits_20_Relu."
         ) from error
+    check_arrays(name, spec, arrays)
     directory.parent.mkdir(parents=True, exist_ok=True)
     # Written aside and renamed: another process never sees half a cache.
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -270,10 +321,18 @@ class ResidentDatasets(upstream.Datasets):
         }
 
     def arrays(self, split: str) -> Batch:
-        """The same, on the device. Pass it INTO jitted functions: closed over it is a constant."""
-        if split not in self._on_device:
-            self._on_device[split] = jax.device_put(self.host_arrays(split))
-        return self._on_device[split]
+        """The same, on the device. Pass it INTO jitted functions: closed over it is a constant.
+
+        The first call reads all splits of the phase, so that a run that has begun no longer needs
+        the files.
+        """
+        sources = _PHASES[self.phase]
+        if not self._on_device:
+            splits = {source: split for split, source in sources.items()}
+            self._on_device = {
+                source: jax.device_put(self.host_arrays(split)) for source, split in splits.items()
+            }
+        return self._on_device[sources[errors.check_name("split", split, sources)]]
 
     def sample(self, arrays: Batch, key: jax.Array) -> Batch:
         """Draws a batch, with replacement, inside a jitted function; its form: `normalize`."""

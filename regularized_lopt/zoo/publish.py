@@ -11,7 +11,6 @@ wrote into DIR.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -111,7 +110,8 @@ def _figures(file: pathlib.Path, optimizer: str) -> list[dict[str, Any]]:
 
 def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
     values = np.array([float(row[column]) for row in rows if row[column]])
-    return list(dataclasses.astuple(statistics.summarize(values)))
+    found = statistics.summarize(values)
+    return [found.mean, found.std]
 
 
 def main() -> None:
