@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax
-import gin
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
@@ -40,7 +40,7 @@ class UnrollState:
     is_done: jax.Array
 
 
-@gin.configurable
+@configurable()
 class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     """Inner training of `num_tasks` tasks by a learned optimizer, with a flatness-aware OUTER loss.
 
@@ -69,12 +69,13 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             steps.
           num_tasks: trajectories run side by side, > 0.
           regularizer: name or object of the regularizer in optimizee space.
-          outer_data_split: upstream's split that fresh batches for the outer loss come from.
+          outer_data_split: upstream's split that fresh batches for the outer loss come from:
+            "train", "inner_valid" or "outer_valid".
 
         Raises:
           ValueError: a parameter is out of range, or the task has no parameters.
         """
-        errors.check_positive("RegularizedTruncatedStep.num_tasks", num_tasks)
+        errors.check_count("RegularizedTruncatedStep.num_tasks", num_tasks)
         errors.check_name(
             "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
         )
