@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 class UnknownNameError(ValueError):
@@ -26,12 +30,48 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless value > 0."""
-    if not value > 0:
-        raise ValueError(f"{name} = {value!r}: it must be greater than 0.")
+    """Raises ValueError unless value > 0, and finite."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} = {value!r}: it must be greater than 0, and finite.")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Raises ValueError unless value >= 0."""
-    if not value >= 0:
-        raise ValueError(f"{name} = {value!r}: it must be 0 or greater.")
+    """Raises ValueError unless value >= 0, and finite."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite.")
+
+
+def check_in(name: str, value: float, interval: str) -> None:
+    """Raises ValueError unless value lies in an interval such as "(0, 1]", which has its 1."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low < value < high
+    inside |= value == low and interval[0] == "["
+    inside |= value == high and interval[-1] == "]"
+    if not inside:
+        raise ValueError(f"{name} = {value!r}: it must be in {interval}.")
+
+
+def check_count(name: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Raises ValueError unless least <= value <= most, by default what 32 bits can count."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} = {value!r}: it must be a whole number from {least} to {most}.")
+
+
+def made(name: str, function: Callable[..., Any], kind: type[_T], *args: Any) -> _T:
+    """What the function, parameter `name`, makes of the arguments.
+
+    Raises:
+      TypeError: that is of another kind, or the function does not take them.
+    """
+    try:
+        result = function(*args)
+    except TypeError as error:
+        raise TypeError(f"{name} could not be called: {error}") from error
+    if not isinstance(result, kind):
+        raise TypeError(f"{name} returned {result!r}: it must return a {kind.__name__}.")
+    return result
+
+
+def check_seed(name: str, value: int) -> None:
+    """Raises ValueError unless it is in 0, ..., 2^32 - 1: of others JAX would drop bits."""
+    check_count(name, value, 0, 2**32 - 1)

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Sequence
 
 import gin
@@ -32,8 +33,9 @@ def parse_gin(
     """Reads gin files and bindings.
 
     Raises:
-      ValueError: an unknown name, with the nearest known one; on one line.
+      ValueError: an unknown name, with the nearest known one, or no gin; on one line.
       OSError: a file that does not exist.
+      ImportError: a module that does not.
     """
     for module in imports:
         importlib.import_module(module)
@@ -41,6 +43,10 @@ def parse_gin(
         gin.parse_config_files_and_bindings(list(config_files), list(bindings))
     except ValueError as error:
         _raise_with_nearest(error)
+    except (SyntaxError, tokenize.TokenError) as error:
+        line = getattr(error, "text", None) or ""
+        message = f"This is no gin: {line.strip()} {error}"
+        raise ValueError(" ".join(message.split())) from error
 
 
 def _raise_with_nearest(error: ValueError) -> None:
@@ -126,7 +132,7 @@ def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
         except Interrupted as error:
             _print(error)
             sys.exit(error.exit_code)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
             if logging.vlog_is_on(1):
                 raise
             _print(error, "Error: ")

@@ -215,11 +215,17 @@ def test_several_meta_training_seeds_are_the_unit(tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"reference": "non"}, "Unknown reference 'non'. Did you mean 'none'"),
-        ({"primary": ("sams", "sam")}, "Unknown primary optimizer 'sams'. Did you mean 'sam'"),
-        ({"primary": ("sam", "sma")}, "Unknown property 'sma'. Did you mean 'sam'"),
+        ({"reference": "non"}, "Unknown Experiment.reference 'non'. Did you mean 'none'"),
+        (
+            {"primary": ("sams", "sam")},
+            "Unknown optimizer of Experiment.primary 'sams'. Did you mean 'sam'",
+        ),
+        (
+            {"primary": ("sam", "sma")},
+            "Unknown property of Experiment.primary 'sma'. Did you mean 'sam'",
+        ),
         ({"primary": ("sam", "sam"), "tasks": (RELU,) * 10}, "more than 9 cannot be decided"),
-        ({"baselines": ("Adma",)}, "Unknown baseline 'Adma'. Did you mean 'Adam'"),
+        ({"baselines": ("Adma",)}, "Unknown Experiment.baselines 'Adma'. Did you mean 'Adam'"),
         ({"num_runs": 0}, "Experiment.num_runs = 0"),
         ({"tasks": ()}, "must name at least one each"),
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),

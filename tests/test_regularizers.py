@@ -400,7 +400,7 @@ def test_regularizers_that_sample_need_a_key(name):
 def test_refusals_name_the_parameter_and_its_range():
     for make, message in (
         (lambda: regularizers.GAM(form="hpv"), "Did you mean 'hvp'"),
-        (lambda: regularizers.GAM(beta_0=2), r"GAM.beta_0 = 2: it must be between 0 and 1"),
+        (lambda: regularizers.GAM(beta_0=2), r"GAM.beta_0 = 2: it must be in \[0, 1\]"),
         (lambda: regularizers.ASAM(eta=0), r"ASAM.eta = 0"),
         (lambda: regularizers.HessianTrace(num_probes=0), r"HessianTrace.num_probes = 0"),
         (lambda: regularizers.Sum([]), r"Sum.terms is empty"),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import gin
-
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.evaluation import contestants as contestants_lib
-from regularized_lopt.evaluation import properties
+from regularized_lopt.evaluation import properties, statistics
 
 GIVEN = "given"
 """In `Experiment.optimizers`: the optimizer is handed to the laboratory as an object."""
 
 
-@gin.configurable
+@configurable()
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What is compared on what.
@@ -29,18 +28,19 @@ class Experiment:
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
-      tuning_runs: runs per learning rate of a baseline's grid; none of them is reported.
-      num_runs: paired runs per optimizer and task.
-      num_steps: inner steps per run.
-      property_runs: tasks on which properties are measured on the first so many runs alone.
-      seed: of inits and batches.
-      meta_training_seeds: each optimizer is meta-trained once per seed (gin files only).
+      tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
+      num_runs: paired runs per optimizer and task, > 0.
+      num_steps: inner steps per run, > 0.
+      property_runs: tasks on which properties are measured on the first so many runs alone, > 0.
+      seed: of inits and batches, 0 to 2^32 - 1.
+      meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
+        least one.
       bindings: gin bindings of every meta-training, e.g. a number of outer steps.
       early_evidence: optimizers for the regression on cubic polynomials by name, gin files or
         trained ones; none: it is left out.
-      alpha: of the declared tests.
+      alpha: of the declared tests, in (0, 1).
       test: see `statistics.decide`.
-      layout: (lanes, workers), see `training.Layout`; None: measured once per task.
+      layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
     """
 
     optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,21 +68,34 @@ class Experiment:
                 'Experiment.optimizers = {"none": "gin_configs/digits_mlp_none.gin"}.'
             )
         for name in self.baselines:
-            errors.check_name("baseline", name, contestants_lib.BASELINES)
-        errors.check_name("reference", self.reference, (*self.optimizers, *self.baselines))
+            errors.check_name("Experiment.baselines", name, contestants_lib.BASELINES)
+        errors.check_name(
+            "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
+        )
         for name in ("tuning_runs", "num_runs", "num_steps"):
-            errors.check_positive(f"Experiment.{name}", getattr(self, name))
+            errors.check_count(f"Experiment.{name}", getattr(self, name))
+        for lanes_or_workers in self.layout or ():
+            errors.check_count("Experiment.layout", lanes_or_workers)
+        for seed in self.meta_training_seeds:
+            errors.check_seed("Experiment.meta_training_seeds", seed)
+        if not self.meta_training_seeds:
+            raise ValueError("Experiment.meta_training_seeds is empty: give at least one.")
+        errors.check_seed("Experiment.seed", self.seed)
+        errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")
+        errors.check_name("Experiment.test", self.test, statistics.TESTS)
         if clash := set(self.optimizers) & set(self.baselines):
             raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
         for optimizer, name in self.properties.items():
-            errors.check_name("optimizer", optimizer, self.optimizers)
-            errors.check_name("property", name, properties.PROPERTIES)
+            errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
+            errors.check_name("Experiment.properties", name, properties.PROPERTIES)
         for task, count in self.property_runs.items():
             errors.check_name("task of Experiment.property_runs", task, self.tasks)
-            errors.check_positive(f"Experiment.property_runs[{task!r}]", count)
+            errors.check_count(f"Experiment.property_runs[{task!r}]", count)
         if self.primary is not None:
-            errors.check_name("primary optimizer", self.primary[0], self.contestants)
-            errors.check_name("property", self.primary[1], properties.PROPERTIES)
+            errors.check_name("optimizer of Experiment.primary", self.primary[0], self.contestants)
+            errors.check_name(
+                "property of Experiment.primary", self.primary[1], properties.PROPERTIES
+            )
             if len(self.tasks) > 9:
                 raise ValueError(
                     f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "

@@ -15,7 +15,7 @@ import gin
 import jax
 import numpy as np
 
-from regularized_lopt import launch, tasks, upstream
+from regularized_lopt import errors, launch, tasks, upstream
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import (
     early_evidence,
@@ -80,6 +80,9 @@ class Laboratory:
         """Meta-trains what is missing, meta-tests, measures."""
         for name in self.experiment.tasks:
             image_task(name)  # An unknown name is refused before anything is trained.
+        early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
+        for name, source in {**self.experiment.optimizers, **early}.items():
+            self.trained(name, source, 0)  # As is what cannot be read.
         optimizers = {
             name: [self._optimizer(name, source, seed) for seed in self.seeds(source)]
             for name, source in self.experiment.optimizers.items()
@@ -162,7 +165,8 @@ class Laboratory:
     def trained(self, name: str, source: str, seed: int) -> Contestant | None:
         """A learned optimizer; None: it is still to be meta-trained."""
         if source == GIVEN:
-            return dataclasses.replace(self._given[name], name=name)
+            given = self._given[errors.check_name("given optimizer", name, self._given)]
+            return dataclasses.replace(given, name=name)
         directory = self.directory(name, source, seed)
         if directory is not None and not _finished(directory):
             return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 
-import gin
-
-from regularized_lopt import upstream, zoo
+from regularized_lopt import errors, upstream, zoo
+from regularized_lopt.configurable import configurable
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import experiment as experiment_lib
 from regularized_lopt.evaluation import laboratory, properties, training
@@ -15,7 +14,7 @@ from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.verdicts import Result, TaskResult
 
 
-@gin.configurable(denylist=["opts", "task"])
+@configurable(denylist=["opts", "task"])
 def meta_test(
     opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
     task: str,
@@ -32,9 +31,9 @@ def meta_test(
       opts: the optimizers to test, by the name they are to have in tables and figures; the first is
         the reference.
       task: name of an image task of ours.
-      num_runs: paired runs per optimizer.
-      num_steps: inner steps per run.
-      seed: of inits and batches.
+      num_runs: paired runs per optimizer, > 0.
+      num_steps: inner steps per run, > 0.
+      seed: of inits and batches, 0 to 2^32 - 1.
       baselines: of `contestants.BASELINES`, tuned first.
       measurement: what to measure around the params; default: `properties.Measurement()`.
       progress: show progress bars.
@@ -43,6 +42,9 @@ def meta_test(
       ValueError: an unknown name or a parameter out of range.
       TypeError: the task is not an image task.
     """
+    errors.check_count("meta_test.num_runs", num_runs)
+    errors.check_count("meta_test.num_steps", num_steps)
+    errors.check_seed("meta_test.seed", seed)
     given = {name: _contestant(name, opt) for name, opt in opts.items()}
     experiment = experiment_lib.Experiment(
         optimizers=dict.fromkeys(given, experiment_lib.GIVEN),

@@ -16,12 +16,12 @@ import dataclasses
 import functools
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from regularized_lopt import errors, regularizers, tasks
+from regularized_lopt.configurable import configurable
 from regularized_lopt.evaluation import sharpness
 from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Runs
 
@@ -31,21 +31,22 @@ SCALES = ("absolute", "relative")
 HEADLINE_RADIUS = 0.01
 
 
-@gin.configurable
+@configurable()
 @dataclasses.dataclass(frozen=True)
 class Measurement:
     """What is measured around the params of a run.
 
     Attributes:
-      radii: of the balls; absolute in units of the params, relative as a share of each filter's
-        root mean square.
-      num_steps: ascent steps.
+      radii: of the balls, each > 0; absolute in units of the params, relative as a share of each
+        filter's root mean square.
+      num_steps: ascent steps, > 0.
       direction: of a step, see `sharpness.ascend`.
-      num_examples: size of the fixed subset of the test set that the loss is taken on.
-      headline_starts: random starts at `HEADLINE_RADIUS`, averaged; one at the others.
+      num_examples: size of the fixed subset of the test set that the loss is taken on,
+        > 0.
+      headline_starts: random starts at `HEADLINE_RADIUS`, averaged, > 0; one at the others.
       num_probes: random vectors for the Hessian's trace (0: neither trace nor top eigenvalue).
-      num_iterations: power iterations for its top eigenvalue.
-      seed: of starts and probes.
+      num_iterations: power iterations for its top eigenvalue, > 0.
+      seed: of starts and probes, 0 to 2^32 - 1.
     """
 
     radii: tuple[float, ...] = sharpness.RADII
@@ -58,11 +59,14 @@ class Measurement:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self.radii:
+            raise ValueError("Measurement.radii is empty: give at least one.")
         for radius in self.radii:
             errors.check_positive("Measurement.radii", radius)
         for name in ("num_steps", "num_examples", "headline_starts", "num_iterations"):
-            errors.check_positive(f"Measurement.{name}", getattr(self, name))
-        errors.check_not_negative("Measurement.num_probes", self.num_probes)
+            errors.check_count(f"Measurement.{name}", getattr(self, name))
+        errors.check_count("Measurement.num_probes", self.num_probes, least=0)
+        errors.check_seed("Measurement.seed", self.seed)
         errors.check_name("direction", self.direction, sharpness.DIRECTIONS)
 
     @property

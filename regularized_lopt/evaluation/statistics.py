@@ -91,6 +91,7 @@ class Decision:
 
 def summarize(values: np.ndarray) -> Summary:
     """Mean and deviation of one number per run."""
+    values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):
         return Summary(
             float(np.mean(values)),

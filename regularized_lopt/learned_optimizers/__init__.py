@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import gin
-
 from regularized_lopt import upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
 from regularized_lopt.learned_optimizers.lstm import LSTMOptState as LSTMOptState
 
@@ -30,5 +29,5 @@ def register(cls: _C) -> _C:
         raise TypeError(f"{cls.__name__} is no LearnedOptimizer of learned_optimization's.")
     if cls.__name__ in CLASSES:
         raise ValueError(f"A learned optimizer {cls.__name__!r} is registered; rename yours.")
-    CLASSES[cls.__name__] = gin.configurable(cls)
+    CLASSES[cls.__name__] = configurable()(cls)
     return cls

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
-import gin
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers import preprocessing
 
 Theta = dict[str, dict[str, jax.Array]]
@@ -38,7 +38,7 @@ class LSTMOptState:
     iteration: jax.Array
 
 
-@gin.configurable
+@configurable()
 class LSTMLOpt(upstream.LearnedOptimizer):
     """A small LSTM, shared by all coordinates, that maps each coordinate's gradient to its update.
 
@@ -59,7 +59,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         self,
         hidden_size: int = 20,
         num_layers: int = 2,
-        inputs: Sequence[str] = ("grad",),
+        inputs: str | Sequence[str] = ("grad",),
         preprocess: bool = True,
         preprocess_factor: float = 10.0,
         output_scale: float = 0.1,
@@ -70,27 +70,29 @@ class LSTMLOpt(upstream.LearnedOptimizer):
 
         Args:
           hidden_size: units per layer, > 0.
-          num_layers: LSTM layers, > 0.
+          num_layers: LSTM layers, 1 to 100.
           inputs: what each coordinate sees: ("grad",) or ("grad", "params").
           preprocess: split gradients into log-magnitude and sign (2 features) instead of the raw
             value (1).
-          preprocess_factor: k of the split, see `preprocessing.log_sign`.
-          output_scale: factor on the network's output (0.1 here, 0.01 in the 2016 code).
-          output_bound: if given, outputs are squashed by tanh to +- this before scaling.
+          preprocess_factor: k of the split, see `preprocessing.log_sign`, in (0, 80], for
+            e^k to be a float32.
+          output_scale: factor on the network's output, > 0 (0.1 here, 0.01 in the 2016 code).
+          output_bound: if given, outputs are squashed by tanh to +- this before scaling, > 0.
           second_derivatives: differentiate through the gradients that are the inputs, too: exact
             derivatives of an unroll w.r.t. theta, which need second derivatives of the loss.
 
         Raises:
           ValueError: an argument is out of its range; the message names the range.
         """
-        errors.check_positive("LSTMLOpt.hidden_size", hidden_size)
-        errors.check_positive("LSTMLOpt.num_layers", num_layers)
-        errors.check_positive("LSTMLOpt.preprocess_factor", preprocess_factor)
+        errors.check_count("LSTMLOpt.hidden_size", hidden_size)
+        errors.check_count("LSTMLOpt.num_layers", num_layers, most=100)
+        errors.check_in("LSTMLOpt.preprocess_factor", preprocess_factor, "(0, 80]")
+        errors.check_positive("LSTMLOpt.output_scale", output_scale)
         if output_bound is not None:
             errors.check_positive("LSTMLOpt.output_bound", output_bound)
         inputs = (inputs,) if isinstance(inputs, str) else tuple(inputs)
         for name in inputs:
-            errors.check_name("LSTMLOpt input", name, _INPUTS)
+            errors.check_name("LSTMLOpt.inputs", name, _INPUTS)
         if "grad" not in inputs or len(set(inputs)) != len(inputs):
             raise ValueError(f"LSTMLOpt.inputs = {inputs!r}: give ('grad',) or ('grad', 'params').")
         self.config: dict[str, Any] = {

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax
-import gin
 import jax
 import jax.numpy as jnp
 
 from regularized_lopt import errors, upstream
+from regularized_lopt.configurable import configurable
 
 
 @flax.struct.dataclass
@@ -46,7 +46,7 @@ class CurriculumTruncationSchedule(upstream.TruncationSchedule):
         return state, step >= state.length
 
 
-@gin.configurable
+@configurable()
 class StagedTruncationSchedule(upstream.TruncationSchedule):
     """Trajectories whose length is a piecewise constant function of the outer step.
 
@@ -62,11 +62,18 @@ class StagedTruncationSchedule(upstream.TruncationSchedule):
 
         Args:
           lengths: inner steps of a trajectory, stage by stage, each > 0.
-          boundaries: outer steps at which the next stage begins, increasing; one fewer than
-            `lengths`.
+          boundaries: outer steps at which the next stage begins, each > 0, increasing; one fewer
+            than `lengths`.
+
+        Raises:
+          ValueError: an argument is out of its range.
         """
+        if not lengths:
+            raise ValueError("StagedTruncationSchedule.lengths is empty: give one per stage.")
         for length in lengths:
-            errors.check_positive("StagedTruncationSchedule.lengths", length)
+            errors.check_count("StagedTruncationSchedule.lengths", length)
+        for boundary in boundaries:
+            errors.check_count("StagedTruncationSchedule.boundaries", boundary)
         if len(boundaries) != len(lengths) - 1 or list(boundaries) != sorted(set(boundaries)):
             raise ValueError(
                 f"StagedTruncationSchedule.boundaries = {tuple(boundaries)}: {len(lengths)} "
@@ -122,7 +129,7 @@ class Decision:
     next_stage: bool = False
 
 
-@gin.configurable
+@configurable()
 class Curriculum:
     """Decides trajectory lengths and when to validate, keep, restore, advance and stop.
 
@@ -145,18 +152,23 @@ class Curriculum:
 
         Args:
           train_lengths: inner steps of a trajectory, stage by stage, each > 0.
-          validation_period: epochs between validations, one number or one per stage.
-          num_validation_tasks: trajectories per validation.
-          min_validations: validations in a stage before it may end.
-          max_validations: validations after which a stage ends in any case (None: no limit). Bounds
-            the run.
+          validation_period: epochs between validations, one number or one per stage, each > 0.
+          num_validation_tasks: trajectories per validation, > 0.
+          min_validations: validations in a stage before it may end, > 0.
+          max_validations: validations after which a stage ends in any case, > 0 (None: no limit).
+            Bounds the run.
+
+        Raises:
+          ValueError: an argument is out of its range.
         """
         periods = (
-            [validation_period] * len(train_lengths)
-            if isinstance(validation_period, int)
-            else validation_period
+            validation_period
+            if isinstance(validation_period, Sequence)
+            else [validation_period] * len(train_lengths)
         )
-        if len(periods) != len(train_lengths) or not train_lengths:
+        if not train_lengths:
+            raise ValueError("Curriculum.train_lengths is empty: give one per stage.")
+        if len(periods) != len(train_lengths):
             raise ValueError(
                 f"Curriculum.validation_period has {len(periods)} entries for "
                 f"{len(train_lengths)} train_lengths: give one number, or one per stage."
@@ -169,7 +181,7 @@ class Curriculum:
             ("max_validations", [] if max_validations is None else [max_validations]),
         ):
             for value in values:
-                errors.check_positive(f"Curriculum.{name}", value)
+                errors.check_count(f"Curriculum.{name}", value)
         self.train_lengths = tuple(train_lengths)
         self.num_validation_tasks = num_validation_tasks
         self._periods = tuple(periods)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
 import jax
 
 from regularized_lopt import regularizers, upstream
+from regularized_lopt.configurable import configurable
 
 REGULARIZED_LOSS = "regularized_loss"
 
 
-@gin.configurable
+@configurable()
 class FlatnessAwareFamily(upstream.TaskFamily):
     """A task family whose OUTER loss is flatness-aware; what the optimizer sees is unchanged.
 

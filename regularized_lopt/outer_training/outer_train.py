@@ -17,6 +17,7 @@ import optax
 import tqdm
 
 from regularized_lopt import errors, provenance, tasks, upstream, zoo
+from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import devices
@@ -48,7 +49,7 @@ class OuterTrainResult:
     metrics: list[dict[str, Any]]
 
 
-@gin.configurable(denylist=["train_log_dir", "overwrite", "warm_start"])
+@configurable(denylist=["train_log_dir", "overwrite", "warm_start"])
 def outer_train(
     train_log_dir: str | os.PathLike[str],
     task: AnyTask | Sequence[AnyTask] = gin.REQUIRED,
@@ -82,13 +83,14 @@ def outer_train(
         `learned_optimizers.register`.
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
-      num_outer_steps: stop after so many updates of theta if the curriculum has not ended before.
-      seed: of theta, tasks, params and batches.
-      log_every: outer steps between entries of the curves.
-      checkpoint_every: outer steps between checkpoints.
-      keep_checkpoints: how many of the last checkpoints to keep, beside the best.
-      max_nonfinite: after so many skipped updates in a row, go back to the last checkpoint.
-      max_rollbacks: stop if that happens more often.
+      num_outer_steps: stop after so many updates of theta if the curriculum has not ended before,
+        > 0.
+      seed: of theta, tasks, params and batches, 0 to 2^32 - 1.
+      log_every: outer steps between entries of the curves, > 0.
+      checkpoint_every: outer steps between checkpoints, > 0.
+      keep_checkpoints: how many of the last checkpoints to keep, beside the best, > 0.
+      max_nonfinite: after so many skipped updates in a row, go back to the last checkpoint, > 0.
+      max_rollbacks: stop if that happens more often, >= 0.
       rollback_factor: on theta's learning rate whenever it does, in (0, 1].
       num_devices: devices that share the tasks of an outer step, a divisor of their number; None:
         as many as there are, of all processes. The result is the same to rounding.
@@ -109,21 +111,23 @@ def outer_train(
       OSError: a file could not be written; the checkpoints there are load.
       ValueError: a parameter is out of range.
     """
-    _check_positive(
+    _check_ranges(
+        seed,
+        max_rollbacks,
+        rollback_factor,
         num_outer_steps=num_outer_steps,
         log_every=log_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         max_nonfinite=max_nonfinite,
-        rollback_factor=rollback_factor,
     )
-    errors.check_not_negative("outer_train.max_rollbacks", max_rollbacks)
     learned_opt = learned_opt or LSTMLOpt()
     curriculum = curriculum or curriculum_lib.Curriculum()
     estimator, task_name = _estimator(task, learned_opt, num_devices)
     curriculum.check(estimator.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
-    loop = Loop(estimator, curriculum, optimizer(), jax.random.PRNGKey(seed), theta)
+    made = errors.made("outer_train.optimizer", optimizer, optax.GradientTransformation)
+    loop = Loop(estimator, curriculum, made, jax.random.PRNGKey(seed), theta)
     metadata = {**_describe(estimator), "task": task_name, "seed": seed}
     with (
         _memory_explained(estimator),
@@ -192,9 +196,12 @@ def outer_train(
     return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
 
 
-def _check_positive(**parameters: float) -> None:
-    for name, value in parameters.items():
-        errors.check_positive(f"outer_train.{name}", value)
+def _check_ranges(seed: int, max_rollbacks: int, rollback_factor: float, **counts: int) -> None:
+    errors.check_seed("outer_train.seed", seed)
+    errors.check_count("outer_train.max_rollbacks", max_rollbacks, least=0)
+    errors.check_in("outer_train.rollback_factor", rollback_factor, "(0, 1]")
+    for name, value in counts.items():
+        errors.check_count(f"outer_train.{name}", value)
 
 
 def _describe(estimator: RegularizedTruncatedGrad) -> dict[str, Any]:
@@ -214,6 +221,8 @@ def _estimator(
     num_devices: int | None,
 ) -> tuple[RegularizedTruncatedGrad, str]:
     """The estimator of theta's gradient, and the name of what it is meta-trained on."""
+    if isinstance(task, Sequence) and not task:
+        raise ValueError("outer_train.task is empty: give the name of a task, or several.")
     several = isinstance(task, Sequence) and not isinstance(task, str)
     families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
     schedule = curriculum_lib.CurriculumTruncationSchedule()

@@ -10,7 +10,8 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from regularized_lopt import regularizers, upstream
+from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
 
 
@@ -132,7 +133,7 @@ def regularized(
     return RegularizedEstimator(estimator, regularizer, shared_noise)
 
 
-@gin.configurable
+@configurable()
 def regularized_estimator(
     *args: Any,
     estimator_fn: Callable[..., upstream.GradientEstimator] = gin.REQUIRED,
@@ -145,7 +146,10 @@ def regularized_estimator(
     regularized_estimator.estimator_fn = @TruncatedPES
     regularized_estimator.regularizer = "sam"
     """
-    return regularized(estimator_fn(*args), regularizer, shared_noise)
+    estimator = errors.made(
+        "regularized_estimator.estimator_fn", estimator_fn, upstream.GradientEstimator, *args
+    )
+    return regularized(estimator, regularizer, shared_noise)
 
 
 def _is_plain(regularizer: regularizers.Regularizer) -> bool:

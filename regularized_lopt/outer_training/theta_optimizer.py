@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gin
 import optax
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 
 _SCHEDULES = ("constant", "cosine", "linear")
 _OPTIMIZERS = ("adam", "sgd")
 
 
-@gin.configurable
+@configurable()
 def theta_learning_rate(
     learning_rate: float = 1e-3,
     schedule: str = "constant",
@@ -23,24 +23,29 @@ def theta_learning_rate(
     Args:
       learning_rate: at outer step 0, > 0.
       schedule: "constant", "cosine" or "linear" decay.
-      schedule_steps: outer steps over which it decays; needed unless constant.
-      final_fraction: where it decays to, as a share of `learning_rate`.
+      schedule_steps: outer steps over which it decays, > 0; needed unless constant.
+      final_fraction: where it decays to, as a share of `learning_rate`, in [0, 1].
+
+    Raises:
+      ValueError: an argument is out of its range.
     """
-    errors.check_name("learning rate schedule", schedule, _SCHEDULES)
+    errors.check_name("theta_learning_rate.schedule", schedule, _SCHEDULES)
     errors.check_positive("theta_learning_rate.learning_rate", learning_rate)
+    errors.check_in("theta_learning_rate.final_fraction", final_fraction, "[0, 1]")
+    if schedule_steps is not None:
+        errors.check_count("theta_learning_rate.schedule_steps", schedule_steps)
     if schedule == "constant":
         return optax.constant_schedule(learning_rate)
     if schedule_steps is None:
         raise ValueError(
             f"theta_learning_rate.schedule = {schedule!r} needs theta_learning_rate.schedule_steps."
         )
-    errors.check_positive("theta_learning_rate.schedule_steps", schedule_steps)
     if schedule == "cosine":
         return optax.cosine_decay_schedule(learning_rate, schedule_steps, final_fraction)
     return optax.linear_schedule(learning_rate, final_fraction * learning_rate, schedule_steps)
 
 
-@gin.configurable
+@configurable()
 def theta_optimizer(
     name: str = "adam", clip_norm: float | None = 1.0, momentum: float = 0.0
 ) -> optax.GradientTransformation:
@@ -49,10 +54,16 @@ def theta_optimizer(
     Args:
       name: "adam" or "sgd".
       clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
-        None: no clipping.
-      momentum: of SGD.
+        > 0; None: no clipping.
+      momentum: of SGD, in [0, 1).
+
+    Raises:
+      ValueError: an argument is out of its range.
     """
-    errors.check_name("theta optimizer", name, _OPTIMIZERS)
+    errors.check_name("theta_optimizer.name", name, _OPTIMIZERS)
+    errors.check_in("theta_optimizer.momentum", momentum, "[0, 1)")
+    if clip_norm is not None:
+        errors.check_positive("theta_optimizer.clip_norm", clip_norm)
     rate = theta_learning_rate()
     step = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum or None)
     return step if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), step)

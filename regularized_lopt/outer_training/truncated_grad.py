@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
-import gin
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 from regularized_lopt.outer_training import unroll as unroll_lib
@@ -48,7 +48,7 @@ class Estimate:
     smoothness: Float[Array, ""] | None
 
 
-@gin.configurable
+@configurable()
 class RegularizedTruncatedGrad(upstream.GradientEstimator):
     """Gradient of a flatness-regularized outer objective by truncated BPTT.
 
@@ -106,9 +106,11 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             if learned_opt is None:
                 raise ValueError("RegularizedTruncatedGrad(task_family) also needs a learned_opt.")
             truncated_step = TruncatedStep(truncated_step, learned_opt)
-        errors.check_positive("RegularizedTruncatedGrad.unroll_length", unroll_length)
+        errors.check_count("RegularizedTruncatedGrad.unroll_length", unroll_length)
         self._is_mixture = not isinstance(truncated_step, TruncatedStep)
         steps = tuple(truncated_step) if self._is_mixture else (truncated_step,)  # type: ignore[arg-type]
+        if not steps:
+            raise ValueError("RegularizedTruncatedGrad.truncated_step is empty: give at least one.")
         self.task_weights = _normalized(task_weights, len(steps))
         self.truncated_steps: tuple[TruncatedStep, ...] = steps  # type: ignore[assignment]
         self.task_family = self.truncated_steps[0].task_family

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax
-import gin
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.outer_training import devices
 from regularized_lopt.tasks import data as data_lib
 
@@ -44,7 +44,7 @@ class UnrollState:
     first_loss: jax.Array
 
 
-@gin.configurable
+@configurable()
 class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     """Inner training of `num_tasks` tasks by a learned optimizer, with a flatness-aware OUTER loss.
 
@@ -74,15 +74,16 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             steps.
           num_tasks: trajectories run side by side, > 0.
           regularizer: name or object of the regularizer in optimizee space.
-          outer_data_split: upstream's split that fresh batches for the outer loss come from.
+          outer_data_split: upstream's split that fresh batches for the outer loss come from:
+            "train", "inner_valid" or "outer_valid".
           explosion_factor: a trajectory whose outer loss is more than so many times its first inner
-            loss (in absolute value) ends, and another one is drawn; > 0, `inf` for never.
+            loss (in absolute value) ends, and another one is drawn; in (0, inf], inf for never.
 
         Raises:
           ValueError: a parameter is out of range, or the task has no parameters.
         """
-        errors.check_positive("RegularizedTruncatedStep.num_tasks", num_tasks)
-        errors.check_positive("RegularizedTruncatedStep.explosion_factor", explosion_factor)
+        errors.check_count("RegularizedTruncatedStep.num_tasks", num_tasks)
+        errors.check_in("RegularizedTruncatedStep.explosion_factor", explosion_factor, "(0, inf]")
         errors.check_name(
             "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
         )

@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import gin
-
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers.asam import ASAM as ASAM
 from regularized_lopt.regularizers.base import Function as Function
 from regularized_lopt.regularizers.base import Objective as Objective
@@ -75,7 +74,8 @@ def register(name: str) -> Callable[[_F], _F]:
 
     It returns the flatness-aware loss at `point` (a pytree), differentiable in it; what it should
     not be differentiated through goes through `jax.lax.stop_gradient`. Then `regularizer = "noisy"`
-    in gin, where its other parameters are configurable as well: `noisy.deviation = 0.1`.
+    in gin, where its other parameters are configurable as well: `noisy.deviation = 0.1`. Those with
+    annotations have their types checked.
 
     Raises:
       ValueError: the name is taken by a regularizer of ours, or the signature is another.
@@ -90,7 +90,7 @@ def register(name: str) -> Callable[[_F], _F]:
                 f"{name!r} has the parameters ({', '.join(parameters)}); a regularizer is a "
                 "function of (loss_fn, point, *, key, step) and parameters of its own."
             )
-        configured = gin.external_configurable(function, name=name)
+        configured = configurable(name)(function)
 
         def make(weight: Any = 1.0, **kwargs: Any) -> Regularizer:
             return Function(name, functools.partial(configured, **kwargs), weight)
@@ -99,6 +99,3 @@ def register(name: str) -> Callable[[_F], _F]:
         return function
 
     return decorate
-
-
-gin.external_configurable(Sum)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import sam, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at
 
 
-@gin.configurable
+@configurable()
 class ASAM(sam.SAM):
     """SAM in a neighbourhood that scales with the weights.
 

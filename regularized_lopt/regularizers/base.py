@@ -15,7 +15,7 @@ step, see `schedules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, at, check, is_zero
 
 Point = Any
 Scalar = Float[Array, ""]
@@ -171,9 +172,7 @@ class Regularizer:
         return {"name": self.name, **describe(vars(self))}
 
     def _not_negative(self, name: str, value: Scheduled) -> Scheduled:
-        if not callable(value):
-            errors.check_not_negative(f"{type(self).__name__}.{name}", value)
-        return value
+        return check(f"{type(self).__name__}.{name}", value)
 
     def _need_key(self, key: Any) -> jax.Array:
         if key is None:
@@ -181,6 +180,7 @@ class Regularizer:
         return key
 
 
+@configurable()
 class Sum(Regularizer):
     """Several regularizers at once: g + sum_i w_i (G_i - g), the plain gradient evaluated once.
 
@@ -189,13 +189,19 @@ class Sum(Regularizer):
 
     name = "sum"
 
-    def __init__(self, terms: Any, mode: str = "correction", weight: Scheduled = 1.0):
+    def __init__(
+        self,
+        terms: Sequence[tuple[Scheduled, str | Regularizer]],
+        mode: str = "correction",
+        weight: Scheduled = 1.0,
+    ):
         """Initializer.
 
         Args:
-          terms: pairs (w_i, regularizer), each regularizer an object or a registered name.
+          terms: pairs (w_i, regularizer), at least one; w_i >= 0, each regularizer an object or a
+            registered name.
           mode: "correction" or "additive".
-          weight: of the whole sum.
+          weight: of the whole sum, >= 0.
         """
         from regularized_lopt.regularizers import get
 
@@ -203,7 +209,7 @@ class Sum(Regularizer):
         self.terms = tuple((self._not_negative("terms", w), get(term)) for w, term in terms)
         if not self.terms:
             raise ValueError("Sum.terms is empty: give pairs (weight, regularizer).")
-        self.mode = errors.check_name("Sum mode", mode, ("correction", "additive"))
+        self.mode = errors.check_name("Sum.mode", mode, ("correction", "additive"))
         self.first_order = all(term.first_order for _, term in self.terms)
 
     def gradient(

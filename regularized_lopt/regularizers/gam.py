@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
 FORMS = ("difference", "hvp")
 
 
-@gin.configurable
+@configurable()
 class GAM(base.Regularizer):
     """First-order flatness: R = rho max_{||w' - w|| <= rho} ||grad L(w')||, by one ascent step.
 
@@ -65,10 +65,9 @@ class GAM(base.Regularizer):
         self.r = self._not_negative("r", r)
         self.gamma = self._not_negative("gamma", gamma)
         for name, value in (("beta_0", beta_0), ("beta_1", beta_1)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"GAM.{name} = {value!r}: it must be between 0 and 1.")
+            errors.check_in(f"GAM.{name}", value, "[0, 1]")
         self.beta_0, self.beta_1 = beta_0, beta_1
-        self.form = form if form is None else errors.check_name("GAM form", form, FORMS)
+        self.form = form if form is None else errors.check_name("GAM.form", form, FORMS)
         self.first_order = form != "hvp"
 
     def gradient(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
-
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, sam, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
 
-@gin.configurable
+@configurable()
 class GSAM(sam.SAM):
     """SAM that also narrows the surrogate gap h = L(w + e) - L(w).
 

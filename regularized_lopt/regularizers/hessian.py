@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
@@ -70,7 +70,7 @@ class _Probed(_Curvature):
           num_probes: vectors v per estimate, > 0.
           weight: w in L + w (L_reg - L), >= 0.
         """
-        errors.check_positive(f"{type(self).__name__}.num_probes", num_probes)
+        errors.check_count(f"{type(self).__name__}.num_probes", num_probes)
         super().__init__(strength, weight)
         self.num_probes = num_probes
 
@@ -80,7 +80,7 @@ class _Probed(_Curvature):
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
 
 
-@gin.configurable
+@configurable()
 class HessianTrace(_Probed):
     """R = tr H, by Hutchinson's estimator: the mean of v'Hv over Rademacher vectors v."""
 
@@ -105,7 +105,7 @@ class HessianTrace(_Probed):
         return self._mean(one, key)
 
 
-@gin.configurable
+@configurable()
 class HessianFrobenius(_Probed):
     """R = ||H||_F^2, as the mean of ||Hv||^2 over Rademacher vectors v."""
 
@@ -131,7 +131,7 @@ class HessianFrobenius(_Probed):
         return self._mean(one, key)
 
 
-@gin.configurable
+@configurable()
 class HessianTop(_Curvature):
     """R = the eigenvalue of H of largest magnitude, signed, by power iteration.
 
@@ -150,7 +150,7 @@ class HessianTop(_Curvature):
           num_iterations: Hessian-vector products from a random start, > 0.
           weight: w in L + w (L_reg - L), >= 0.
         """
-        errors.check_positive("HessianTop.num_iterations", num_iterations)
+        errors.check_count("HessianTop.num_iterations", num_iterations)
         super().__init__(strength, weight)
         self.num_iterations = num_iterations
 

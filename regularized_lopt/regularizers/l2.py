@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
-
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at
 
 
-@gin.configurable
+@configurable()
 class L2(base.Regularizer):
     """L + strength ||w||^2."""
 

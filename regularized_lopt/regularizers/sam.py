@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import gin
 import jax
 
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
 from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
 
 
-@gin.configurable
+@configurable()
 class SAM(base.Regularizer):
     """The gradient, or the loss, at the worst point nearby: w + e, e = rho g / ||g||_2.
 

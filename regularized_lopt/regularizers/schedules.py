@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 
 Schedule = Callable[[Any], Any]
 Scheduled = float | Schedule
@@ -31,7 +32,7 @@ for _schedule in (
     optax.linear_schedule,
     optax.cosine_decay_schedule,
 ):
-    gin.external_configurable(_schedule, module="optax")
+    configurable(module="optax")(_schedule)
 
 
 def at(value: Scheduled, step: Any) -> Any:
@@ -39,12 +40,36 @@ def at(value: Scheduled, step: Any) -> Any:
     return value(step) if callable(value) else value
 
 
+def check(name: str, value: Scheduled) -> Scheduled:
+    """The value, if it is a number >= 0 or a schedule.
+
+    Raises:
+      ValueError: it is neither; `name` is what the message calls it.
+    """
+    if not callable(value):
+        errors.check_not_negative(name, value)
+        return value
+    try:
+        number = jax.eval_shape(lambda step: jnp.asarray(value(step), float), 0)
+    except Exception as error:  # Whatever a function raises that is no schedule.
+        raise ValueError(
+            f"{name} = {value!r}: a schedule takes the outer step and returns a number; called "
+            f"with a step, this one fails ({' '.join(str(error).split())[:200]})."
+        ) from error
+    if number.shape:
+        raise ValueError(
+            f"{name} = {value!r}: a schedule returns a number, this one an array of shape "
+            f"{number.shape}."
+        )
+    return value
+
+
 def is_zero(value: Any) -> bool:
     """Whether it is the number 0, known before anything runs: the work can be left out."""
     return isinstance(value, int | float) and value == 0
 
 
-@gin.configurable
+@configurable()
 def proportional_schedule(
     minimum: float = gin.REQUIRED,
     maximum: float = gin.REQUIRED,
@@ -60,11 +85,16 @@ def proportional_schedule(
       minimum: value at the lowest learning rate, >= 0.
       maximum: value at the highest, >= minimum.
       learning_rate: schedule of theta's optimizer, in gin @theta_learning_rate().
-      num_steps: outer steps among which the lowest and highest rates are found, > 0.
+      num_steps: outer steps among which the lowest and highest rates are found, 1 to 10^7.
+
+    Raises:
+      ValueError: an argument is out of its range.
     """
     errors.check_not_negative("proportional_schedule.minimum", minimum)
+    errors.check_not_negative("proportional_schedule.maximum", maximum)
     errors.check_not_negative("proportional_schedule.maximum - minimum", maximum - minimum)
-    errors.check_positive("proportional_schedule.num_steps", num_steps)
+    errors.check_count("proportional_schedule.num_steps", num_steps, most=10**7)
+    check("proportional_schedule.learning_rate", learning_rate)
     rates = jax.vmap(lambda step: jnp.asarray(learning_rate(step), float))(
         jnp.arange(num_steps + 1)
     )

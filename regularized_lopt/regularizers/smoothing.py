@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
+from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base
-from regularized_lopt.regularizers.schedules import Scheduled
+from regularized_lopt.regularizers.schedules import Scheduled, check
 
 SPACES = ("gradient", "preprocessed")
 
 
-@gin.configurable
+@configurable()
 class Smoothing:
     """R = max_{s' in the l_inf ball around s} mean (u(s) - u(s'))^2, hidden state held fixed.
 
@@ -53,7 +53,7 @@ class Smoothing:
           strength: lambda_1, a number >= 0 or a schedule of the outer step.
           epsilon: radius of the ball, > 0.
           num_steps: K, steps of ascent, >= 0.
-          step_size: of the ascent; default: epsilon / 5.
+          step_size: of the ascent, > 0; default: epsilon / 5.
           noise: deviation of the start, >= 0.
           fraction: share of the coordinates that the term is taken on, drawn anew each step, in
             (0, 1]: bounds its cost. Needs a coordinate-wise optimizer of ours unless 1.
@@ -62,22 +62,19 @@ class Smoothing:
         Raises:
           ValueError: an argument is out of its range.
         """
-        if not callable(strength):
-            errors.check_not_negative("Smoothing.strength", strength)
         errors.check_positive("Smoothing.epsilon", epsilon)
-        errors.check_not_negative("Smoothing.num_steps", num_steps)
+        errors.check_count("Smoothing.num_steps", num_steps, least=0)
         errors.check_not_negative("Smoothing.noise", noise)
         if step_size is not None:
             errors.check_positive("Smoothing.step_size", step_size)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"Smoothing.fraction = {fraction!r}: it must be in (0, 1].")
-        self.strength = strength
+        errors.check_in("Smoothing.fraction", fraction, "(0, 1]")
+        self.strength = check("Smoothing.strength", strength)
         self.epsilon = epsilon
         self.num_steps = num_steps
         self.step_size = epsilon / 5 if step_size is None else step_size
         self.noise = noise
         self.fraction = fraction
-        self.space = errors.check_name("smoothing space", space, SPACES)
+        self.space = errors.check_name("Smoothing.space", space, SPACES)
 
     def describe(self) -> dict[str, Any]:
         """Parameters, for records of experiments (JSON-serializable)."""

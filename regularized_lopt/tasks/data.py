@@ -26,13 +26,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regularized_lopt import errors, upstream
+from regularized_lopt.configurable import configurable
 
 Batch = dict[str, jax.Array]
 
@@ -232,21 +232,23 @@ def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-@gin.configurable
+@configurable()
 def meta_splits(
     num_train: int, seed: int = 0, valid_fraction: float = 0.1
 ) -> dict[str, np.ndarray]:
     """Partition of the training set's indices: `meta_train`, `meta_valid`, `meta_test_train`.
 
     Args:
-      num_train: size of the training set.
-      seed: fixes the shuffle.
-      valid_fraction: share of the meta-train half that is held out for validation.
+      num_train: size of the training set, at least 4.
+      seed: fixes the shuffle, 0 to 2^32 - 1.
+      valid_fraction: share of the meta-train half that is held out for validation, in (0, 1).
+
+    Raises:
+      ValueError: an argument is out of its range.
     """
-    if not 0 < valid_fraction < 1:
-        raise ValueError(
-            f"meta_splits.valid_fraction = {valid_fraction!r}: it must lie between 0 and 1."
-        )
+    errors.check_count("meta_splits.num_train", num_train, least=4)
+    errors.check_seed("meta_splits.seed", seed)
+    errors.check_in("meta_splits.valid_fraction", valid_fraction, "(0, 1)")
     order = np.random.default_rng(seed).permutation(num_train)
     half = num_train // 2
     num_valid = max(1, int(half * valid_fraction))
@@ -281,7 +283,7 @@ class ResidentDatasets(upstream.Datasets):
         """
         spec = SPECS[errors.check_name("dataset", dataset, SPECS)]
         errors.check_name("phase", phase, _PHASES)
-        errors.check_positive("batch_size", batch_size)
+        errors.check_count("batch_size", batch_size)
         self.dataset = dataset
         self.phase = phase
         self.batch_size = batch_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import gin
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.tasks import data, networks
 
 Params = Any
@@ -81,8 +81,10 @@ def _register(name: str, dataset: str, network: networks.Network) -> None:
         return ImageTask(name, network, data.ResidentDatasets(dataset, phase, batch_size))
 
     factory.__name__ = factory.__qualname__ = name
-    factory.__doc__ = f"{name} in phase `phase` ('meta_train' or 'meta_test', see `tasks.data`)."
-    FACTORIES[name] = gin.configurable(name, module="regularized_lopt.tasks")(factory)
+    factory.__doc__ = (
+        f"{name} in phase `phase`: 'meta_train' or 'meta_test', see `tasks.data`; `batch_size` > 0."
+    )
+    FACTORIES[name] = configurable(name, module="regularized_lopt.tasks")(factory)
 
 
 for _dataset, _spec in data.SPECS.items():

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax
-import gin
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors, upstream
+from regularized_lopt.configurable import configurable
 
 Params = Any
 
@@ -70,7 +70,7 @@ class _CubicRegressionTask(upstream.Task):
         return self.loss(params, key, data), {"r2": 1.0 - residual / jnp.var(truth)}
 
 
-@gin.configurable
+@configurable()
 class CubicRegressionFamily(upstream.TaskFamily):
     """Random noisy cubic polynomials, each fitted by the same small MLP."""
 
@@ -84,9 +84,9 @@ class CubicRegressionFamily(upstream.TaskFamily):
           noise: standard deviation of the noise on them, >= 0.
           hidden_size: tanh units of the MLP, > 0.
         """
-        errors.check_positive("CubicRegressionFamily.num_points", num_points)
+        errors.check_count("CubicRegressionFamily.num_points", num_points)
         errors.check_not_negative("CubicRegressionFamily.noise", noise)
-        errors.check_positive("CubicRegressionFamily.hidden_size", hidden_size)
+        errors.check_count("CubicRegressionFamily.hidden_size", hidden_size)
         self._num_points = num_points
         self._noise = noise
         self._network = hk.without_apply_rng(
@@ -110,8 +110,9 @@ class CubicRegressionFamily(upstream.TaskFamily):
     eval_task_fn = task_fn
 
 
-@gin.configurable
+@configurable()
 def CubicRegression(seed: int = 0) -> upstream.Task:
-    """One task of `CubicRegressionFamily`, fixed by `seed`."""
+    """One task of `CubicRegressionFamily`, fixed by `seed`, 0 to 2^32 - 1."""
+    errors.check_seed("CubicRegression.seed", seed)
     family = CubicRegressionFamily()
     return family.task_fn(family.sample(jax.random.PRNGKey(seed)))

@@ -8,12 +8,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import gin
 import jax
 import numpy as np
 import optax
 
 from regularized_lopt import errors, optax_bridge, serialization, upstream
+from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers import CLASSES
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
@@ -185,7 +185,7 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
     return LoadedLOpt(learned_opt, jax.tree.map(jax.numpy.asarray, theta), metadata, path)
 
 
-@gin.configurable
+@configurable()
 def trained_opt(name_or_path: str) -> upstream.Optimizer:
     """`load(name_or_path).opt()` for gin, e.g. `inner_train_task.opt = @trained_opt()`."""
     return load(name_or_path).opt()
