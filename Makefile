@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test lint docs stress clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -15,6 +15,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Faults, bad input and 20 to 50 kills; 20 minutes at most on two cores. A smaller form is in the tests.
+stress: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/test_resilience.py tests/test_bad_gin.py
+	$(BIN)/python benchmarks/stress.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs

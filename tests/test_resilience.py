@@ -48,7 +48,13 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     np.testing.assert_array_equal(tree["a"], 5)
     names = sorted(path.name for path in (tmp_path / "c").iterdir())
     assert names == ["best.npz", *(f"checkpoint_{step:08d}.npz" for step in (3, 4, 5))]
-    assert serialization.load_flat(tmp_path / "c/best.npz")[1] == {"step": 2}
+    assert serialization.load_flat(tmp_path / "c/best.npz")[1]["metadata"] == {"step": 2}
+    other = checkpoint.Checkpoints(tmp_path / "c", config_hash="another")
+    with (
+        pytest.warns(UserWarning, match="of another experiment"),
+        pytest.raises(serialization.FileFormatError, match="of another experiment"),
+    ):
+        other.restore({"a": np.zeros(3, int)})
 
 
 def test_the_loop_does_not_wait_for_the_disk(tmp_path, monkeypatch):

@@ -19,18 +19,26 @@ class Checkpoints:
     meanwhile, those that are there load.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 2, writes: bool = True):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int = 2,
+        writes: bool = True,
+        config_hash: str = "",
+    ):
         """Initializer.
 
         Args:
           directory: created when it is first needed.
           keep: how many of the last ones to keep, > 0.
           writes: False: only reads; saving does nothing.
+          config_hash: of the experiment they belong to; one of another does not load.
         """
         errors.check_positive("checkpoints to keep", keep)
         self.directory = directory
         self._keep = keep
         self._writes = writes
+        self._config_hash = config_hash
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._writing: concurrent.futures.Future[None] | None = None
 
@@ -85,7 +93,10 @@ class Checkpoints:
         problem = None
         for path in reversed(self._all()):
             try:
-                return serialization.load(path, like)
+                tree, about = serialization.load(path, like)
+                if about["config_hash"] != self._config_hash:
+                    raise serialization.FileFormatError(f"{path} is of another experiment.")
+                return tree, about["metadata"]
             except serialization.FileFormatError as error:
                 problem = error
                 warnings.warn(f"{error} Trying the checkpoint before.", stacklevel=2)
@@ -106,7 +117,8 @@ class Checkpoints:
     def _write(self, name: str, tree: Any, metadata: dict[str, Any]) -> None:
         for scratch in self.directory.glob(f"{serialization.SCRATCH_PREFIX}*"):
             scratch.unlink(missing_ok=True)  # Of a process that was killed while it wrote.
-        serialization.save(self.directory / name, tree, metadata)
+        about = {"config_hash": self._config_hash, "metadata": metadata}
+        serialization.save(self.directory / name, tree, about)
         for old in self._all()[: -self._keep]:
             old.unlink()
 

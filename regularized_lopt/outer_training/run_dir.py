@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import io
 import json
 import os
@@ -71,15 +72,20 @@ class RunDir:
           OSError: it cannot be written to.
         """
         self.path = pathlib.Path(path)
-        self.checkpoints = Checkpoints(self.path / _CHECKPOINTS, keep_checkpoints, writes)
+        description = json.dumps(experiment, indent=1, sort_keys=True)
+        self.checkpoints = Checkpoints(
+            self.path / _CHECKPOINTS,
+            keep_checkpoints,
+            writes,
+            hashlib.sha256(description.encode()).hexdigest(),
+        )
         self.writes = writes
         self._log: MetricsLog | None = None
         self._lock = filelock.FileLock(self.path / _LOCK)
         if writes:
-            self._claim(experiment, overwrite)
+            self._claim(description, overwrite)
 
-    def _claim(self, experiment: Mapping[str, Any], overwrite: bool) -> None:
-        description = json.dumps(experiment, indent=1, sort_keys=True)
+    def _claim(self, description: str, overwrite: bool) -> None:
         file = self.path / _EXPERIMENT
         found = file.read_text() if file.is_file() else None
         if found is None:

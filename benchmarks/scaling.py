@@ -1,0 +1,107 @@
+"""Outer steps per second by number of devices: the same tasks, shared out over more of them.
+
+    python benchmarks/scaling.py [--devices 1 2 4 8] [--dataset=Digits] [--tasks=8]
+
+The devices are simulated on the CPU (each a share of the same cores, each number in a process of
+its own, in turns), so on C cores the most to expect is C times one device, less what one device
+already has of the other cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import rich.console
+import rich.progress
+import rich.table
+
+from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, tasks
+from regularized_lopt.outer_training import (
+    RegularizedTruncatedStep,
+    curriculum,
+    devices,
+    theta_optimizer,
+)
+from regularized_lopt.outer_training.loop import Loop
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of an outer step on all of this process's devices, and the bytes of its gradient."""
+    family = tasks.as_family(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train")
+    schedule = curriculum.CurriculumTruncationSchedule()
+    step_lib = RegularizedTruncatedStep(family, LSTMLOpt(), schedule, num_tasks=args.tasks)
+    estimator = RegularizedTruncatedGrad(step_lib, mesh=devices.make_mesh(None, [args.tasks]))
+    loop = Loop(estimator, curriculum.Curriculum(), theta_optimizer(), jax.random.PRNGKey(0))
+    state, data = loop.init(), estimator.get_datas()
+    length = jnp.asarray(100, jnp.int32)
+    state, _ = jax.block_until_ready(loop.outer_step(state, data, length))
+    began = time.perf_counter()
+    for _ in range(args.steps):
+        state, _ = jax.block_until_ready(loop.outer_step(state, data, length))
+    seconds = (time.perf_counter() - began) / args.steps
+    return {
+        "seconds": seconds,
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.theta)),
+    }
+
+
+def in_a_process(count: int) -> dict[str, float]:
+    """`measure` with so many simulated devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--measure"],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{count} devices: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measures and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--dataset", default="Digits")
+    parser.add_argument("--tasks", type=int, default=8, help="A multiple of every --devices.")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    launch.reuse_freed_memory()
+    if args.measure:
+        print(json.dumps(measure(args)))
+        return
+    seconds: dict[int, list[float]] = {count: [] for count in args.devices}
+    size = 0.0
+    for _ in rich.progress.track(range(args.rounds), "Rounds"):
+        for count in args.devices:
+            found = in_a_process(count)
+            seconds[count].append(found["seconds"])
+            size = found["bytes"]
+    table = rich.table.Table(
+        title=f"{args.tasks} trajectories on {args.dataset}; a sum of {size / 1e3:.1f} kB a step"
+    )
+    for column in ("devices", "outer steps per second", "x the first", "efficiency"):
+        table.add_column(column, justify="right")
+    first, *_ = medians = {n: statistics.median(each) for n, each in seconds.items()}
+    for count, each in medians.items():
+        speedup = medians[first] / each
+        table.add_row(
+            str(count), f"{1 / each:.2f}", f"{speedup:.2f}", f"{speedup / count * first:.2f}"
+        )
+    rich.console.Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
