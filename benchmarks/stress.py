@@ -197,20 +197,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dataset", default="Digits", help="Of the checkpoints' cost.")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8, help="Pairs of blocks; 0: kills alone.")
     parser.add_argument("--block", type=float, default=5.0)
     args = parser.parse_args()
     launch.reuse_freed_memory()
     console = rich.console.Console(width=110)
     with tempfile.TemporaryDirectory() as scratch:
         root = pathlib.Path(scratch)
-        for title, found in (
-            ("Killed and restarted", survive(root, args.kills, 60 * args.minutes, args.seed)),
-            (
-                f"Checkpoints of a run on {args.dataset}",
-                overhead(root, args.dataset, args.rounds, args.block),
-            ),
-        ):
+        tables = {"Killed and restarted": survive(root, args.kills, 60 * args.minutes, args.seed)}
+        if args.rounds:
+            tables[f"Checkpoints of a run on {args.dataset}"] = overhead(
+                root, args.dataset, args.rounds, args.block
+            )
+        for title, found in tables.items():
             table = rich.table.Table(title=title, show_header=False)
             for row in found.items():
                 table.add_row(*row)

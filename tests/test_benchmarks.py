@@ -48,17 +48,10 @@ def test_applying_prints_costs_and_where_they_break_even():
 
 @pytest.mark.slow
 def test_stress_kills_restarts_and_finds_the_same_end():
-    found = rows(run("stress", "--kills=3", "--rounds=1", "--block=0.5"))
-    assert found["SIGKILLs"] == ["3 (of 3 asked for)"]
+    found = rows(run("stress", "--kills=2", "--rounds=0"))
+    assert found["SIGKILLs"] == ["2 (of 2 asked for)"]
     assert found["unreadable checkpoints"] == ["0"]
     assert int(found["outer steps in the end"][0]) >= 7
-
-
-@pytest.mark.slow
-def test_scaling_prints_every_number_of_devices():
-    found = rows(run("scaling", "--devices", "1", "2", "--steps=1", "--rounds=1"))
-    assert float(found["1"][1]) == 1.0
-    assert float(found["2"][0]) > 0
 
 
 def test_safety_prints_every_option(tmp_path):

@@ -288,7 +288,14 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
     assert "?" not in before  # Every cost is estimated from a rate measured here.
     assert "the others: about 0.0 minutes." in after
     page = (out_dir / "report.html").read_text()
-    for text in ("Declared tests", "claims", "undecided", "Regularized learned optimizers beat"):
+    for text in (
+        "Declared tests",
+        "claims",
+        "undecided",
+        "Regularized learned optimizers beat",
+        "Meta-training",
+        "drawn anew",
+    ):
         assert text in page
 
 

@@ -211,14 +211,19 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
             figsize=(max(4.8, 2.4 * (len(slices) + 1)), 2.9), layout="constrained"
         )
         axes = figure.subplots(1, len(slices) + 1)
-        top = max(np.nanquantile(one.plane, 0.9) for one in slices.values())
-        bottom = min(np.nanmin(one.plane) for one in slices.values())
+        finite = [one.plane[np.isfinite(one.plane)] for one in slices.values()]
+        top = max((np.quantile(plane, 0.9) for plane in finite if plane.size), default=1.0)
+        bottom = min((plane.min() for plane in finite if plane.size), default=0.1)
         levels = np.geomspace(max(bottom, 1e-6), top, 12)
         for index, (color, (name, one)) in enumerate(zip(cycle(), slices.items(), strict=False)):
             axes[0].plot(one.at, one.line, color=color, label=name, linewidth=1.4)
             axis = axes[index + 1]
-            axis.contour(one.at, one.at, one.plane.T, levels=levels, cmap="viridis", linewidths=1)
-            axis.plot(0, 0, "+", color=_INK)
+            if finite[index].size:
+                plane = one.plane.T
+                axis.contour(one.at, one.at, plane, levels=levels, cmap="viridis", linewidths=1)
+                axis.plot(0, 0, "+", color=_INK)
+            else:
+                axis.text(0.5, 0.5, "diverged", ha="center", transform=axis.transAxes)
             axis.set_title(name)
             axis.set_aspect("equal")
             axis.set_xlabel("direction 1")
