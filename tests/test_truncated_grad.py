@@ -208,6 +208,19 @@ def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_a_fresh_trajectory
     assert bool(out.unroll_state.is_done.all())
 
 
+def test_an_unroll_leaves_the_dtypes_of_its_state_in_float64_too():
+    """Else a checkpoint would not fit the state of the run that it is to resume."""
+    with jax.enable_x64(True):
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+        theta = lopt.init(KEY)
+        estimator = make(TwoLayer(), lopt=lopt, unroll_length=5)
+        state = estimator.init_worker_state(weights(theta), KEY)
+        out, _ = estimator.compute_gradient_estimate(weights(theta), KEY, state)
+        before, after = (jax.tree.map(lambda x: x.dtype, s) for s in (state, out.unroll_state))
+        assert out.mean_loss.dtype == np.float64
+        assert before == after
+
+
 @pytest.mark.parametrize("factor", [1e6, np.nan])
 def test_a_trajectory_that_explodes_ends_alone_and_another_is_drawn(factor):
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)

@@ -103,7 +103,7 @@ class Unroll(NamedTuple):
             ramp = jnp.ones(length) if self.loss == "mean" else jnp.arange(1.0, length + 1)
             regularized, plain = (ramp / ramp.sum()) @ outer_losses
         state = state.replace(  # type: ignore[attr-defined]
-            first_loss=jnp.where(fresh, inner_losses[0], state.first_loss)
+            first_loss=jnp.where(fresh, inner_losses[0], state.first_loss).astype(jnp.float32)
         )
         aux = UnrollAux(
             loss=plain,
