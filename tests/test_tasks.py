@@ -216,8 +216,12 @@ def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
     def network(conv, pool):
         return hk.without_apply_rng(hk.transform(lambda x: pool(conv(x)).sum(axis=(1, 2))))
 
+    def batch_last(layer):
+        return lambda x: jnp.transpose(layer(jnp.transpose(x, (3, 1, 2, 0))), (3, 1, 2, 0))
+
     ours = network(
-        lambda x: networks.Conv2D(4, size, padding)(x), lambda x: networks.max_pool(x, 1)
+        lambda x: batch_last(networks.Conv2D(4, size, padding))(x),
+        batch_last(lambda x: networks.max_pool(x, 1)),
     )
     theirs = network(
         lambda x: hk.Conv2D(4, size, padding=padding)(x), lambda x: hk.max_pool(x, 1, 1, "VALID")
@@ -231,8 +235,27 @@ def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
     chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-4)
     window = (1, 2, 2, 1)
     np.testing.assert_array_equal(
-        networks.max_pool(x), hk.max_pool(x, window, window, padding="VALID")
+        batch_last(networks.max_pool)(x), hk.max_pool(x, window, window, padding="VALID")
     )
+
+
+@pytest.mark.parametrize(("padding", "pixels"), [("VALID", 28), ("SAME", 8)])
+def test_the_cnn_is_that_of_haikus_layers(padding, pixels):
+    def theirs(images):
+        x = jax.nn.relu(hk.Conv2D(16, 3, padding=padding)(images))
+        x = hk.max_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = jax.nn.relu(hk.Conv2D(32, 5, padding=padding)(x))
+        return hk.Linear(10)(hk.Flatten()(x))
+
+    x = jax.random.uniform(jax.random.PRNGKey(0), (3, pixels, pixels, 1))
+    nets = [hk.without_apply_rng(hk.transform(f)) for f in (networks.conv_16x32(padding), theirs)]
+    params = nets[0].init(jax.random.PRNGKey(1), x)
+    chex.assert_trees_all_equal(params, nets[1].init(jax.random.PRNGKey(1), x))
+    found, expected = (
+        jax.value_and_grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(params)
+        for net in nets
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def poisoned(**changes):

@@ -84,6 +84,7 @@ class Cells:
         """What every cell of a task depends on."""
         return {
             "task": task,
+            "phase": self.experiment.phase,
             "num_steps": self.experiment.num_steps,
             "seed": self.experiment.seed,
             # Changes where gin's parameters of the data splits do.

@@ -23,6 +23,8 @@ class Experiment:
       optimizers: learned optimizers by name: a gin file to meta-train one from, a trained one (a
         file or a directory of outer training), or `GIVEN`.
       tasks: names of image tasks to meta-test on.
+      phase: whose images: "meta_test", or "meta_train" to choose hyperparameters by (its held-out
+        images then stand for the test set), see `tasks.data`.
       reference: which of `optimizers` the others are compared with.
       primary: (optimizer, property) of the declared tests, one per task, at most 9; or None.
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
@@ -45,6 +47,7 @@ class Experiment:
 
     optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    phase: str = "meta_test"
     reference: str = "none"
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,7 @@ class Experiment:
         errors.check_name(
             "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
         )
+        errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
         for lanes_or_workers in self.layout or ():

@@ -79,7 +79,9 @@ class Laboratory:
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
         for name in self.experiment.tasks:
-            image_task(name)  # An unknown name is refused before anything is trained.
+            image_task(
+                name, self.experiment.phase
+            )  # An unknown name is refused before anything is trained.
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         for name, source in {**self.experiment.optimizers, **early}.items():
             self.trained(name, source, 0)  # As is what cannot be read.
@@ -235,7 +237,7 @@ class Laboratory:
           learned: the learned optimizers that are to be trained with.
         """
         trainer = training.Trainer(
-            image_task(task_name),
+            image_task(task_name, self.experiment.phase),
             self.experiment.num_runs,
             self.experiment.num_steps,
             self.experiment.seed,
@@ -413,14 +415,14 @@ class Laboratory:
         return self.store.load(cell)
 
 
-def image_task(name: str) -> tasks.ImageTask:
-    """An image task of ours in phase "meta_test".
+def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
+    """An image task of ours.
 
     Raises:
       errors.UnknownNameError: nothing is registered under `name`.
       TypeError: the task is not an image task of ours.
     """
-    task = tasks.get(name, "meta_test")
+    task = tasks.get(name, phase)
     if not isinstance(task, tasks.ImageTask) or not isinstance(
         task.datasets, data_lib.ResidentDatasets
     ):

@@ -298,7 +298,7 @@ class _Rates:
         """Seconds per run and start, at one radius, the Hessian's share included."""
 
         def measure() -> float:
-            image_task = laboratory_lib.image_task(task)
+            image_task = laboratory_lib.image_task(task, self._experiment.phase)
             params = jax.tree.map(lambda leaf: leaf[None], image_task.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
                 self._lab.measurement,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
+from regularized_lopt.learned_optimizers import lstm
 from regularized_lopt.outer_training import devices
 from regularized_lopt.tasks import data as data_lib
 
@@ -252,6 +253,22 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         params, model_state = opt.get_params_state(state.inner_opt_state)
         return self._outer_loss(state.task_param, params, model_state, key, batch, outer_state)
+
+    def outer_gradient_one(
+        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
+    ) -> tuple[Float[Array, both], Float[Array, n]]:
+        """(`outer_loss_one` stacked, gradient of its regularized loss w.r.t. the flat params)."""
+        opt = self.learned_opt.opt_fn(theta, is_training=True)
+        params, model_state = opt.get_params_state(state.inner_opt_state)
+
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            losses = self._outer_loss(
+                state.task_param, params, model_state, key, batch, outer_state
+            )
+            return losses[0], jnp.stack(losses)
+
+        grad, losses = jax.grad(loss, has_aux=True)(params)
+        return losses, lstm.flatten(grad)
 
     def _outer_loss(
         self,

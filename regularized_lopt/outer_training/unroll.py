@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import regularizers
-from regularized_lopt.outer_training import devices
+from regularized_lopt.learned_optimizers import lstm
+from regularized_lopt.outer_training import coordinates, devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 
 LOSSES = ("last", "mean", "weighted")
@@ -46,12 +47,14 @@ class Unroll(NamedTuple):
       length: T.
       loss: one of `LOSSES`.
       smoothing: smoothing term of the learned optimizer, or None.
+      coordinate_fraction: share of the coordinates that theta's gradient is taken through.
     """
 
     step_lib: truncated_step_lib.RegularizedTruncatedStep
     length: int
     loss: str = "last"
     smoothing: regularizers.Smoothing | None = None
+    coordinate_fraction: float = 1.0
 
     def __call__(
         self,
@@ -62,14 +65,20 @@ class Unroll(NamedTuple):
         outer_state: Any,
     ) -> tuple[Float[Array, ""], UnrollAux]:
         """One task: (outer loss, aux)."""
-        step_lib, length = self.step_lib, self.length
+        step_lib, length, sampled = self.step_lib, self.length, self.coordinate_fraction < 1
         reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
-        state = step_lib.reset_one(theta, state, outer_state, reset_key)
+        state = start = step_lib.reset_one(theta, state, outer_state, reset_key)
+        # Sampled, theta's gradient comes from the surrogate below alone.
+        weights = jax.lax.stop_gradient(theta) if sampled else theta
 
         def outer_loss(state: truncated_step_lib.UnrollState, t: jax.Array, key: jax.Array) -> Any:
+            """([regularized, plain], gradient of the former w.r.t. params if it is needed)."""
             batch_key, key = jax.random.split(key)
             batch = step_lib.batch_one(data["outer"], t, batch_key)
-            return jnp.stack(step_lib.outer_loss_one(theta, state, key, batch, outer_state))
+            if sampled:
+                return step_lib.outer_gradient_one(weights, state, key, batch, outer_state)
+            losses = step_lib.outer_loss_one(weights, state, key, batch, outer_state)
+            return jnp.stack(losses), None
 
         def inner_step(
             before: truncated_step_lib.UnrollState, inputs: tuple[jax.Array, jax.Array]
@@ -77,31 +86,44 @@ class Unroll(NamedTuple):
             t, key = inputs
             batch_key, key, loss_key = jax.random.split(key, 3)
             state, loss, grad = step_lib.step_one(
-                theta, before, key, step_lib.batch_one(data["train"], t, batch_key)
+                weights, before, key, step_lib.batch_one(data["train"], t, batch_key)
             )
             outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
             smoothness = None
             if self.smoothing is not None:
                 smoothing_key = jax.random.fold_in(key, 1)
                 smoothness = step_lib.smoothing_one(
-                    self.smoothing, theta, before, grad, smoothing_key
+                    self.smoothing, weights, before, grad, smoothing_key
                 )
-            return state, (loss, state.inner_step, outer, smoothness)
+            inner_grad = lstm.flatten(grad) if sampled else None
+            return state, (loss, state.inner_step, inner_grad, outer, smoothness)
 
         # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
         # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
         policy = jax.checkpoint_policies.save_only_these_names(truncated_step_lib.INNER_GRADIENT)
         fresh = state.inner_step == 0
-        state, (inner_losses, iterations, outer_losses, smoothness) = jax.lax.scan(
+        state, (inner_losses, iterations, inner_grads, outer, smoothness) = jax.lax.scan(
             jax.checkpoint(inner_step, prevent_cse=False, policy=policy),
             state,
             (jnp.arange(length), jax.random.split(scan_key, length)),
         )
+        ramp = self._ramp()
         if self.loss == "last":
-            regularized, plain = outer_loss(state, jnp.asarray(length - 1), loss_key)
+            (regularized, plain), cotangent = outer_loss(state, jnp.asarray(length - 1), loss_key)
         else:
-            ramp = jnp.ones(length) if self.loss == "mean" else jnp.arange(1.0, length + 1)
-            regularized, plain = (ramp / ramp.sum()) @ outer_losses
+            outer_losses, cotangent = outer
+            regularized, plain = ramp @ outer_losses
+        if sampled:
+            surrogate = coordinates.surrogate(
+                step_lib.learned_opt,
+                theta,
+                jax.lax.stop_gradient(start.inner_opt_state),
+                inner_grads,
+                ramp[:, None] * cotangent,
+                self.coordinate_fraction,
+                jax.random.fold_in(loss_key, 1),
+            )
+            regularized += surrogate - jax.lax.stop_gradient(surrogate)
         state = state.replace(  # type: ignore[attr-defined]
             first_loss=jnp.where(fresh, inner_losses[0], state.first_loss).astype(jnp.float32)
         )
@@ -114,6 +136,15 @@ class Unroll(NamedTuple):
             smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), smoothness),
         )
         return regularized, jax.lax.stop_gradient(aux)
+
+    def _ramp(self) -> Float[Array, steps]:
+        """The outer loss's weight on each step."""
+        ramp = {
+            "last": jnp.zeros(self.length).at[-1].set(1.0),
+            "mean": jnp.ones(self.length),
+            "weighted": jnp.arange(1.0, self.length + 1),
+        }[self.loss]
+        return ramp / ramp.sum()
 
 
 def over_tasks(

@@ -1,0 +1,28 @@
+"""Launcher: python -m regularized_lopt.search --config_file=... --out_dir=DIR"""
+
+import pathlib
+
+from absl import flags
+
+from regularized_lopt import launch
+from regularized_lopt.evaluation import search as search_lib
+from regularized_lopt.evaluation.figures import save_png
+from regularized_lopt.evaluation.report import print_table
+
+_OUT_DIR = flags.DEFINE_string("out_dir", "runs/search", "Where optimizers, runs and results go.")
+
+
+def main() -> None:
+    """Runs what is missing; writes results after each variant."""
+    out_dir = pathlib.Path(_OUT_DIR.value)
+    trials: list[search_lib.Trial] = []
+    for tried in search_lib.search(search_lib.Search(), out_dir):
+        trials += tried
+        search_lib.write(trials, out_dir)
+        save_png(search_lib.plot(trials), out_dir / "trials.png")
+    rows = [trial.row() for trial in trials]
+    print_table("Trials", list(rows[0]), [list(row.values()) for row in rows])
+
+
+if __name__ == "__main__":
+    launch.run(main)
