@@ -8,6 +8,7 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import launch, regularizers, tasks
+from regularized_lopt.evaluation.search import Search
 from regularized_lopt.outer_training import (
     Curriculum,
     RegularizedTruncatedGrad,
@@ -15,11 +16,12 @@ from regularized_lopt.outer_training import (
     theta_optimizer,
 )
 
+RELU = "ImageMLP_Digits_20_Relu"
 CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
 EXPERIMENTS = [
     name
     for name in CONFIGS
-    if name != "base.gin" and not name.startswith(("upstream_", "reproduce_"))
+    if name != "base.gin" and not name.startswith(("upstream_", "reproduce_", "search_"))
 ]
 
 
@@ -30,6 +32,20 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
             if name in regularizers._BUILT_IN:
                 assert f"{dataset}_mlp_{name}.gin" in CONFIGS
                 assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
+
+
+def test_each_trial_of_the_search_is_a_whole_experiment():
+    gin.add_config_file_search_path(str(REPOSITORY))
+    launch.parse_gin(["gin_configs/search_mnist.gin"], [])
+    what = Search()
+    for variant, source in what.variants.items():
+        for bindings in what.trials[variant]:
+            gin.clear_config()
+            launch.parse_gin([source], [*what.bindings, *bindings])
+            assert theta_optimizer() is not None
+            step = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
+            estimator = RegularizedTruncatedGrad(step)
+            Curriculum().check(estimator.unroll_length)
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS)

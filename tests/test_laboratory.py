@@ -210,6 +210,34 @@ def test_several_meta_training_seeds_are_the_unit(tmp_path):
     difference = verdicts.compare(values, np.ones((1, 2)))
     assert difference.count == 3
     assert difference.mean == pytest.approx(1.5)
+    # Of unequal numbers of seeds, those that both have are compared.
+    difference = verdicts.compare(values, np.ones((2, 2)))
+    assert difference.count == 2
+    assert difference.mean == pytest.approx(0.5)
+
+
+def test_optimizers_may_have_different_numbers_of_seeds():
+    gin_file = "gin_configs/digits_mlp_none.gin"
+    what = {"optimizers": {"none": gin_file, "sam": gin_file}, "tasks": (RELU,)}
+    one = Experiment(**what, meta_training_seeds={"none": (0, 1, 2), "sam": (0, 1)})
+    assert [one.seeds_of(name) for name in ("none", "sam")] == [(0, 1, 2), (0, 1)]
+    with pytest.raises(ValueError, match=r"of 'sam' = \(1,\): .* first of \(0, 1, 2\)"):
+        Experiment(**what, meta_training_seeds={"none": (0, 1, 2), "sam": (1,)})
+
+
+def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(tmp_path):
+    """What is kept of an experiment is small: the params are most of it."""
+    lab(tmp_path).run()
+    before = table_of(lab(tmp_path))
+    for file in (tmp_path / "cells" / "ends").iterdir():
+        file.unlink()
+    assert table_of(lab(tmp_path)) == before
+    with pytest.raises(FileNotFoundError, match=r"not their params.*delete cells/runs/"):
+        lab(tmp_path, dataclasses.replace(QUICK, seed=1)).run()
+
+
+def table_of(laboratory):
+    return results.accuracy_table(laboratory.run()), list(results.property_rows(laboratory.run()))
 
 
 @pytest.mark.parametrize(

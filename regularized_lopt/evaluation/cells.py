@@ -53,6 +53,10 @@ class Cells:
         }
         return Cell("runs", f"{task} {name}", spec)
 
+    def ends(self, task: str, name: str, contestant: str) -> Cell:
+        """`training.Ends` of those runs: large, and needed only to measure around them."""
+        return dataclasses.replace(self.runs(task, name, contestant), kind="ends")
+
     def surroundings(self, task: str, name: str, contestant: str, point: str) -> Cell:
         """`properties.Surroundings` of those runs."""
         spec = {

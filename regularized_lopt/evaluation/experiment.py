@@ -36,7 +36,7 @@ class Experiment:
       property_runs: tasks on which properties are measured on the first so many runs alone, > 0.
       seed: of inits and batches, 0 to 2^32 - 1.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
-        least one.
+        least one; or the seeds by optimizer, of which all begin with the same ones.
       bindings: gin bindings of every meta-training, e.g. a number of outer steps.
       early_evidence: optimizers for the regression on cubic polynomials by name, gin files or
         trained ones; none: it is left out.
@@ -57,7 +57,7 @@ class Experiment:
     num_steps: int = 2000
     property_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
-    meta_training_seeds: tuple[int, ...] = (0,)
+    meta_training_seeds: tuple[int, ...] | Mapping[str, tuple[int, ...]] = (0,)
     bindings: tuple[str, ...] = ()
     early_evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     alpha: float = 0.05
@@ -80,10 +80,16 @@ class Experiment:
             errors.check_count(f"Experiment.{name}", getattr(self, name))
         for lanes_or_workers in self.layout or ():
             errors.check_count("Experiment.layout", lanes_or_workers)
-        for seed in self.meta_training_seeds:
+        longest = max((self.seeds_of(name) for name in self.optimizers), key=len)
+        for seed in longest:
             errors.check_seed("Experiment.meta_training_seeds", seed)
-        if not self.meta_training_seeds:
-            raise ValueError("Experiment.meta_training_seeds is empty: give at least one.")
+        for name in self.optimizers:
+            seeds = self.seeds_of(name)
+            if not seeds or seeds != longest[: len(seeds)]:
+                raise ValueError(
+                    f"Experiment.meta_training_seeds of {name!r} = {seeds}: give at least one, and "
+                    f"the first of {longest}, so that seeds can be paired."
+                )
         errors.check_seed("Experiment.seed", self.seed)
         errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")
         errors.check_name("Experiment.test", self.test, statistics.TESTS)
@@ -111,6 +117,11 @@ class Experiment:
         """All names, the reference first."""
         names = (*self.optimizers, *self.baselines)
         return (self.reference, *(name for name in names if name != self.reference))
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The meta-training seeds of an optimizer."""
+        seeds = self.meta_training_seeds
+        return tuple(seeds.get(name, (0,)) if isinstance(seeds, Mapping) else seeds)
 
     def measured_runs(self, task: str) -> int:
         """How many runs of a task have their properties measured."""

@@ -16,6 +16,7 @@ from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.landscape import LossSlices
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES
 from regularized_lopt.evaluation.statistics import Difference
+from regularized_lopt.evaluation.training import trailing_mean
 from regularized_lopt.evaluation.verdicts import (
     POINTS,
     Result,
@@ -74,13 +75,16 @@ def training_curves(result: TaskResult) -> mpl_figure.Figure:
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = new_figure(2)
         for style, one in _styled(result):
-            smooth = np.concatenate([_trailing_mean(runs.train_loss, 20) for runs in one.runs])
-            steps = np.arange(1, smooth.shape[1] + 1)
-            _band(left, steps, smooth, one.name, **style)
+            smooth = np.concatenate([runs.train_loss for runs in one.runs])
+            steps = one.runs[0].loss_steps
+            smooth = smooth[np.isfinite(smooth).all(axis=1)]  # The table has those that diverged.
+            if len(smooth):
+                _band(left, steps + 1, smooth, one.name, **style)
             declared = np.concatenate([r.poc_step[r.poc_declared] for r in one.runs])
-            if len(declared):
-                at = int(np.median(declared))
-                left.plot(at + 1, smooth.mean(axis=0)[at], "o", color=style["color"], markersize=5)
+            if len(smooth) and len(declared):
+                at = np.median(declared)
+                height = np.interp(at, steps, smooth.mean(axis=0))
+                left.plot(at + 1, height, "o", color=style["color"], markersize=5)
             accuracy = np.concatenate([100 * runs.test_accuracy for runs in one.runs])
             _band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
         left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
@@ -269,9 +273,8 @@ def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figur
         figure, (left, right) = new_figure(2)
         for color, (name, columns) in zip(cycle(), metrics.items(), strict=False):
             steps, loss = columns["outer_step"], columns["loss"]
-            left.plot(
-                steps, _trailing_mean(loss[None], 10)[0], color=color, label=name, linewidth=1.4
-            )
+            smooth = trailing_mean(loss[None], np.arange(len(loss)), 10)[0]
+            left.plot(steps, smooth, color=color, label=name, linewidth=1.4)
             validated = np.isfinite(columns["validation_loss"])
             right.plot(
                 steps[validated],
@@ -357,9 +360,3 @@ def _band(axis: Any, x: np.ndarray, runs: np.ndarray, label: str, **style: Any) 
             alpha=0.15,
             linewidth=0,
         )
-
-
-def _trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
-    sums = np.cumsum(np.nan_to_num(values), axis=-1)
-    sums[..., window:] = sums[..., window:] - sums[..., :-window].copy()
-    return sums / np.minimum(np.arange(1, values.shape[-1] + 1), window)

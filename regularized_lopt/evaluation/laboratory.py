@@ -45,8 +45,9 @@ class Laboratory:
 
         optimizers/<name>-<digest>/   meta-training, resumable by itself
         cells/                        runs, measurements and tuned learning rates, see `store`
+        cells/ends/                   params of the runs: large, needed to measure around them
         manifest.json                 the layout of runs that was chosen for each task
-        timings.json                  seconds per cell; apart, because they are never the same twice
+        timings.json                  seconds per cell; apart, for they are never the same twice
         rates.json                    seconds per unit of work, where `plan` measured them
     """
 
@@ -86,7 +87,7 @@ class Laboratory:
         for name, source in {**self.experiment.optimizers, **early}.items():
             self.trained(name, source, 0)  # As is what cannot be read.
         optimizers = {
-            name: [self._optimizer(name, source, seed) for seed in self.seeds(source)]
+            name: [self._optimizer(name, source, seed) for seed in self.seeds(name)]
             for name, source in self.experiment.optimizers.items()
         }
         return [self._task_result(name, optimizers) for name in self.experiment.tasks]
@@ -117,7 +118,7 @@ class Laboratory:
         """The learned optimizers of the experiment, of its first meta-training seed."""
         found = {}
         for name, source in self.experiment.optimizers.items():
-            contestant = self._optimizer(name, source, self.seeds(source)[0])
+            contestant = self._optimizer(name, source, self.seeds(name)[0])
             if contestant.learning_rate is None:  # Not a baseline that was given.
                 found[name] = contestant.make(contestant.hyper)
         return found
@@ -126,10 +127,10 @@ class Laboratory:
         """The curves (see `load_metrics`) of the optimizers that were meta-trained here."""
         found = {}
         for name, source in self.experiment.optimizers.items():
-            for seed in self.seeds(source):
+            for seed in self.seeds(name):
                 directory = self.directory(name, source, seed)
                 if directory is not None:
-                    label = name if len(self.seeds(source)) == 1 else f"{name}, seed {seed}"
+                    label = name if len(self.seeds(name)) == 1 else f"{name}, seed {seed}"
                     found[label] = load_metrics(directory)
         return found
 
@@ -139,9 +140,10 @@ class Laboratory:
 
     # Optimizers.
 
-    def seeds(self, source: str) -> tuple[int, ...]:
-        """The meta-training seeds of an optimizer."""
-        return self.experiment.meta_training_seeds if source.endswith(".gin") else (0,)
+    def seeds(self, name: str) -> tuple[int, ...]:
+        """The meta-training seeds of an optimizer of the experiment."""
+        trained_here = self.experiment.optimizers[name].endswith(".gin")
+        return self.experiment.seeds_of(name) if trained_here else (0,)
 
     def directory(self, name: str, source: str, seed: int) -> pathlib.Path | None:
         """Where an optimizer is meta-trained; None: it is trained already."""
@@ -209,15 +211,15 @@ class Laboratory:
                 runs=all_runs[name],
                 at={
                     point: [
-                        self._measure(trainer.task, task_name, one, runs, point)
-                        for one, runs in zip(contestants[name], all_runs[name], strict=True)
+                        self._measure(trainer.task, task_name, one, point)
+                        for one in contestants[name]
                     ]
                     for point in verdicts.POINTS
                 },
                 matched=[]
                 if name == self.experiment.reference
                 else self._matched(trainer.task, task_name, name, contestants, all_runs),
-                slices=self._slices(trainer.task, task_name, first, all_runs[name][0])
+                slices=self._slices(trainer.task, task_name, first)
                 if name in self.experiment.optimizers
                 else None,
             )
@@ -320,7 +322,10 @@ class Laboratory:
         found = trainer.train(named, label)
         trained = (time.monotonic() - compiled) / len(group)
         for cell, one in group:
-            self.store.save(cell, store.fields(found[cell.file_name]))
+            runs = store.fields(found[cell.file_name])
+            ends = self.cells.ends(task_name, one.name, identity(one))
+            self.store.save(ends, store.fields(runs.pop("ends")))
+            self.store.save(cell, runs)
             steps = self.experiment.num_runs * self.experiment.num_steps
             self.timings[f"step {task_name} {one.name}"] = trained / steps
             self.timings[f"train {task_name} {one.name}"] = trained + (compiled - start)
@@ -330,14 +335,14 @@ class Laboratory:
         task: tasks.ImageTask,
         task_name: str,
         contestant: Contestant,
-        runs: training.Runs,
         point: str,
     ) -> properties.Surroundings:
         cell = self.cells.surroundings(task_name, contestant.name, identity(contestant), point)
 
         def compute() -> dict[str, Any]:
-            measured = runs.first(self.experiment.measured_runs(task_name))
-            params = measured.poc_params if point == "poc" else measured.final_params
+            ends = self._ends(task_name, contestant)
+            ends = ends.first(self.experiment.measured_runs(task_name))
+            params = ends.poc if point == "poc" else ends.final
             return store.fields(properties.measure(task, params, self.measurement))
 
         return properties.Surroundings(**self._cell(cell, f"measure {task_name}", compute))
@@ -381,8 +386,9 @@ class Laboratory:
             own, other = runs.first(count), reference_runs.first(count)
             level = properties.matched_level(own, other)
             out: dict[str, Any] = {"level": properties.level_loss(level)}
-            for side, one in (("own", own), ("reference", other)):
-                params, out[f"{side}_step"] = properties.params_at_level(one, level)
+            for side, who, one in (("own", contestant, own), ("reference", reference, other)):
+                ends = self._ends(task_name, who).first(count)
+                params, out[f"{side}_step"] = properties.params_at_level(one, ends, level)
                 measured = properties.measure(task, params, self.measurement.headline_alone())
                 out[side] = store.fields(measured)
             return out
@@ -393,19 +399,32 @@ class Laboratory:
         return verdicts.Matched(**tree)
 
     def _slices(
-        self,
-        task: tasks.ImageTask,
-        task_name: str,
-        contestant: Contestant,
-        runs: training.Runs,
+        self, task: tasks.ImageTask, task_name: str, contestant: Contestant
     ) -> landscape.LossSlices:
         cell = self.cells.slices(task_name, contestant.name, identity(contestant))
 
         def compute() -> dict[str, Any]:
-            params = jax.tree.map(lambda leaf: leaf[0], runs.poc_params)
+            ends = self._ends(task_name, contestant)
+            params = jax.tree.map(lambda leaf: leaf[0], ends.poc)
             return store.fields(landscape.loss_slices(task, params))
 
         return landscape.LossSlices(**self._cell(cell, f"slice {task_name}", compute))
+
+    def _ends(self, task_name: str, contestant: Contestant) -> training.Ends:
+        """The params of a contestant's runs.
+
+        Raises:
+          FileNotFoundError: they were not kept beside the runs.
+        """
+        who = (task_name, contestant.name, identity(contestant))
+        cell = self.cells.ends(*who)
+        if cell not in self.store:
+            raise FileNotFoundError(
+                f"{self.out_dir} has the runs of {contestant.label} on {task_name}, but not their "
+                "params, around which something is still to be measured. To train these networks "
+                f"again, delete cells/{self.cells.runs(*who).file_name}."
+            )
+        return training.Ends(**self.store.load(cell))
 
     def _cell(self, cell: Cell, what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if cell not in self.store:

@@ -65,7 +65,7 @@ class _Plan:
         """In the order in which they are computed."""
         contestants: dict[str, list[Contestant | None]] = {}
         for name, source in self._experiment.optimizers.items():
-            seeds = self._lab.seeds(source)
+            seeds = self._lab.seeds(name)
             contestants[name] = [self._lab.trained(name, source, seed) for seed in seeds]
             for seed, one in zip(seeds, contestants[name], strict=True):
                 label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
@@ -286,7 +286,7 @@ class _Rates:
     def _like(self, name: str) -> Contestant:
         """An optimizer, or an untrained one of its kind."""
         source = self._experiment.optimizers[name]
-        seed = self._lab.seeds(source)[0]
+        seed = self._lab.seeds(name)[0]
         return self._lab.trained(name, source, seed) or self._untrained(source)
 
     def _untrained(self, source: str) -> Contestant:

@@ -23,7 +23,7 @@ import numpy as np
 from regularized_lopt import errors, regularizers, tasks
 from regularized_lopt.configurable import configurable
 from regularized_lopt.evaluation import sharpness
-from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Runs
+from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Ends, Runs
 
 LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
 PROPERTIES = tuple(LABELS)
@@ -240,7 +240,7 @@ def matched_level(a: Runs, b: Runs) -> np.ndarray:
     return np.where(kept, lowest, NO_LEVEL)
 
 
-def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
+def params_at_level(runs: Runs, ends: Ends, level: np.ndarray) -> tuple[Any, np.ndarray]:
     """Params, and steps [runs], at which each run first reached its level; NaN and -1: never."""
     slots, steps = [], []
     for run, number in enumerate(level):
@@ -256,7 +256,7 @@ def params_at_level(runs: Runs, level: np.ndarray) -> tuple[Any, np.ndarray]:
         picked = values[np.arange(len(slots)), slots]
         return np.where(known.reshape(-1, *[1] * (picked.ndim - 1)), picked, np.nan)
 
-    return jax.tree.map(leaf, runs.level_params), np.asarray(steps)
+    return jax.tree.map(leaf, ends.level), np.asarray(steps)
 
 
 def level_loss(level: np.ndarray) -> np.ndarray:

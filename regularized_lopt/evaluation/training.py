@@ -50,11 +50,31 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
-    """Curves and end points of the runs of one contestant on one task; leading axis: runs.
+class Ends:
+    """Params of the runs of one contestant on one task; leading axis: runs.
 
     Attributes:
-      train_loss: [runs, steps], on the batch of each step, before it.
+      poc, final: at the PoC and at completion.
+      level: [runs, LEVELS_KEPT, ...], at `Runs.level_step`.
+    """
+
+    poc: Any
+    final: Any
+    level: Any
+
+    def first(self, count: int) -> Ends:
+        """Of the first so many runs."""
+        return Ends(*jax.tree.map(lambda leaf: leaf[:count], (self.poc, self.final, self.level)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Curves of the runs of one contestant on one task; leading axis: runs.
+
+    Attributes:
+      loss_steps: [points], number of the step, from 0, of each training loss.
+      train_loss: [runs, points], mean over the last `convergence.WINDOW` steps of the loss on each
+        step's batch, before the step.
       eval_steps: [evals], after how many steps the test set was evaluated.
       test_loss, test_accuracy: [runs, evals], on the whole test set.
       param_norm: [runs, evals], global l2 norm of the params.
@@ -65,10 +85,10 @@ class Runs:
       level_step: [runs, LEVELS_KEPT], the first step whose trailing mean is at or below a level,
         -1 where that level was not reached; see `Levels`.
       level: [runs, LEVELS_KEPT], which level that is.
-      poc_params, final_params: params at the PoC and at completion.
-      level_params: [runs, LEVELS_KEPT, ...], params at `level_step`.
+      ends: the params, where they are at hand.
     """
 
+    loss_steps: np.ndarray
     train_loss: np.ndarray
     eval_steps: np.ndarray
     test_loss: np.ndarray
@@ -80,22 +100,19 @@ class Runs:
     best_step: np.ndarray
     level_step: np.ndarray
     level: np.ndarray
-    poc_params: Any
-    final_params: Any
-    level_params: Any
+    ends: Ends | None = None
 
     def first(self, count: int) -> Runs:
-        """The first so many runs."""
-        kept = {
-            field.name: jax.tree.map(lambda leaf: leaf[:count], getattr(self, field.name))
-            for field in dataclasses.fields(self)
-        }
-        return Runs(**{**kept, "eval_steps": self.eval_steps})
+        """The first so many runs, without params."""
+        shared = ("loss_steps", "eval_steps", "ends")
+        own = [field.name for field in dataclasses.fields(self) if field.name not in shared]
+        cut = {name: getattr(self, name)[:count] for name in own}
+        return dataclasses.replace(self, ends=None, **cut)
 
     @property
     def final_train_loss(self) -> np.ndarray:
         """[runs], mean of the last `convergence.WINDOW` training losses."""
-        return self.train_loss[:, -convergence.WINDOW :].mean(axis=1)
+        return self.train_loss[:, -1]
 
 
 @flax.struct.dataclass
@@ -150,6 +167,19 @@ def eval_grid(num_steps: int, points: int = 12) -> np.ndarray:
     """When the test set is evaluated: at 0, log-spaced, at a quarter of the run and at its end."""
     spaced = np.geomspace(1, num_steps, points).round().astype(int)
     return np.unique(np.concatenate([[0, max(1, num_steps // 4)], spaced]))
+
+
+def loss_grid(num_steps: int, points: int = 200) -> np.ndarray:
+    """Numbers of the steps whose training losses are kept: log-spaced, the last one included."""
+    return np.unique(np.geomspace(1, num_steps, points).round().astype(int)) - 1
+
+
+def trailing_mean(
+    values: np.ndarray, at: np.ndarray, window: int = convergence.WINDOW
+) -> np.ndarray:
+    """[runs, points]: means over the `window` values that end at each index of `at`."""
+    begins = np.maximum(0, at + 1 - window)
+    return np.stack([values[:, b : t + 1].mean(axis=1) for b, t in zip(begins, at, strict=True)], 1)
 
 
 class Trainer:
@@ -231,7 +261,9 @@ class Trainer:
             finished = list(pool.map(run, groups))
         rows = [row for group in finished for row in group]
         return {
-            contestant.name: _stack(rows[i * self.num_runs : (i + 1) * self.num_runs], self._grid)
+            contestant.name: _stack(
+                rows[i * self.num_runs : (i + 1) * self.num_runs], self.num_steps, self._grid
+            )
             for i, contestant in enumerate(contestants)
         }
 
@@ -272,7 +304,7 @@ class _Program:
         # [lanes, 4, evals]; tuning asks for no evaluations at all.
         columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(lanes)).T
         arrays = {
-            "train_loss": np.concatenate(losses, axis=1),
+            "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_grid(num_steps)),
             **dict(
                 zip(
                     ("test_loss", "test_accuracy", "param_norm", "update_norm"),
@@ -285,9 +317,11 @@ class _Program:
             "best_step": poc.best_step,
             "level_step": levels.step,
             "level": levels.level,
-            "poc_params": poc.params,
-            "final_params": self._params(hyper, opt_state),
-            "level_params": jax.tree.map(lambda leaf: leaf[:, :-1], levels.params),
+            "ends": {
+                "poc": poc.params,
+                "final": self._params(hyper, opt_state),
+                "level": jax.tree.map(lambda leaf: leaf[:, :-1], levels.params),
+            },
         }
         arrays = jax.tree.map(np.asarray, arrays)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(lanes))]
@@ -462,5 +496,7 @@ def _over_lanes(function: Any, *args: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], out)
 
 
-def _stack(rows: Sequence[dict[str, Any]], grid: np.ndarray) -> Runs:
-    return Runs(eval_steps=grid, **jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
+def _stack(rows: Sequence[dict[str, Any]], num_steps: int, grid: np.ndarray) -> Runs:
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    ends = Ends(**stacked.pop("ends"))
+    return Runs(loss_steps=loss_grid(num_steps), eval_steps=grid, ends=ends, **stacked)

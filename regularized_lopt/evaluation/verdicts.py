@@ -130,7 +130,13 @@ def units(values: np.ndarray) -> np.ndarray:
 
 
 def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The independent units of both, [seeds, runs] each; one seed goes with any number."""
+    """The independent units of both, [seeds, runs] each.
+
+    One seed goes with any number; of two unequal numbers, the seeds that both have.
+    """
+    if 1 not in (len(a), len(b)):
+        both = min(len(a), len(b))
+        a, b = a[:both], b[:both]
     a, b = np.broadcast_arrays(a, b)
     return units(a), units(b)
 
