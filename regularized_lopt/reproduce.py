@@ -1,9 +1,18 @@
-"""Launcher: python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run]"""
+"""Launcher: from gin files to results, or from an optimizer of the zoo to what its card says.
+
+python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run]
+python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
+"""
+
+import pathlib
+import sys
+import tempfile
 
 from absl import flags
 
-from regularized_lopt import launch
+from regularized_lopt import launch, zoo
 from regularized_lopt.evaluation import Experiment, Laboratory
+from regularized_lopt.evaluation import verify as verify_lib
 from regularized_lopt.evaluation.plan import PlannedCell, plan
 from regularized_lopt.evaluation.report import print_table, publish
 
@@ -11,6 +20,18 @@ _OUT_DIR = flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and rep
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Print what would be computed, what is there, and what it would cost."
 )
+_VERIFY = flags.DEFINE_string(
+    "verify", None, "Name in the zoo: meta-test it again and compare with its card."
+)
+_TASK = flags.DEFINE_multi_string("task", [], "With --verify: only on these of the card's tasks.")
+
+
+def _verify(name: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        checks = verify_lib.verify(zoo.card(name), pathlib.Path(scratch), _TASK.value)
+    print_table(name, verify_lib.HEADER, [check.row() for check in checks])
+    if not all(check.holds for check in checks):
+        sys.exit(f"{name} was not reproduced: see NO in the table.")
 
 
 def _print_plan(cells: list[PlannedCell]) -> None:
@@ -32,7 +53,10 @@ def _print_plan(cells: list[PlannedCell]) -> None:
 
 
 def main() -> None:
-    """Runs what is missing and writes the report."""
+    """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
+    if _VERIFY.value:
+        _verify(_VERIFY.value)
+        return
     experiment = Experiment()
     laboratory = Laboratory(experiment, _OUT_DIR.value)
     if _DRY_RUN.value:

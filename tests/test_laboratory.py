@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -325,6 +327,28 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
         "drawn anew",
     ):
         assert text in page
+
+
+def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
+    """Without params and checkpoints, and beside notes, which are not touched: the same bytes."""
+    out_dir = tmp_path / "kept"
+    ignored = shutil.ignore_patterns("ends", "checkpoints", "events*")
+    shutil.copytree(reproduced[0], out_dir, ignore=ignored)
+    files = [path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()]
+    (out_dir / "NOTES.md").write_text("What to make of it.\n")
+    run_module("reproduce", *reproduction(out_dir))
+    text = (out_dir / "RESULTS.md").read_text()
+    assert text.split("\n\n")[2] == "What to make of it."
+    assert len(re.findall(r"^\| none \|", text, re.MULTILINE)) >= 2
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (out_dir / link).is_file()
+    (out_dir / "NOTES.md").unlink()
+    run_module("reproduce", *reproduction(out_dir))
+    for path in files:
+        assert (out_dir / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
+    assert sorted(files) == sorted(
+        path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()
+    )
 
 
 def test_two_trained_optimizers_are_compared(reproduced, tmp_path):

@@ -240,22 +240,39 @@ def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
 
 
 @pytest.mark.parametrize(("padding", "pixels"), [("VALID", 28), ("SAME", 8)])
-def test_the_cnn_is_that_of_haikus_layers(padding, pixels):
-    def theirs(images):
-        x = jax.nn.relu(hk.Conv2D(16, 3, padding=padding)(images))
-        x = hk.max_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        x = jax.nn.relu(hk.Conv2D(32, 5, padding=padding)(x))
-        return hk.Linear(10)(hk.Flatten()(x))
+@pytest.mark.parametrize(
+    ("ours", "layers", "hidden_sizes", "count"),
+    [
+        (networks.conv_16x32, [(16, 3), "pool", (32, 5)], [], 38_922),
+        (networks.conv_32x32x32, [(32, 3), "pool", (32, 3), "pool", (32, 3)], [], 21_706),
+        (networks.lenet, [(6, 5), "pool", (16, 5), "pool"], [120, 84], 44_426),
+    ],
+)
+def test_cnns_are_those_of_haikus_layers(ours, layers, hidden_sizes, count, padding, pixels):
+    def theirs(x):
+        for layer in layers:
+            if layer == "pool":
+                x = hk.max_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+            else:
+                x = jax.nn.relu(hk.Conv2D(*layer, padding=padding)(x))
+        return hk.nets.MLP([*hidden_sizes, 10])(hk.Flatten()(x))
 
     x = jax.random.uniform(jax.random.PRNGKey(0), (3, pixels, pixels, 1))
-    nets = [hk.without_apply_rng(hk.transform(f)) for f in (networks.conv_16x32(padding), theirs)]
+    nets = [hk.without_apply_rng(hk.transform(f)) for f in (ours(padding), theirs)]
     params = nets[0].init(jax.random.PRNGKey(1), x)
-    chex.assert_trees_all_equal(params, nets[1].init(jax.random.PRNGKey(1), x))
-    found, expected = (
-        jax.value_and_grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(params)
-        for net in nets
+    same = nets[1].init(jax.random.PRNGKey(1), x)
+    leaves, structure = jax.tree.flatten(same)
+    chex.assert_trees_all_equal(jax.tree.leaves(params), leaves)
+    if padding == "VALID":
+        assert sum(leaf.size for leaf in leaves) == count
+    (found, grad), (expected, theirs_grad) = (
+        jax.value_and_grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(p)
+        for net, p in zip(nets, (params, jax.tree.unflatten(structure, leaves)), strict=True)
     )
-    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(found, expected, rtol=1e-3)
+    chex.assert_trees_all_close(
+        jax.tree.leaves(grad), jax.tree.leaves(theirs_grad), rtol=1e-3, atol=1e-4
+    )
 
 
 def poisoned(**changes):

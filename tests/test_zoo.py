@@ -1,5 +1,6 @@
 """Files of trained optimizers: what cannot be trusted is refused."""
 
+import dataclasses
 import io
 import json
 import runpy
@@ -13,7 +14,7 @@ from matplotlib import figure as mpl_figure
 
 import regularized_lopt
 from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
-from regularized_lopt.evaluation import smoothness
+from regularized_lopt.evaluation import Measurement, meta_test, smoothness, verify
 from regularized_lopt.zoo import publish
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=4)
@@ -130,27 +131,65 @@ def test_the_command_lists_entries_and_prints_cards(capsys):
 
 
 def test_publishing_a_run_makes_an_entry(tmp_path):
-    """From an entry's own files, as a run has them, and a table of two runs."""
+    """From an entry's own files, as a run has them, and a table of two runs of each seed."""
     name = zoo.names()[0]
     results = tmp_path / "results"
     results.mkdir()
     (results / "runs.csv").write_text(
-        "task,optimizer,point,step,test_accuracy,gsam_absolute_r0.01,param_norm\n"
-        "T,mine,poc,50,,0.3,\nT,mine,completion,100,0.9,0.2,7\n"
-        "T,mine,completion,100,0.8,0.4,9\nT,other,completion,100,0.1,9,9\n"
+        "task,optimizer,meta_training_seed,point,step,held_out_loss,test_accuracy,"
+        "gsam_absolute_r0.01,param_norm\n"
+        "T,mine,1,poc,50,1,,0.3,\nT,mine,1,completion,100,1,0.9,0.2,7\n"
+        "T,mine,1,completion,100,,0.8,,9\nT,mine,0,completion,100,1,0.1,9,9\n"
+        "T,other,1,completion,100,1,0.1,9,9\n"
     )
-    card = publish.publish(
-        zoo.ENTRIES / name, "again", results, "mine", "a command", entries=tmp_path / "entries"
+    measurement = {"num_examples": 512, "headline_starts": 2}
+    (results / "results.json").write_text(
+        json.dumps({"tasks": {"T": {"measurement": measurement}}})
     )
+    run, into = zoo.ENTRIES / name, tmp_path / "entries"
+    card = publish.publish(run, "again", results, "mine", 1, "a command", entries=into)
     (row,) = card.figures
     assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 2)
+    assert (row["measured_runs"], row["num_examples"], row["starts"]) == (1, 512, 2)
     np.testing.assert_allclose(row["accuracy"], [85.0, np.std([90, 80], ddof=1)])
-    np.testing.assert_allclose(row["rise"], [0.3, np.std([0.2, 0.4], ddof=1)])
+    np.testing.assert_allclose(row["rise"], [0.2, 0.0])
     entry = tmp_path / "entries/again"
     assert json.loads((entry / "card.json").read_text())["sha256"] == zoo.card(name).sha256
     assert regularized_lopt.load(entry).plot_meta_training()
     with pytest.raises(errors.UnknownNameError, match="mine, other"):
-        publish.publish(zoo.ENTRIES / name, "again", results, "theirs", "", entries=tmp_path)
+        publish.publish(run, "again", results, "theirs", 0, "", entries=tmp_path)
+    with pytest.raises(errors.UnknownNameError, match=r"meta-training seed of mine .*'2'.*0, 1"):
+        publish.publish(run, "again", results, "mine", 2, "", entries=tmp_path)
+
+
+def test_verifying_measures_what_the_card_states(tmp_path):
+    """Stated from one meta-test, found by another; and a card that promises too much."""
+    name, task = zoo.names()[0], "ImageMLP_Digits_20_Sigmoid"
+    what = {"num_runs": 3, "num_steps": 40}
+    measurement = Measurement(num_examples=256, headline_starts=2, num_probes=0)
+    opts = {name: regularized_lopt.load(name)}
+    result = meta_test(opts, task, **what, baselines=(), measurement=measurement, progress=False)
+    one = result.reference_result
+    row = {
+        **what,
+        "task": task,
+        "measured_runs": 3,
+        "num_examples": 256,
+        "starts": 2,
+        "accuracy": [one.accuracy().mean(), one.accuracy().std(ddof=1)],
+        "rise": [one.last("gsam", "completion", 2).mean(), 0.01],
+        "norm": [2 * one.param_norm().mean(), one.param_norm().std(ddof=1)],
+    }
+    card = dataclasses.replace(zoo.card(name), figures=[row])
+    accuracy, rise, norm = verify.verify(card, tmp_path, [task], progress=False)
+    assert [accuracy.holds, rise.holds, norm.holds] == [True, True, False]
+    assert accuracy.found == pytest.approx(row["accuracy"][0], abs=1.0)
+    assert rise.found == pytest.approx(row["rise"][0], rel=0.05)
+    # Student's t for three runs.
+    assert accuracy.half_width == pytest.approx(4.303 * row["accuracy"][1] / 3**0.5, rel=1e-3)
+    assert [norm.row()[-1], rise.row()[-1]] == ["NO", "yes"]
+    with pytest.raises(errors.UnknownNameError, match="task of the card"):
+        verify.verify(card, tmp_path, ["ImageMLP_Mnist_20_Relu"])
 
 
 def test_other_classes_need_to_be_registered(tmp_path):

@@ -80,6 +80,10 @@ class Cells:
         spec = {**self.runs(task, name, contestant).spec, "reach": 1.0, "points": 25}
         return Cell("slices", f"{task} {name}", spec)
 
+    def update_curves(self, name: str, contestant: str) -> Cell:
+        """`smoothness.update_curves` of an optimizer."""
+        return Cell("updates", name, {"contestant": contestant})
+
     def early_evidence(self, learned: Mapping[str, str]) -> Cell:
         """`early_evidence.EarlyEvidence` with learned optimizers, by name."""
         return Cell("early", "cubic polynomials", {"learned": dict(learned)})

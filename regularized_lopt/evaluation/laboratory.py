@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import pathlib
@@ -15,12 +16,13 @@ import gin
 import jax
 import numpy as np
 
-from regularized_lopt import errors, launch, tasks, upstream
+from regularized_lopt import errors, launch, tasks
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import (
     early_evidence,
     landscape,
     properties,
+    smoothness,
     store,
     training,
     verdicts,
@@ -48,6 +50,7 @@ class Laboratory:
         cells/ends/                   params of the runs: large, needed to measure around them
         manifest.json                 the layout of runs that was chosen for each task
         timings.json                  seconds per cell; apart, for they are never the same twice
+        spent.json                    the same, summed by kind
         rates.json                    seconds per unit of work, where `plan` measured them
     """
 
@@ -76,6 +79,7 @@ class Laboratory:
         self.cells = Cells(experiment, self.measurement)
         self.store = store.Store(self.out_dir / "cells")
         self.timings = store.Numbers(self.out_dir / "timings.json")
+        self.spent = store.Numbers(self.out_dir / "spent.json")
 
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
@@ -114,13 +118,18 @@ class Laboratory:
         }
         return early_evidence.EarlyEvidence(**tree)
 
-    def learned(self) -> dict[str, upstream.Optimizer]:
-        """The learned optimizers of the experiment, of its first meta-training seed."""
+    def update_curves(self) -> dict[str, list[smoothness.UpdateCurve]]:
+        """Updates by gradient of the learned optimizers, of the first meta-training seed."""
         found = {}
         for name, source in self.experiment.optimizers.items():
             contestant = self._optimizer(name, source, self.seeds(name)[0])
             if contestant.learning_rate is None:  # Not a baseline that was given.
-                found[name] = contestant.make(contestant.hyper)
+                tree = self._cell(
+                    self.cells.update_curves(name, identity(contestant)),
+                    f"update curves {name}",
+                    functools.partial(_update_curves, contestant),
+                )
+                found[name] = [smoothness.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
         return found
 
     def meta_trainings(self) -> dict[str, dict[str, np.ndarray]]:
@@ -180,11 +189,11 @@ class Laboratory:
         """Meta-trained now, unless it is there."""
         directory = self.directory(name, source, seed)
         if directory is not None and not _finished(directory):
-            start = time.monotonic()
             with self.meta_training(source, seed):
                 outer_train(directory, progress=self.progress)
             (directory / _FINISHED).touch()
-            self.timings[f"meta-train {name}"] = time.monotonic() - start
+            # Of all its parts, if it was interrupted.
+            self._took(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
             jax.clear_caches()
         found = self.trained(name, source, seed)
         assert found is not None
@@ -328,7 +337,7 @@ class Laboratory:
             self.store.save(cell, runs)
             steps = self.experiment.num_runs * self.experiment.num_steps
             self.timings[f"step {task_name} {one.name}"] = trained / steps
-            self.timings[f"train {task_name} {one.name}"] = trained + (compiled - start)
+            self._took(f"train {task_name} {one.name}", trained + (compiled - start))
 
     def _measure(
         self,
@@ -430,8 +439,13 @@ class Laboratory:
         if cell not in self.store:
             start = time.monotonic()
             self.store.save(cell, compute())
-            self.timings[what] = time.monotonic() - start
+            self._took(what, time.monotonic() - start)
         return self.store.load(cell)
+
+    def _took(self, what: str, seconds: float) -> None:
+        self.timings[what] = seconds
+        kind = what.split(" ", maxsplit=1)[0]
+        self.spent[kind] = (self.spent.get(kind) or 0.0) + seconds
 
 
 def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
@@ -447,6 +461,11 @@ def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
     ):
         raise TypeError(f"Only image tasks of regularized_lopt are meta-tested; {name!r} is none.")
     return task
+
+
+def _update_curves(contestant: Contestant) -> dict[str, Any]:
+    curves = smoothness.update_curves(contestant.make(contestant.hyper))
+    return {str(index): curve._asdict() for index, curve in enumerate(curves)}
 
 
 def early_name(name: str) -> str:

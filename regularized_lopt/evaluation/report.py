@@ -11,7 +11,6 @@ import rich.console
 import rich.table
 from matplotlib import figure as mpl_figure
 
-from regularized_lopt import upstream
 from regularized_lopt.evaluation import claims as claims_lib
 from regularized_lopt.evaluation import figures as figures_lib
 from regularized_lopt.evaluation import results as results_lib
@@ -22,6 +21,7 @@ from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.laboratory import Laboratory
 from regularized_lopt.evaluation.verdicts import POINTS, TaskResult
 
+NOTES = "NOTES.md"
 _CSS = """
 :root {
   color-scheme: light dark;
@@ -55,19 +55,23 @@ svg { color: var(--ink); height: auto; }
 
 
 class Report:
-    """Collects sections and writes them as one HTML file that needs nothing else."""
+    """Collects sections; writes them as one HTML file that needs nothing else, and as Markdown."""
 
     def __init__(self, title: str, lead: str):
         self._title = title
         self._body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(lead)}</p>"]
+        self._lead = f"# {title}\n\n{lead}"
+        self._markdown: list[str] = []
 
     def heading(self, text: str) -> None:
         """Begins a section."""
         self._body.append(f"<h2>{html.escape(text)}</h2>")
+        self._markdown.append(f"## {text}")
 
     def note(self, text: str) -> None:
         """A paragraph in a softer colour."""
         self._body.append(f'<p class="note">{html.escape(text)}</p>')
+        self._markdown.append(text)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; wide ones scroll."""
@@ -79,6 +83,7 @@ class Report:
         self._body.append(
             f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
         )
+        self._markdown.append(markdown_table(header, rows))
 
     def table_section(self, title: str, table: results_lib.Table, note: str) -> None:
         """A section of a table, also printed, and what to know about it."""
@@ -87,9 +92,13 @@ class Report:
         self.table(*table)
         self.note(note)
 
-    def figure(self, figure: mpl_figure.Figure, caption: str) -> str:
-        """The figure as inline SVG, in the page's colours; returns that SVG."""
+    def figure(self, figure: mpl_figure.Figure, caption: str, file: str) -> str:
+        """The figure as inline SVG, in the page's colours; returns that SVG.
+
+        In Markdown it is a link to `file`, which is not written here.
+        """
         svg = figures_lib.to_svg(figure)
+        self._markdown.append(f"![{caption}]({file})\n\n*{caption}*")
         self._body.append(
             f'<figure><div class="wide">{svg}</div>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -100,6 +109,10 @@ class Report:
         """A section that goes through the paper's claims."""
         self.heading("The paper's claims")
         for number, claim in enumerate(claims, 1):
+            measured = [f"   - {line}" for line in claim.evidence]
+            self._markdown.append(
+                "\n".join([f"{number}. {claim.text} **{claim.verdict}**", *measured])
+            )
             verdict = f'<b class="verdict">{html.escape(claim.verdict)}</b>'
             self._body.append(f"<h3>{number}. {html.escape(claim.text)} {verdict}</h3>")
             if claim.evidence:
@@ -115,6 +128,11 @@ class Report:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<style>{_CSS}</style></head><body>{''.join(self._body)}</body></html>\n"
         )
+
+    def write_markdown(self, path: pathlib.Path, notes: str = "") -> None:
+        """Writes the same as Markdown, with `notes` (Markdown, too) before the sections."""
+        parts = [self._lead, *([notes.strip()] if notes else []), *self._markdown]
+        path.write_text("\n\n".join(parts) + "\n")
 
 
 class Reporter:
@@ -152,7 +170,14 @@ class Reporter:
         results_lib.write(self._results, self.judged, self.claims, self._out_dir)
         page = Report(title, lead)
         page.table_section(
-            "Test accuracy",
+            "Test accuracy at completion (%)",
+            results_lib.table_1(self._results),
+            "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
+        )
+        if with_claims:
+            page.claims(self.claims)
+        page.table_section(
+            "Test accuracy in detail",
             results_lib.accuracy_table(self._results),
             "Means ± standard deviation over runs (over meta-training seeds where there are "
             "several). Differences are paired, by init and batches, with 95% intervals "
@@ -160,8 +185,13 @@ class Reporter:
         )
         if self._primary is not None:
             self._declared(page)
-        if with_claims:
-            page.claims(self.claims)
+        if (against := results_lib.against_sam(self._results))[1]:
+            page.table_section(
+                "Against SAM in the inner loss, with a tuned learning rate",
+                against,
+                "Differences at completion with 95% intervals; negative in the last two columns: "
+                "flatter than the baseline, which takes two gradients per step.",
+            )
         self._add(
             page,
             figures_lib.differences(self._results, self.judged),
@@ -267,11 +297,21 @@ class Reporter:
             "Losses are the plain ones, without regularizers.",
         )
 
-    def smoothness(self, page: Report, opts: Mapping[str, upstream.Optimizer]) -> None:
+    def smoothness(
+        self, page: Report, curves: Mapping[str, Sequence[smoothness_lib.UpdateCurve]]
+    ) -> None:
         """A section on the optimizers themselves: their updates as functions of the gradient."""
         page.heading("Updates as functions of the gradient")
         caption = "One coordinate, hidden state fixed (Fig. 7 of Xiong & Hsieh 2022)."
-        self._add(page, smoothness_lib.smoothness(opts), "smoothness", caption)
+        self._add(page, smoothness_lib.draw(curves), "smoothness", caption)
+
+    def compute(self, page: Report, seconds: Mapping[str, float]) -> None:
+        """A section on what all of it took."""
+        page.table_section(
+            "Compute spent",
+            results_lib.compute_table(seconds),
+            "Wall-clock on the machine that computed the cells, which may have had other work.",
+        )
 
     def early_evidence(self, page: Report, found: EarlyEvidence) -> None:
         """A section on the regression of cubic polynomials."""
@@ -289,7 +329,7 @@ class Reporter:
         )
 
     def _add(self, page: Report, figure: mpl_figure.Figure, name: str, caption: str) -> None:
-        (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption))
+        (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
         figures_lib.save_png(figure, self._out_dir / f"{name}.png")
 
 
@@ -300,6 +340,8 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
       laboratory: of the experiment.
       title, lead: of the page.
       with_claims: go through the paper's claims.
+
+    If the directory has a NOTES.md, RESULTS.md begins with it.
     """
     experiment = laboratory.experiment
     reporter = Reporter(
@@ -312,12 +354,27 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
     page = reporter.write(title, lead, with_claims, laboratory.seconds_per_step)
     if curves := laboratory.meta_trainings():
         reporter.meta_training(page, curves)
-    if learned := laboratory.learned():
-        reporter.smoothness(page, learned)
+    if updates := laboratory.update_curves():
+        reporter.smoothness(page, updates)
     if (found := laboratory.early_evidence()) is not None:
         reporter.early_evidence(page, found)
+    reporter.compute(page, dict(laboratory.spent.items()))
     page.write(laboratory.out_dir / "report.html")
+    notes = laboratory.out_dir / NOTES
+    page.write_markdown(
+        laboratory.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else ""
+    )
     print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, the first column to the left."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt import provenance
 from regularized_lopt.evaluation import statistics, store
 from regularized_lopt.evaluation.claims import Claim
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
@@ -34,19 +33,65 @@ def write(
     claims: Sequence[Claim],
     out_dir: pathlib.Path,
 ) -> None:
-    """Writes table.csv, properties.csv, verdicts.csv, runs.csv and results.json into `out_dir`.
+    """Writes table_1.csv, table.csv, properties.csv, verdicts.csv, runs.csv and results.json.
 
-    table.csv has what a reader sees, properties.csv every property at every radius with its
+    The first two have what a reader sees, properties.csv every property at every radius with its
     interval, runs.csv one row per run and point, results.json the curves on the evaluation grid.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    header, rows = accuracy_table(results)
-    _write_csv(out_dir / "table.csv", (dict(zip(header, row, strict=True)) for row in rows))
+    tables = {
+        "table_1.csv": table_1(results),
+        "table.csv": accuracy_table(results),
+        "verdicts.csv": verdict_table(judged),
+    }
+    for name, (header, rows) in tables.items():
+        _write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
     _write_csv(out_dir / "properties.csv", property_rows(results))
-    header, rows = verdict_table(judged)
-    _write_csv(out_dir / "verdicts.csv", (dict(zip(header, row, strict=True)) for row in rows))
     _write_csv(out_dir / "runs.csv", run_rows(results))
     (out_dir / "results.json").write_text(json.dumps(to_json(results, claims), indent=1))
+
+
+def table_1(results: Sequence[TaskResult]) -> Table:
+    """One row per contestant, one column per task: test accuracy at completion."""
+    keys = dict.fromkeys(key for result in results for key in result.contestants)
+    rows = []
+    for key in keys:
+        cells = [
+            _summary(result.contestants[key].accuracy()) if key in result.contestants else ""
+            for result in results
+        ]
+        rows.append([key, *cells])
+    return ["optimizer", *(result.task for result in results)], rows
+
+
+def against_sam(results: Sequence[TaskResult]) -> Table:
+    """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
+    header = ["task", "optimizer", "baseline", "accuracy (points)", "property"]
+    header += ["absolute radius", "relative radius"]
+    rows = []
+    for result in results:
+        baselines = {k: r for k, r in result.contestants.items() if r.gradients_per_step > 1}
+        for key, one in result.contestants.items():
+            if not one.is_learned:
+                continue
+            for other in baselines.values():
+                accuracy = compare(one.accuracy(), other.accuracy())
+                row = [result.task, key, other.name, str(accuracy), LABELS[one.own_property]]
+                for scale in SCALES:
+                    own, theirs = (
+                        r.last(one.own_property, "completion", result.measurement.headline, scale)
+                        for r in (one, other)
+                    )
+                    row.append(str(compare(own, theirs)))
+                rows.append(row)
+    return header, rows
+
+
+def compute_table(seconds: Mapping[str, float]) -> Table:
+    """Minutes by kind of cell, from `Laboratory.spent`."""
+    total = sum(seconds.values())
+    rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
+    return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]
 
 
 def accuracy_table(results: Sequence[TaskResult]) -> Table:
@@ -273,7 +318,6 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
 
     return _jsonable(
         {
-            "made_with": provenance.versions(),
             "reference": results[0].reference,
             "claims": [store.fields(claim) for claim in claims],
             "tasks": {

@@ -6,7 +6,7 @@ smoothing term may answer a slightly different gradient with quite another updat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,8 @@ from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.evaluation import figures
+
+_WARMUP = 10
 
 
 class UpdateCurve(NamedTuple):
@@ -139,16 +141,33 @@ def update_by_history(
 
 def smoothness(
     opts: Mapping[str, upstream.Optimizer],
-    limits: tuple[float, float] = (1e-4, 1e-1),
-    num_warmup: int = 10,
+    limits: Sequence[float] = (1e-4, 1e-1),
+    num_warmup: int = _WARMUP,
 ) -> mpl_figure.Figure:
     """Update against gradient around zero, at two scales, for several optimizers."""
+    curves = {name: update_curves(opt, limits, num_warmup) for name, opt in opts.items()}
+    return draw(curves, num_warmup)
+
+
+def update_curves(
+    opt: upstream.Optimizer,
+    limits: Sequence[float] = (1e-4, 1e-1),
+    num_warmup: int = _WARMUP,
+) -> list[UpdateCurve]:
+    """`update_curve` at each of several scales."""
+    return [update_curve(opt, limit, num_warmup=num_warmup) for limit in limits]
+
+
+def draw(
+    curves: Mapping[str, Sequence[UpdateCurve]], num_warmup: int = _WARMUP
+) -> mpl_figure.Figure:
+    """The curves of several optimizers, a panel per scale."""
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.new_figure(2)
-        for axis, limit in zip(axes, limits, strict=True):
-            for color, (name, opt) in zip(figures.cycle(), opts.items(), strict=False):
-                curve = update_curve(opt, limit, num_warmup=num_warmup)
-                axis.plot(curve.gradient, curve.update, color=color, label=name)
+        figure, axes = figures.new_figure(len(next(iter(curves.values()))))
+        for index, axis in enumerate(axes):
+            for color, (name, of) in zip(figures.cycle(), curves.items(), strict=False):
+                axis.plot(of[index].gradient, of[index].update, color=color, label=name)
+            limit = of[index].gradient.max()
             axis.set(xlabel="gradient", ylabel="update")
             axis.locator_params(axis="x", nbins=4)
             axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))

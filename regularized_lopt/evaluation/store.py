@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
 from typing import Any
 
 import jax
@@ -88,6 +88,10 @@ class Numbers:
     def get(self, name: str) -> float | None:
         """The number, or None."""
         return self._numbers.get(name)
+
+    def items(self) -> ItemsView[str, float]:
+        """All of them."""
+        return self._numbers.items()
 
     def __setitem__(self, name: str, value: float) -> None:
         self._numbers[name] = value

@@ -88,9 +88,14 @@ def _register(name: str, dataset: str, network: networks.Network) -> None:
 
 
 for _dataset, _spec in data.SPECS.items():
-    _register(f"ImageMLP_{_dataset}_20_Sigmoid", _dataset, networks.mlp([20], jax.nn.sigmoid))
-    _register(f"ImageMLP_{_dataset}_20_Relu", _dataset, networks.mlp([20], jax.nn.relu))
-    # The second convolution's 5x5 window does not fit what is left of an 8x8 image.
+    # The paper's 20 units; twice as wide; twice as deep.
+    for _sizes in ([20], [40], [20, 20]):
+        _name = f"ImageMLP_{_dataset}_{'x'.join(map(str, _sizes))}"
+        _register(f"{_name}_Sigmoid", _dataset, networks.mlp(_sizes, jax.nn.sigmoid))
+        _register(f"{_name}_Relu", _dataset, networks.mlp(_sizes, jax.nn.relu))
+    # Later convolutions do not fit what is left of an 8x8 image.
     _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
     _register(f"Conv_{_dataset}_16x32", _dataset, networks.conv_16x32(_padding))
+    _register(f"Conv_{_dataset}_32x32x32", _dataset, networks.conv_32x32x32(_padding))
+    _register(f"LeNet_{_dataset}", _dataset, networks.lenet(_padding))
 globals().update(FACTORIES)

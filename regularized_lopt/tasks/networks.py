@@ -73,21 +73,48 @@ def max_pool(x: Float[Array, "c h w batch"], size: int = 2) -> Float[Array, "c h
     return x.reshape(channels, height, size, width, size, batch).max(axis=(2, 4))
 
 
-def conv_16x32(padding: str, num_classes: int = 10) -> Network:
-    """The paper's CNN: conv 16 of 3x3, ReLU, max-pool 2x2, conv 32 of 5x5, ReLU, dense.
+def cnn(
+    layers: Sequence[tuple[int, int, bool]],
+    padding: str,
+    hidden_sizes: Sequence[int] = (),
+    num_classes: int = 10,
+) -> Network:
+    """Convolutions with ReLU, some followed by a max-pool of 2x2, then an MLP with ReLU.
 
     Args:
-      padding: of both convolutions: "VALID" (28 -> 26 -> 13 -> 9 and 32 -> 30 -> 15 -> 11), or
-        "SAME" for images that are too small for it.
+      layers: (channels, kernel size, whether a max-pool follows) of each convolution.
+      padding: of all convolutions, "VALID", or "SAME" for images that are too small for it.
+      hidden_sizes: of the MLP.
       num_classes: size of the output.
     """
 
     def network(images: jax.Array) -> jax.Array:
         x = jnp.transpose(images, (3, 1, 2, 0))
-        # Pooled first, a quarter is left for the ReLU; the two commute.
-        x = jax.nn.relu(max_pool(Conv2D(16, 3, padding)(x)))
-        x = jax.nn.relu(Conv2D(32, 5, padding)(x))
-        x = jnp.transpose(x, (3, 1, 2, 0))
-        return hk.Linear(num_classes)(jnp.reshape(x, (x.shape[0], -1)))
+        for channels, kernel_size, pooled in layers:
+            x = Conv2D(channels, kernel_size, padding)(x)
+            # Pooled first, a quarter is left for the ReLU; the two commute.
+            x = jax.nn.relu(max_pool(x) if pooled else x)
+        x = jnp.transpose(x, (3, 1, 2, 0)).reshape(images.shape[0], -1)
+        for size in hidden_sizes:
+            x = jax.nn.relu(hk.Linear(size)(x))
+        return hk.Linear(num_classes)(x)
 
     return network
+
+
+def conv_16x32(padding: str) -> Network:
+    """The paper's CNN: conv 16 of 3x3, ReLU, max-pool 2x2, conv 32 of 5x5, ReLU, dense.
+
+    Without padding 28 pixels become 26, 13, 9, and 32 become 30, 15, 11.
+    """
+    return cnn([(16, 3, True), (32, 5, False)], padding)
+
+
+def conv_32x32x32(padding: str) -> Network:
+    """Three convolutions of 32 channels, 3x3, max-pools after the first two, dense."""
+    return cnn([(32, 3, True), (32, 3, True), (32, 3, False)], padding)
+
+
+def lenet(padding: str) -> Network:
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pools: 6 and 16 of 5x5, dense 120, 84."""
+    return cnn([(6, 5, True), (16, 5, True)], padding, [120, 84])

@@ -25,7 +25,8 @@ class Card:
       outer_steps: updates of theta.
       figures: what it reached at meta-test: per task `task`, `num_steps`, `num_runs`, the test
         accuracy in per cent, the rise of the test loss at radius 0.01 and the norm of the params at
-        completion, each as mean and standard deviation over the runs.
+        completion, each as mean and standard deviation over the runs; the rise over the first
+        `measured_runs`, on `num_examples` test images, from `starts` random starts.
       measured_by: the command that measured `figures`.
       made_with: versions, device and commit of the meta-training.
       sha256: of the file with the weights.

@@ -1,16 +1,17 @@
 """Puts an outer training run among the optimizers that come with the package.
 
     python -m regularized_lopt.zoo.publish --train_log_dir=RUN --name=NAME \\
-        --results=DIR --optimizer=KEY --measured_by=COMMAND
+        --results=DIR --optimizer=KEY [--seed=INDEX] --measured_by=COMMAND
 
 copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. The
-figures on the card are those of optimizer KEY in runs.csv, which a meta-test or the laboratory
-wrote into DIR.
+figures on the card are those of optimizer KEY, meta-training seed number INDEX, in runs.csv and
+results.json, which a meta-test or the laboratory wrote into DIR.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _RESULTS = flags.DEFINE_string(
 _OPTIMIZER = flags.DEFINE_string(
     "optimizer", None, "Name of the optimizer in runs.csv.", required=True
 )
+_SEED = flags.DEFINE_integer("seed", 0, "Which of its meta-training seeds, from 0.")
 _MEASURED_BY = flags.DEFINE_string(
     "measured_by", None, "The command that wrote these results.", required=True
 )
@@ -43,6 +45,7 @@ def publish(
     name: str,
     results: pathlib.Path,
     optimizer: str,
+    seed: int,
     measured_by: str,
     entries: pathlib.Path = zoo.ENTRIES,
 ) -> cards.Card:
@@ -67,7 +70,7 @@ def publish(
         space=" and ".join(spaces) or "none",
         seed=metadata["seed"],
         outer_steps=metadata["outer_steps"],
-        figures=_figures(results / "runs.csv", optimizer),
+        figures=_figures(results, optimizer, seed),
         measured_by=measured_by,
         made_with=metadata["made_with"],
         sha256=cards.checksum(weights),
@@ -87,11 +90,15 @@ def _regularizer(description: dict[str, Any]) -> str:
     return description["name"] + (f" ({listed})" if listed else "")
 
 
-def _figures(file: pathlib.Path, optimizer: str) -> list[dict[str, Any]]:
-    with file.open(newline="") as lines:
+def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str, Any]]:
+    measured = json.loads((results / "results.json").read_text())["tasks"]
+    with (results / "runs.csv").open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["point"] == "completion"]
     errors.check_name("optimizer in runs.csv", optimizer, {row["optimizer"] for row in rows})
     rows = [row for row in rows if row["optimizer"] == optimizer]
+    seeds = {row["meta_training_seed"] for row in rows}
+    errors.check_name(f"meta-training seed of {optimizer} in runs.csv", str(seed), seeds)
+    rows = [row for row in rows if row["meta_training_seed"] == str(seed)]
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
@@ -100,6 +107,9 @@ def _figures(file: pathlib.Path, optimizer: str) -> list[dict[str, Any]]:
                 "task": task,
                 "num_steps": int(of_task[0]["step"]),
                 "num_runs": len(of_task),
+                "measured_runs": sum(row["held_out_loss"] != "" for row in of_task),
+                "num_examples": measured[task]["measurement"]["num_examples"],
+                "starts": measured[task]["measurement"]["headline_starts"],
                 "accuracy": [100 * x for x in _mean_and_std(of_task, "test_accuracy")],
                 "rise": _mean_and_std(of_task, "gsam_absolute_r0.01"),
                 "norm": _mean_and_std(of_task, "param_norm"),
@@ -122,6 +132,7 @@ def main() -> None:
             _NAME.value,
             pathlib.Path(_RESULTS.value),
             _OPTIMIZER.value,
+            _SEED.value,
             _MEASURED_BY.value,
         )
     )
