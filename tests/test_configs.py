@@ -8,6 +8,7 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import launch, regularizers, tasks
+from regularized_lopt.evaluation import Experiment
 from regularized_lopt.evaluation.search import Search
 from regularized_lopt.outer_training import (
     Curriculum,
@@ -17,6 +18,7 @@ from regularized_lopt.outer_training import (
 )
 
 RELU = "ImageMLP_Digits_20_Relu"
+STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
 CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
 EXPERIMENTS = [
     name
@@ -43,9 +45,20 @@ def test_each_trial_of_the_search_is_a_whole_experiment():
             gin.clear_config()
             launch.parse_gin([source], [*what.bindings, *bindings])
             assert theta_optimizer() is not None
-            step = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
-            estimator = RegularizedTruncatedGrad(step)
+            estimator = RegularizedTruncatedGrad(STEP)
             Curriculum().check(estimator.unroll_length)
+
+
+@pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
+def test_is_an_experiment_of_the_laboratory(config):
+    gin.add_config_file_search_path(str(REPOSITORY))
+    launch.parse_gin([f"gin_configs/{config}"], [])
+    experiment = Experiment()
+    assert all(name in tasks.names() for name in experiment.tasks)
+    for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
+        gin.clear_config()
+        launch.parse_gin([source], experiment.bindings if "mlp" in source else [])
+        Curriculum().check(RegularizedTruncatedGrad(STEP).unroll_length)
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS)

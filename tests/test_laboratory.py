@@ -138,6 +138,21 @@ def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
     assert [row["held_out_loss"] != "" for row in rows] == [True, False] * 4
 
 
+def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
+    both = (RELU, SIGMOID)
+    less = lab(tmp_path, tasks=both, task_runs={SIGMOID: 1}, property_examples={SIGMOID: 32})
+    first, second = less.run()
+    assert [r.contestants["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
+    assert [r.measurement.num_examples for r in (first, second)] == [64, 32]
+    # It is the first of the runs that there would have been, and the other task is what it was.
+    as_ever = lab(tmp_path, tasks=both).run()
+    for result, other in zip((first, second), as_ever, strict=True):
+        accuracy = other.contestants["sam"].accuracy()
+        found = result.contestants["sam"].accuracy()
+        np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
+    assert less.cells.runs(RELU, "sam", "") == lab(tmp_path, tasks=both).cells.runs(RELU, "sam", "")
+
+
 def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
     """A layout wide enough for several, as an accelerator's may be: the same curves."""
     both = given(slow=contestants.baseline("SGD", 0.1))
@@ -260,6 +275,8 @@ def table_of(laboratory):
         ({"tasks": ()}, "must name at least one each"),
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
         ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
+        ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
+        ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
     ],
 )
 def test_refuses_bad_experiments(parameters, message):

@@ -32,6 +32,11 @@ class Cells:
     experiment: Experiment
     measurement: Measurement
 
+    def measurement_of(self, task: str) -> Measurement:
+        """What is measured on a task."""
+        examples = self.experiment.property_examples.get(task, self.measurement.num_examples)
+        return dataclasses.replace(self.measurement, num_examples=examples)
+
     def tune(self, task: str, baseline: str) -> Cell:
         """The learning rate of a baseline."""
         rates = [float(rate) for rate in contestants_lib.BASELINES[baseline].learning_rates]
@@ -47,7 +52,7 @@ class Cells:
         """`training.Runs` of a contestant, whose `identity` is given."""
         spec = {
             **self._spec(task),
-            "num_runs": self.experiment.num_runs,
+            "num_runs": self.experiment.runs_of(task),
             "contestant": contestant,
             "levels": [training.LEVEL_RATIO, training.LEVELS_KEPT],
         }
@@ -62,7 +67,7 @@ class Cells:
         spec = {
             **self._measured(task, name, contestant),
             "point": point,
-            "measurement": dataclasses.asdict(self.measurement),
+            "measurement": dataclasses.asdict(self.measurement_of(task)),
         }
         return Cell("surroundings", f"{task} {name} {point}", spec)
 
@@ -71,7 +76,7 @@ class Cells:
         spec = {
             **self._measured(task, name, contestant),
             "reference": reference,
-            "measurement": dataclasses.asdict(self.measurement.headline_alone()),
+            "measurement": dataclasses.asdict(self.measurement_of(task).headline_alone()),
         }
         return Cell("matched", f"{task} {name}", spec)
 

@@ -32,8 +32,11 @@ class Experiment:
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
       num_runs: paired runs per optimizer and task, > 0.
+      task_runs: tasks that have another number of runs, > 0.
       num_steps: inner steps per run, > 0.
       property_runs: tasks on which properties are measured on the first so many runs alone, > 0.
+      property_examples: tasks on which they are measured on so many test images, > 0, instead of
+        `Measurement.num_examples`.
       seed: of inits and batches, 0 to 2^32 - 1.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
         least one; or the seeds by optimizer, of which all begin with the same ones.
@@ -54,8 +57,10 @@ class Experiment:
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
     tuning_runs: int = 2
     num_runs: int = 10
+    task_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_steps: int = 2000
     property_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    property_examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     meta_training_seeds: tuple[int, ...] | Mapping[str, tuple[int, ...]] = (0,)
     bindings: tuple[str, ...] = ()
@@ -80,16 +85,7 @@ class Experiment:
             errors.check_count(f"Experiment.{name}", getattr(self, name))
         for lanes_or_workers in self.layout or ():
             errors.check_count("Experiment.layout", lanes_or_workers)
-        longest = max((self.seeds_of(name) for name in self.optimizers), key=len)
-        for seed in longest:
-            errors.check_seed("Experiment.meta_training_seeds", seed)
-        for name in self.optimizers:
-            seeds = self.seeds_of(name)
-            if not seeds or seeds != longest[: len(seeds)]:
-                raise ValueError(
-                    f"Experiment.meta_training_seeds of {name!r} = {seeds}: give at least one, and "
-                    f"the first of {longest}, so that seeds can be paired."
-                )
+        self._check_seeds()
         errors.check_seed("Experiment.seed", self.seed)
         errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")
         errors.check_name("Experiment.test", self.test, statistics.TESTS)
@@ -98,9 +94,10 @@ class Experiment:
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
             errors.check_name("Experiment.properties", name, properties.PROPERTIES)
-        for task, count in self.property_runs.items():
-            errors.check_name("task of Experiment.property_runs", task, self.tasks)
-            errors.check_count(f"Experiment.property_runs[{task!r}]", count)
+        for name in ("task_runs", "property_runs", "property_examples"):
+            for task, count in getattr(self, name).items():
+                errors.check_name(f"task of Experiment.{name}", task, self.tasks)
+                errors.check_count(f"Experiment.{name}[{task!r}]", count)
         if self.primary is not None:
             errors.check_name("optimizer of Experiment.primary", self.primary[0], self.contestants)
             errors.check_name(
@@ -110,6 +107,18 @@ class Experiment:
                 raise ValueError(
                     f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "
                     "more than 9 cannot be decided by a reasonable number of runs."
+                )
+
+    def _check_seeds(self) -> None:
+        longest = max((self.seeds_of(name) for name in self.optimizers), key=len)
+        for seed in longest:
+            errors.check_seed("Experiment.meta_training_seeds", seed)
+        for name in self.optimizers:
+            seeds = self.seeds_of(name)
+            if not seeds or seeds != longest[: len(seeds)]:
+                raise ValueError(
+                    f"Experiment.meta_training_seeds of {name!r} = {seeds}: give at least one, and "
+                    f"the first of {longest}, so that seeds can be paired."
                 )
 
     @property
@@ -123,9 +132,13 @@ class Experiment:
         seeds = self.meta_training_seeds
         return tuple(seeds.get(name, (0,)) if isinstance(seeds, Mapping) else seeds)
 
+    def runs_of(self, task: str) -> int:
+        """Paired runs per optimizer on a task."""
+        return self.task_runs.get(task, self.num_runs)
+
     def measured_runs(self, task: str) -> int:
         """How many runs of a task have their properties measured."""
-        return min(self.num_runs, self.property_runs.get(task, self.num_runs))
+        return min(self.runs_of(task), self.property_runs.get(task, self.runs_of(task)))
 
     def property_of(self, name: str) -> str:
         """The property that a contestant should have learned."""

@@ -235,7 +235,7 @@ class Laboratory:
         return verdicts.TaskResult(
             task_name,
             self.experiment.num_steps,
-            self.measurement,
+            self.cells.measurement_of(task_name),
             self.experiment.reference,
             found,
         )
@@ -249,7 +249,7 @@ class Laboratory:
         """
         trainer = training.Trainer(
             image_task(task_name, self.experiment.phase),
-            self.experiment.num_runs,
+            self.experiment.runs_of(task_name),
             self.experiment.num_steps,
             self.experiment.seed,
             progress=self.progress,
@@ -260,7 +260,7 @@ class Laboratory:
         path = self.out_dir / _MANIFEST
         manifest = store.read_json(path)
         chosen = manifest.setdefault("layouts", {})
-        size = f"{task_name}, {self.experiment.num_runs} runs"
+        size = f"{task_name}, {trainer.num_runs} runs"
         if size not in chosen:
             alike = [one for one in learned if one.kind == learned[0].kind]
             speeds = training.measure_layouts(trainer, alike)
@@ -311,7 +311,7 @@ class Laboratory:
             for cell, one in zip(of, contestants[name], strict=True):
                 if cell not in self.store:
                     missing.setdefault(one.kind, []).append((cell, one))
-        together = max(1, trainer.layout.lanes // self.experiment.num_runs)
+        together = max(1, trainer.layout.lanes // trainer.num_runs)
         for alike in missing.values():
             for begin in range(0, len(alike), together):
                 self._train_group(task_name, trainer, alike[begin : begin + together])
@@ -335,7 +335,7 @@ class Laboratory:
             ends = self.cells.ends(task_name, one.name, identity(one))
             self.store.save(ends, store.fields(runs.pop("ends")))
             self.store.save(cell, runs)
-            steps = self.experiment.num_runs * self.experiment.num_steps
+            steps = trainer.num_runs * self.experiment.num_steps
             self.timings[f"step {task_name} {one.name}"] = trained / steps
             self._took(f"train {task_name} {one.name}", trained + (compiled - start))
 
@@ -352,7 +352,8 @@ class Laboratory:
             ends = self._ends(task_name, contestant)
             ends = ends.first(self.experiment.measured_runs(task_name))
             params = ends.poc if point == "poc" else ends.final
-            return store.fields(properties.measure(task, params, self.measurement))
+            what = self.cells.measurement_of(task_name)
+            return store.fields(properties.measure(task, params, what))
 
         return properties.Surroundings(**self._cell(cell, f"measure {task_name}", compute))
 
@@ -393,13 +394,13 @@ class Laboratory:
         def compute() -> dict[str, Any]:
             count = self.experiment.measured_runs(task_name)
             own, other = runs.first(count), reference_runs.first(count)
+            what = self.cells.measurement_of(task_name).headline_alone()
             level = properties.matched_level(own, other)
             out: dict[str, Any] = {"level": properties.level_loss(level)}
             for side, who, one in (("own", contestant, own), ("reference", reference, other)):
                 ends = self._ends(task_name, who).first(count)
                 params, out[f"{side}_step"] = properties.params_at_level(one, ends, level)
-                measured = properties.measure(task, params, self.measurement.headline_alone())
-                out[side] = store.fields(measured)
+                out[side] = store.fields(properties.measure(task, params, what))
             return out
 
         tree = self._cell(cell, f"match {task_name}", compute)

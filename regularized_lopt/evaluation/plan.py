@@ -220,7 +220,7 @@ class _Rates:
 
     def training(self, task: str, name: str) -> float:
         """Of all runs of a contestant."""
-        lanes = self._experiment.num_runs
+        lanes = self._experiment.runs_of(task)
         return lanes * self._experiment.num_steps * self._inner_step(task, name)
 
     def measuring(self, task: str) -> float:
@@ -301,7 +301,7 @@ class _Rates:
             image_task = laboratory_lib.image_task(task, self._experiment.phase)
             params = jax.tree.map(lambda leaf: leaf[None], image_task.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
-                self._lab.measurement,
+                self._lab.cells.measurement_of(task),
                 radii=self._lab.measurement.headline_alone().radii,
                 headline_starts=1,
             )
