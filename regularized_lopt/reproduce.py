@@ -62,7 +62,7 @@ def main() -> None:
     if _DRY_RUN.value:
         _print_plan(plan(laboratory, measure_rates=True))
         return
-    seeds = [len(laboratory.seeds(name)) for name in experiment.optimizers]
+    seeds = [len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers]
     publish(
         laboratory,
         "Do learned optimizers find flat minima?",

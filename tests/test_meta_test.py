@@ -24,6 +24,7 @@ from regularized_lopt.evaluation import (
     sharpness,
     training,
 )
+from regularized_lopt.evaluation import runs as runs_lib
 
 KEY = jax.random.PRNGKey(0)
 DIGITS = "ImageMLP_Digits_20_Relu"
@@ -163,7 +164,7 @@ def test_runs_are_what_a_plain_loop_gives():
             before = opt.get_params(state)
             state = opt.update(state, grad, loss=loss)
             if t >= 19:
-                level = int(np.floor(-np.log(trailing) / np.log(training.LEVEL_RATIO)))
+                level = int(np.floor(-np.log(trailing) / np.log(runs_lib.LEVEL_RATIO)))
                 reached.setdefault(level, (t, opt.get_params(state)))
         test = task.datasets.host_arrays("test")
         batch = task.datasets.normalize(test)
@@ -215,13 +216,13 @@ def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
     start = jnp.asarray(-1.0)
     (_, state), _ = jax.lax.scan(
         step,
-        (convergence.start(start), training.Levels.start(start)),
+        (convergence.start(start), runs_lib.Levels.start(start)),
         (jnp.arange(80), jnp.asarray(losses)),
     )
     means = np.array([losses[t - 19 : t + 1].mean() for t in range(19, 80)])
     for number, at in zip(np.asarray(state.level), np.asarray(state.step), strict=True):
         if at >= 0:
-            bound = training.LEVEL_RATIO ** -float(number)
+            bound = runs_lib.LEVEL_RATIO ** -float(number)
             first = 19 + int(np.argmax(means <= bound * (1 + 1e-5)))
             assert abs(first - at) <= 1 or means[at - 19] <= bound * (1 + 1e-4)
             assert not np.any(means[: at - 19] < bound * (1 - 1e-4))
@@ -267,10 +268,10 @@ def test_baselines_are_optax_s(name):
 
 
 def test_eval_grid_has_start_quarter_and_end():
-    grid = training.eval_grid(2000)
+    grid = runs_lib.eval_grid(2000)
     assert {0, 1, 500, 2000} <= set(grid.tolist())
     assert (np.diff(grid) > 0).all()
-    assert training.eval_grid(1).tolist() == [0, 1]
+    assert runs_lib.eval_grid(1).tolist() == [0, 1]
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from regularized_lopt.evaluation import contestants as contestants_lib
-from regularized_lopt.evaluation import store, training
+from regularized_lopt.evaluation import store
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import Experiment
 from regularized_lopt.evaluation.properties import Measurement
+from regularized_lopt.evaluation.runs import LEVEL_RATIO, LEVELS_KEPT
 from regularized_lopt.evaluation.store import Cell
 from regularized_lopt.tasks import data as data_lib
 
@@ -49,17 +50,17 @@ class Cells:
         return Cell("tune", f"{task} {baseline}", spec)
 
     def runs(self, task: str, name: str, contestant: str) -> Cell:
-        """`training.Runs` of a contestant, whose `identity` is given."""
+        """`Runs` of a contestant, whose `identity` is given."""
         spec = {
             **self._spec(task),
             "num_runs": self.experiment.runs_of(task),
             "contestant": contestant,
-            "levels": [training.LEVEL_RATIO, training.LEVELS_KEPT],
+            "levels": [LEVEL_RATIO, LEVELS_KEPT],
         }
         return Cell("runs", f"{task} {name}", spec)
 
     def ends(self, task: str, name: str, contestant: str) -> Cell:
-        """`training.Ends` of those runs: large, and needed only to measure around them."""
+        """`Ends` of those runs: large, and needed only to measure around them."""
         return dataclasses.replace(self.runs(task, name, contestant), kind="ends")
 
     def surroundings(self, task: str, name: str, contestant: str, point: str) -> Cell:

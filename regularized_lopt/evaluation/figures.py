@@ -15,8 +15,8 @@ from matplotlib import figure as mpl_figure
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.landscape import LossSlices
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES
+from regularized_lopt.evaluation.runs import trailing_mean
 from regularized_lopt.evaluation.statistics import Difference
-from regularized_lopt.evaluation.training import trailing_mean
 from regularized_lopt.evaluation.verdicts import (
     POINTS,
     Result,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 
-from regularized_lopt import errors, launch, tasks
+from regularized_lopt import tasks
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import (
     early_evidence,
@@ -29,15 +26,14 @@ from regularized_lopt.evaluation import (
 )
 from regularized_lopt.evaluation.cells import Cells, identity
 from regularized_lopt.evaluation.contestants import Contestant
-from regularized_lopt.evaluation.experiment import GIVEN, Experiment
+from regularized_lopt.evaluation.experiment import Experiment
+from regularized_lopt.evaluation.optimizers import Optimizers
+from regularized_lopt.evaluation.runs import Ends, Runs
 from regularized_lopt.evaluation.store import Cell
 from regularized_lopt.evaluation.training import Layout
-from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.outer_train import load_metrics
 from regularized_lopt.tasks import data as data_lib
 
 _MANIFEST = "manifest.json"
-_FINISHED = "finished"
 
 
 class Laboratory:
@@ -72,7 +68,6 @@ class Laboratory:
           progress: show progress bars.
         """
         self.experiment = experiment
-        self._given = given or {}
         self.out_dir = pathlib.Path(out_dir)
         self.measurement = measurement or properties.Measurement()
         self.progress = progress
@@ -80,6 +75,7 @@ class Laboratory:
         self.store = store.Store(self.out_dir / "cells")
         self.timings = store.Numbers(self.out_dir / "timings.json")
         self.spent = store.Numbers(self.out_dir / "spent.json")
+        self.optimizers = Optimizers(experiment, self.out_dir, given or {}, progress, self._took)
 
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
@@ -89,9 +85,11 @@ class Laboratory:
             )  # An unknown name is refused before anything is trained.
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         for name, source in {**self.experiment.optimizers, **early}.items():
-            self.trained(name, source, 0)  # As is what cannot be read.
+            self.optimizers.trained(name, source, 0)  # As is what cannot be read.
         optimizers = {
-            name: [self._optimizer(name, source, seed) for seed in self.seeds(name)]
+            name: [
+                self.optimizers.train(name, source, seed) for seed in self.optimizers.seeds(name)
+            ]
             for name, source in self.experiment.optimizers.items()
         }
         return [self._task_result(name, optimizers) for name in self.experiment.tasks]
@@ -101,7 +99,7 @@ class Laboratory:
         if not self.experiment.early_evidence:
             return None
         learned = {
-            name: self._optimizer(early_name(name), source, 0)
+            name: self.optimizers.train(early_name(name), source, 0)
             for name, source in self.experiment.early_evidence.items()
         }
         cell = self.cells.early_evidence({name: identity(one) for name, one in learned.items()})
@@ -122,7 +120,7 @@ class Laboratory:
         """Updates by gradient of the learned optimizers, of the first meta-training seed."""
         found = {}
         for name, source in self.experiment.optimizers.items():
-            contestant = self._optimizer(name, source, self.seeds(name)[0])
+            contestant = self.optimizers.train(name, source, self.optimizers.seeds(name)[0])
             if contestant.learning_rate is None:  # Not a baseline that was given.
                 tree = self._cell(
                     self.cells.update_curves(name, identity(contestant)),
@@ -132,72 +130,9 @@ class Laboratory:
                 found[name] = [smoothness.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
         return found
 
-    def meta_trainings(self) -> dict[str, dict[str, np.ndarray]]:
-        """The curves (see `load_metrics`) of the optimizers that were meta-trained here."""
-        found = {}
-        for name, source in self.experiment.optimizers.items():
-            for seed in self.seeds(name):
-                directory = self.directory(name, source, seed)
-                if directory is not None:
-                    label = name if len(self.seeds(name)) == 1 else f"{name}, seed {seed}"
-                    found[label] = load_metrics(directory)
-        return found
-
     def seconds_per_step(self, task: str, contestant: str) -> float | None:
         """Wall-clock of one inner step of one run, as measured when the cell was computed."""
         return self.timings.get(f"step {task} {contestant}")
-
-    # Optimizers.
-
-    def seeds(self, name: str) -> tuple[int, ...]:
-        """The meta-training seeds of an optimizer of the experiment."""
-        trained_here = self.experiment.optimizers[name].endswith(".gin")
-        return self.experiment.seeds_of(name) if trained_here else (0,)
-
-    def directory(self, name: str, source: str, seed: int) -> pathlib.Path | None:
-        """Where an optimizer is meta-trained; None: it is trained already."""
-        if not source.endswith(".gin"):
-            return None
-        with self.meta_training(source, seed):
-            digest = hashlib.sha256("\n".join(_gin_lines()).encode()).hexdigest()[:12]
-        return self.out_dir / "optimizers" / f"{name}-seed{seed}-{digest}"
-
-    @contextlib.contextmanager
-    def meta_training(self, source: str, seed: int) -> Iterator[None]:
-        """Gin's configuration replaced for a while by that of a meta-training."""
-        outside = gin.config_str(max_line_length=10_000)
-        gin.clear_config()
-        try:
-            bindings = [*self.experiment.bindings, f"outer_train.seed = {seed}"]
-            launch.parse_gin([source], bindings)
-            yield
-        finally:
-            gin.clear_config()
-            gin.parse_config(outside)
-
-    def trained(self, name: str, source: str, seed: int) -> Contestant | None:
-        """A learned optimizer; None: it is still to be meta-trained."""
-        if source == GIVEN:
-            given = self._given[errors.check_name("given optimizer", name, self._given)]
-            return dataclasses.replace(given, name=name)
-        directory = self.directory(name, source, seed)
-        if directory is not None and not _finished(directory):
-            return None
-        return contestants_lib.load(name, directory or source)
-
-    def _optimizer(self, name: str, source: str, seed: int) -> Contestant:
-        """Meta-trained now, unless it is there."""
-        directory = self.directory(name, source, seed)
-        if directory is not None and not _finished(directory):
-            with self.meta_training(source, seed):
-                outer_train(directory, progress=self.progress)
-            (directory / _FINISHED).touch()
-            # Of all its parts, if it was interrupted.
-            self._took(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
-            jax.clear_caches()
-        found = self.trained(name, source, seed)
-        assert found is not None
-        return found
 
     # Cells of one task.
 
@@ -300,7 +235,7 @@ class Laboratory:
         task_name: str,
         trainer: training.Trainer,
         contestants: Mapping[str, Sequence[Contestant]],
-    ) -> dict[str, list[training.Runs]]:
+    ) -> dict[str, list[Runs]]:
         """The runs of all; where the layout is that wide, several contestants in one program."""
         cells = {
             name: [self.cells.runs(task_name, name, identity(one)) for one in contestants[name]]
@@ -315,10 +250,7 @@ class Laboratory:
         for alike in missing.values():
             for begin in range(0, len(alike), together):
                 self._train_group(task_name, trainer, alike[begin : begin + together])
-        return {
-            name: [training.Runs(**self.store.load(cell)) for cell in of]
-            for name, of in cells.items()
-        }
+        return {name: [Runs(**self.store.load(cell)) for cell in of] for name, of in cells.items()}
 
     def _train_group(
         self, task_name: str, trainer: training.Trainer, group: Sequence[tuple[Cell, Contestant]]
@@ -363,7 +295,7 @@ class Laboratory:
         task_name: str,
         name: str,
         contestants: Mapping[str, Sequence[Contestant]],
-        all_runs: Mapping[str, Sequence[training.Runs]],
+        all_runs: Mapping[str, Sequence[Runs]],
     ) -> list[verdicts.Matched]:
         """Of each meta-training seed, against the reference's of the same place."""
         reference = self.experiment.reference
@@ -384,8 +316,8 @@ class Laboratory:
         task_name: str,
         contestant: Contestant,
         reference: Contestant,
-        runs: training.Runs,
-        reference_runs: training.Runs,
+        runs: Runs,
+        reference_runs: Runs,
     ) -> verdicts.Matched:
         cell = self.cells.matched(
             task_name, contestant.name, identity(contestant), identity(reference)
@@ -420,7 +352,7 @@ class Laboratory:
 
         return landscape.LossSlices(**self._cell(cell, f"slice {task_name}", compute))
 
-    def _ends(self, task_name: str, contestant: Contestant) -> training.Ends:
+    def _ends(self, task_name: str, contestant: Contestant) -> Ends:
         """The params of a contestant's runs.
 
         Raises:
@@ -434,7 +366,7 @@ class Laboratory:
                 "params, around which something is still to be measured. To train these networks "
                 f"again, delete cells/{self.cells.runs(*who).file_name}."
             )
-        return training.Ends(**self.store.load(cell))
+        return Ends(**self.store.load(cell))
 
     def _cell(self, cell: Cell, what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if cell not in self.store:
@@ -472,14 +404,3 @@ def _update_curves(contestant: Contestant) -> dict[str, Any]:
 def early_name(name: str) -> str:
     """What an optimizer of the early evidence is called among the optimizers."""
     return f"early-{name}"
-
-
-def _gin_lines() -> list[str]:
-    """Gin's bindings, less those that do not change what is learned."""
-    free = ("outer_train.log_every", "outer_train.checkpoint_every", "outer_train.progress")
-    lines = gin.config_str(max_line_length=10_000).splitlines()
-    return sorted(line for line in lines if line and not line.startswith(("#", "import", *free)))
-
-
-def _finished(directory: pathlib.Path) -> bool:
-    return (directory / _FINISHED).is_file()

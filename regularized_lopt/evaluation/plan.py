@@ -65,8 +65,8 @@ class _Plan:
         """In the order in which they are computed."""
         contestants: dict[str, list[Contestant | None]] = {}
         for name, source in self._experiment.optimizers.items():
-            seeds = self._lab.seeds(name)
-            contestants[name] = [self._lab.trained(name, source, seed) for seed in seeds]
+            seeds = self._lab.optimizers.seeds(name)
+            contestants[name] = [self._lab.optimizers.trained(name, source, seed) for seed in seeds]
             for seed, one in zip(seeds, contestants[name], strict=True):
                 label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
                 yield self._meta_training(name, source, seed, label, one)
@@ -89,7 +89,7 @@ class _Plan:
     def _early_evidence(self) -> Iterator[PlannedCell]:
         found: dict[str, Contestant | None] = {}
         for name, source in self._experiment.early_evidence.items():
-            found[name] = self._lab.trained(laboratory_lib.early_name(name), source, 0)
+            found[name] = self._lab.optimizers.trained(laboratory_lib.early_name(name), source, 0)
             label = f"early evidence, {name}"
             yield self._meta_training(
                 laboratory_lib.early_name(name), source, 0, label, found[name]
@@ -205,7 +205,7 @@ class _Rates:
             # The first step compiles.
             return float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
 
-        with self._lab.meta_training(source, seed):
+        with self._lab.optimizers.configured(source, seed):
             try:
                 steps = gin.query_parameter("outer_train.num_outer_steps")
             except ValueError:  # Not bound.
@@ -286,11 +286,11 @@ class _Rates:
     def _like(self, name: str) -> Contestant:
         """An optimizer, or an untrained one of its kind."""
         source = self._experiment.optimizers[name]
-        seed = self._lab.seeds(name)[0]
-        return self._lab.trained(name, source, seed) or self._untrained(source)
+        seed = self._lab.optimizers.seeds(name)[0]
+        return self._lab.optimizers.trained(name, source, seed) or self._untrained(source)
 
     def _untrained(self, source: str) -> Contestant:
-        with self._lab.meta_training(source, 0):
+        with self._lab.optimizers.configured(source, 0):
             lopt = LSTMLOpt()
         return contestants_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
 
@@ -311,7 +311,7 @@ class _Rates:
 
     def _fits(self, name: str, source: str) -> float:
         """Seconds of the early evidence's fits with one optimizer."""
-        trained = self._lab.trained(laboratory_lib.early_name(name), source, 0)
+        trained = self._lab.optimizers.trained(laboratory_lib.early_name(name), source, 0)
         contestant, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
 
         def measure() -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from regularized_lopt import errors, regularizers, tasks
 from regularized_lopt.configurable import configurable
 from regularized_lopt.evaluation import sharpness
-from regularized_lopt.evaluation.training import LEVEL_RATIO, NO_LEVEL, Ends, Runs
+from regularized_lopt.evaluation.runs import LEVEL_RATIO, NO_LEVEL, Ends, Runs
 
 LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
 PROPERTIES = tuple(LABELS)

@@ -352,7 +352,7 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
         experiment.test,
     )
     page = reporter.write(title, lead, with_claims, laboratory.seconds_per_step)
-    if curves := laboratory.meta_trainings():
+    if curves := laboratory.optimizers.curves():
         reporter.meta_training(page, curves)
     if updates := laboratory.update_curves():
         reporter.smoothness(page, updates)

@@ -11,7 +11,7 @@ import numpy as np
 from regularized_lopt.evaluation import statistics
 from regularized_lopt.evaluation.landscape import LossSlices
 from regularized_lopt.evaluation.properties import PROPERTIES, Measurement, Surroundings
-from regularized_lopt.evaluation.training import Runs
+from regularized_lopt.evaluation.runs import Runs
 
 HOLDS = "holds"
 ABSOLUTE_ONLY = "holds only in absolute radius"

@@ -1,0 +1,113 @@
+"""The learned optimizers of an experiment: where they are, and how they are meta-trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import gin
+import jax
+import numpy as np
+
+from regularized_lopt import errors, launch
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.experiment import GIVEN, Experiment
+from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.outer_train import load_metrics
+
+_FINISHED = "finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+    """Finds learned optimizers, or makes them.
+
+    Attributes:
+      experiment: names them.
+      out_dir: those that are meta-trained here are in optimizers/<name>-seed<seed>-<digest>.
+      given: those that the experiment says are given.
+      progress: show progress bars.
+      took: told (what, seconds) after each meta-training.
+    """
+
+    experiment: Experiment
+    out_dir: pathlib.Path
+    given: Mapping[str, Contestant]
+    progress: bool
+    took: Callable[[str, float], None]
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        """The meta-training seeds of an optimizer of the experiment."""
+        trained_here = self.experiment.optimizers[name].endswith(".gin")
+        return self.experiment.seeds_of(name) if trained_here else (0,)
+
+    def directory(self, name: str, source: str, seed: int) -> pathlib.Path | None:
+        """Where an optimizer is meta-trained; None: it is trained already."""
+        if not source.endswith(".gin"):
+            return None
+        with self.configured(source, seed):
+            digest = hashlib.sha256("\n".join(_gin_lines()).encode()).hexdigest()[:12]
+        return self.out_dir / "optimizers" / f"{name}-seed{seed}-{digest}"
+
+    @contextlib.contextmanager
+    def configured(self, source: str, seed: int) -> Iterator[None]:
+        """Gin's configuration replaced for a while by that of a meta-training."""
+        outside = gin.config_str(max_line_length=10_000)
+        gin.clear_config()
+        try:
+            bindings = [*self.experiment.bindings, f"outer_train.seed = {seed}"]
+            launch.parse_gin([source], bindings)
+            yield
+        finally:
+            gin.clear_config()
+            gin.parse_config(outside)
+
+    def trained(self, name: str, source: str, seed: int) -> Contestant | None:
+        """A learned optimizer; None: it is still to be meta-trained."""
+        if source == GIVEN:
+            given = self.given[errors.check_name("given optimizer", name, self.given)]
+            return dataclasses.replace(given, name=name)
+        directory = self.directory(name, source, seed)
+        if directory is not None and not _finished(directory):
+            return None
+        return contestants_lib.load(name, directory or source)
+
+    def train(self, name: str, source: str, seed: int) -> Contestant:
+        """A learned optimizer, meta-trained now unless it is there."""
+        directory = self.directory(name, source, seed)
+        if directory is not None and not _finished(directory):
+            with self.configured(source, seed):
+                outer_train(directory, progress=self.progress)
+            (directory / _FINISHED).touch()
+            # Of all its parts, if it was interrupted.
+            self.took(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
+            jax.clear_caches()
+        found = self.trained(name, source, seed)
+        assert found is not None
+        return found
+
+    def curves(self) -> dict[str, dict[str, np.ndarray]]:
+        """The curves (see `load_metrics`) of those that were meta-trained here."""
+        found = {}
+        for name, source in self.experiment.optimizers.items():
+            for seed in self.seeds(name):
+                directory = self.directory(name, source, seed)
+                if directory is not None:
+                    label = name if len(self.seeds(name)) == 1 else f"{name}, seed {seed}"
+                    found[label] = load_metrics(directory)
+        return found
+
+
+def _gin_lines() -> list[str]:
+    """Gin's bindings, less those that do not change what is learned."""
+    free = ("outer_train.log_every", "outer_train.checkpoint_every", "outer_train.progress")
+    lines = gin.config_str(max_line_length=10_000).splitlines()
+    return sorted(line for line in lines if line and not line.startswith(("#", "import", *free)))
+
+
+def _finished(directory: pathlib.Path) -> bool:
+    return (directory / _FINISHED).is_file()
