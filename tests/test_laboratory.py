@@ -242,6 +242,14 @@ def test_optimizers_may_have_different_numbers_of_seeds():
         Experiment(**what, meta_training_seeds={"none": (0, 1, 2), "sam": (1,)})
 
 
+def test_only_optimizers_of_a_property_speak_for_it():
+    names = ("none", "smoothing", "sam_optimizee", "gam", "mine")
+    what = dict.fromkeys(names, "gin_configs/digits_mlp_none.gin")
+    one = Experiment(optimizers=what, tasks=(RELU,), properties={"mine": "gsam"})
+    assert [one.is_targeted(name) for name in names] == [False, False, True, True, True]
+    assert [one.property_of(name) for name in names] == ["sam", "sam", "sam", "gam", "gsam"]
+
+
 def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(tmp_path):
     """What is kept of an experiment is small: the params are most of it."""
     lab(tmp_path).run()

@@ -12,6 +12,7 @@ from regularized_lopt.evaluation.verdicts import (
     ABSOLUTE_ONLY,
     DOES_NOT_HOLD,
     HOLDS,
+    POINTS,
     UNDECIDED,
     TaskResult,
     Verdict,
@@ -107,7 +108,7 @@ def _learned(
         (result.task, key)
         for result in results
         for key, one in result.learned
-        if one.own_property == name
+        if one.own_property == name and one.targeted
     }
     relevant = [v for v in judged if v.property == name and (v.task, v.contestant) in owners]
     if not relevant:
@@ -117,6 +118,8 @@ def _learned(
         f"in relative, {v.matched} at matched training loss: {v.verdict}."
         for v in relevant
     ]
+    by_task = {result.task: result for result in results}
+    evidence += [_growth(by_task[task], key, name) for task, key in sorted(owners)]
     wanted = [v for v in relevant if claimed(v.task)]
     if not wanted:
         return Claim(text, NOT_MEASURED, tuple(evidence))
@@ -129,6 +132,20 @@ def _learned(
         return Claim(text, outcomes[0], tuple(evidence))
     parts = (f"{outcome} in {outcomes.count(outcome)}" for outcome in dict.fromkeys(outcomes))
     return Claim(text, f"{', '.join(parts)} of {len(outcomes)}", tuple(evidence))
+
+
+def _growth(result: TaskResult, key: str, name: str) -> str:
+    """How much more of the property there is at completion than at convergence."""
+    own, other = result.contestants[key], result.reference_result
+    radius = result.measurement.headline
+    at = {
+        point: statistics.differences(
+            *paired_units(*(one.last(name, point, radius) for one in (own, other)))
+        )
+        for point in POINTS
+    }
+    growth = statistics.paired_difference(at["completion"], at["poc"])
+    return f"{result.task}, {key}, completion less convergence: {growth} in absolute radius."
 
 
 def _strongest(found: Sequence[str]) -> str:

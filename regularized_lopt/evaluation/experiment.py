@@ -142,6 +142,13 @@ class Experiment:
 
     def property_of(self, name: str) -> str:
         """The property that a contestant should have learned."""
-        base = name.split("_", maxsplit=1)[0].rsplit("+", maxsplit=1)[-1].lower()
-        default = base if base in properties.PROPERTIES else "sam"
-        return self.properties.get(name, default)
+        base = _base(name)
+        return self.properties.get(name, base if base in properties.PROPERTIES else "sam")
+
+    def is_targeted(self, name: str) -> bool:
+        """Whether that is said of it: by its own name, or by `properties`."""
+        return name in self.properties or _base(name) in properties.PROPERTIES
+
+
+def _base(name: str) -> str:
+    return name.split("_", maxsplit=1)[0].rsplit("+", maxsplit=1)[-1].lower()

@@ -268,20 +268,28 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
 
 
 def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figure.Figure:
-    """Outer loss (running mean) and validation loss by outer step, one curve per run."""
+    """Outer loss (running mean) and validation loss by outer step, one curve per run.
+
+    Labels are names of optimizers, or "NAME, seed SEED": those of one name share a colour.
+    """
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = new_figure(2)
-        for color, (name, columns) in zip(cycle(), metrics.items(), strict=False):
+        optimizers = [label.split(", seed ")[0] for label in metrics]
+        colors = dict(zip(dict.fromkeys(optimizers), cycle(), strict=False))
+        seen: set[str] = set()
+        for name, columns in zip(optimizers, metrics.values(), strict=True):
+            color, label = colors[name], name if name not in seen else None
+            seen.add(name)
             steps, loss = columns["outer_step"], columns["loss"]
             smooth = trailing_mean(loss[None], np.arange(len(loss)), 10)[0]
-            left.plot(steps, smooth, color=color, label=name, linewidth=1.4)
+            left.plot(steps, smooth, color=color, label=label, linewidth=1.2)
             validated = np.isfinite(columns["validation_loss"])
             right.plot(
                 steps[validated],
                 columns["validation_loss"][validated],
                 ".-",
                 color=color,
-                label=name,
+                linewidth=1.2,
             )
         left.set(yscale="log", xlabel="outer step", ylabel="outer loss (nats)")
         left.set_title("Outer loss at the end of an unroll (running mean)")

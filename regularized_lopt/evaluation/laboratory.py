@@ -150,6 +150,7 @@ class Laboratory:
             found[name] = verdicts.Result(
                 name=first.label,
                 own_property=self.experiment.property_of(name),
+                targeted=self.experiment.is_targeted(name),
                 gradients_per_step=first.gradients_per_step,
                 learning_rate=first.learning_rate,
                 runs=all_runs[name],

@@ -53,6 +53,7 @@ class Result:
       at: per point ("poc", "completion"), per seed.
       matched: per seed; empty for the reference.
       slices: of the loss around the PoC of the first run, if they were asked for.
+      targeted: whether it was trained for its own property, which else is merely what to show.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Result:
     at: Mapping[str, Sequence[Surroundings]]
     matched: Sequence[Matched]
     slices: LossSlices | None = None
+    targeted: bool = True
 
     @property
     def is_learned(self) -> bool:

@@ -34,8 +34,8 @@ def sample(
       key: of u.
 
     Returns:
-      Indices and weights, the latter 1 / (count * p). The weighted sum of any f over the indices has
-      as its mean the sum of f over all coordinates of positive importance.
+      Indices and weights, the latter 1 / (count * p). The weighted sum of any f over the indices
+      has as its mean the sum of f over all coordinates of positive importance.
     """
     total = jnp.sum(importance)
     probability = jnp.where(total > 0, importance / total, 1 / importance.size)
