@@ -146,8 +146,13 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     (results / "results.json").write_text(
         json.dumps({"tasks": {"T": {"measurement": measurement}}})
     )
-    run, into = zoo.ENTRIES / name, tmp_path / "entries"
-    card = publish.publish(run, "again", results, "mine", 1, "a command", entries=into)
+    # Seed 0 has the higher validation loss, so that seed 1 is taken.
+    run, worse, into = zoo.ENTRIES / name, tmp_path / "worse", tmp_path / "entries"
+    shutil.copytree(run, worse)
+    tree, metadata = serialization.load_flat(run / zoo.THETA_FILE)
+    metadata["stage"]["best_loss"] += 0.1
+    serialization.save(worse / zoo.THETA_FILE, tree, metadata)
+    card = publish.publish([worse, run], "again", results, "mine", "a command", entries=into)
     (row,) = card.figures
     assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 2)
     assert (row["measured_runs"], row["num_examples"], row["starts"]) == (1, 512, 2)
@@ -157,9 +162,9 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     assert json.loads((entry / "card.json").read_text())["sha256"] == zoo.card(name).sha256
     assert regularized_lopt.load(entry).plot_meta_training()
     with pytest.raises(errors.UnknownNameError, match="mine, other"):
-        publish.publish(run, "again", results, "theirs", 0, "", entries=tmp_path)
+        publish.publish([run], "again", results, "theirs", "", entries=tmp_path)
     with pytest.raises(errors.UnknownNameError, match=r"meta-training seed of mine .*'2'.*0, 1"):
-        publish.publish(run, "again", results, "mine", 2, "", entries=tmp_path)
+        publish.publish([worse, worse, run], "again", results, "mine", "", entries=tmp_path)
 
 
 def test_verifying_measures_what_the_card_states(tmp_path):

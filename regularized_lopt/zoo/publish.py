@@ -1,11 +1,12 @@
 """Puts an outer training run among the optimizers that come with the package.
 
-    python -m regularized_lopt.zoo.publish --train_log_dir=RUN --name=NAME \\
-        --results=DIR --optimizer=KEY [--seed=INDEX] --measured_by=COMMAND
+    python -m regularized_lopt.zoo.publish --train_log_dir=RUN [--train_log_dir=RUN ...] \\
+        --name=NAME --results=DIR --optimizer=KEY --measured_by=COMMAND
 
-copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. The
-figures on the card are those of optimizer KEY, meta-training seed number INDEX, in runs.csv and
-results.json, which a meta-test or the laboratory wrote into DIR.
+copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. Of
+several runs, one per meta-training seed and in their order, it takes the one with the lowest
+validation loss in the last stage of its curriculum. The figures on the card are those of optimizer
+KEY and that seed in runs.csv and results.json, which a meta-test or the laboratory wrote into DIR.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from regularized_lopt import errors, launch, serialization, zoo
 from regularized_lopt.evaluation import statistics
 from regularized_lopt.zoo import cards
 
-_TRAIN_LOG_DIR = flags.DEFINE_string(
-    "train_log_dir", None, "Directory of the outer training run.", required=True
+_TRAIN_LOG_DIRS = flags.DEFINE_multi_string(
+    "train_log_dir", None, "Directory of the outer training run, one per seed.", required=True
 )
 _NAME = flags.DEFINE_string("name", None, "Name of the entry.", required=True)
 _RESULTS = flags.DEFINE_string(
@@ -34,18 +35,16 @@ _RESULTS = flags.DEFINE_string(
 _OPTIMIZER = flags.DEFINE_string(
     "optimizer", None, "Name of the optimizer in runs.csv.", required=True
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Which of its meta-training seeds, from 0.")
 _MEASURED_BY = flags.DEFINE_string(
     "measured_by", None, "The command that wrote these results.", required=True
 )
 
 
 def publish(
-    train_log_dir: pathlib.Path,
+    train_log_dirs: Sequence[pathlib.Path],
     name: str,
     results: pathlib.Path,
     optimizer: str,
-    seed: int,
     measured_by: str,
     entries: pathlib.Path = zoo.ENTRIES,
 ) -> cards.Card:
@@ -56,8 +55,10 @@ def publish(
       errors.UnknownNameError: the results have no such optimizer.
       serialization.FileFormatError: the run's weights are damaged.
     """
+    found = [serialization.load_flat(one / zoo.THETA_FILE)[1] for one in train_log_dirs]
+    seed = int(np.argmin([metadata["stage"]["best_loss"] for metadata in found]))
+    train_log_dir, metadata = train_log_dirs[seed], found[seed]
     weights = train_log_dir / zoo.THETA_FILE
-    _, metadata = serialization.load_flat(weights)
     spaces = {
         space: metadata[f"regularizer_{space}_space"]
         for space in ("meta", "optimizee")
@@ -128,11 +129,10 @@ def main() -> None:
     """Publishes one run and prints its card."""
     print(
         publish(
-            pathlib.Path(_TRAIN_LOG_DIR.value),
+            [pathlib.Path(one) for one in _TRAIN_LOG_DIRS.value],
             _NAME.value,
             pathlib.Path(_RESULTS.value),
             _OPTIMIZER.value,
-            _SEED.value,
             _MEASURED_BY.value,
         )
     )
