@@ -58,6 +58,14 @@ def test_is_an_experiment_of_the_laboratory(config):
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         launch.parse_gin([source], experiment.bindings if "mlp" in source else [])
+        steps = gin.get_bindings("outer_train")["num_outer_steps"]
+        if "mlp" in source and config != "reproduce_digits.gin":
+            assert steps == (162_000 if "full" in config else 3000)
+            # What follows theta's learning rate ends with it.
+            assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == steps
+            for name in ("gsam", "gam"):
+                if name in source:
+                    assert gin.get_bindings("proportional_schedule")["num_steps"] == steps
         Curriculum().check(RegularizedTruncatedGrad(STEP).unroll_length)
 
 

@@ -367,8 +367,8 @@ def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
     assert len(re.findall(r"^\| none \|", text, re.MULTILINE)) >= 2
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (out_dir / link).is_file()
+    (out_dir / "RESULTS.md").write_text(text.replace("What to make of it.\n\n", ""))
     (out_dir / "NOTES.md").unlink()
-    run_module("reproduce", *reproduction(out_dir))
     for path in files:
         assert (out_dir / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
     assert sorted(files) == sorted(

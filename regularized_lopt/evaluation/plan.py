@@ -206,11 +206,9 @@ class _Rates:
             return float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
 
         with self._lab.optimizers.configured(source, seed):
-            try:
-                steps = gin.query_parameter("outer_train.num_outer_steps")
-            except ValueError:  # Not bound.
-                steps = inspect.signature(outer_train).parameters["num_outer_steps"].default
-            return steps * self._rate(f"outer step {source}", measure)
+            default = inspect.signature(outer_train).parameters["num_outer_steps"].default
+            steps = gin.get_bindings("outer_train").get("num_outer_steps", default)
+            return int(steps) * self._rate(f"outer step {source}", measure)
 
     def tuning(self, task: str, name: str) -> float:
         """Of a baseline."""
