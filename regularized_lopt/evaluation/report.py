@@ -92,13 +92,14 @@ class Report:
         self.table(*table)
         self.note(note)
 
-    def figure(self, figure: mpl_figure.Figure, caption: str, file: str) -> str:
+    def figure(self, figure: mpl_figure.Figure, caption: str, file: str | None = None) -> str:
         """The figure as inline SVG, in the page's colours; returns that SVG.
 
-        In Markdown it is a link to `file`, which is not written here.
+        In Markdown it is a link to `file`, which is not written here; None: it is left out.
         """
         svg = figures_lib.to_svg(figure)
-        self._markdown.append(f"![{caption}]({file})\n\n*{caption}*")
+        if file is not None:
+            self._markdown.append(f"![{caption}]({file})\n\n*{caption}*")
         self._body.append(
             f'<figure><div class="wide">{svg}</div>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -135,7 +135,7 @@ def property_table(result: TaskResult, point: str) -> Table:
     header = ["optimizer"]
     for name in PROPERTIES:
         header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
-    header += ["tr H", "λ max"]
+    header += ["tr H", "λ max"] if result.measurement.num_probes else []
     rows = []
     for key, one in result.contestants.items():
         row = [one.name]
@@ -152,9 +152,10 @@ def property_table(result: TaskResult, point: str) -> Table:
                         )
                     )
                 )
-        row += [
-            _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
-        ]
+        if result.measurement.num_probes:
+            row += [
+                _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
+            ]
         rows.append(row)
     return header, rows
 
