@@ -21,7 +21,7 @@ from helpers import CONSTANT, KEY, weights
 
 import regularized_lopt
 from regularized_lopt import launch, regularizers, tasks, upstream
-from regularized_lopt.evaluation import experiment, laboratory, properties
+from regularized_lopt.evaluation import experiment, laboratory, optimizers, properties, search
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
@@ -57,6 +57,10 @@ ARGUMENTS = {
     "RegularizedTruncatedGrad": {"truncated_step": STEP},
     "RegularizedTruncatedStep": {"task_family": FAMILY, "learned_opt": LOPT},
     "StagedTruncationSchedule": {"lengths": (10, 20), "boundaries": (5,)},
+    "Search": {
+        "variants": {"none": "gin_configs/digits_mlp_none.gin"},
+        "trials": {"none": (("outer_train.num_outer_steps = 5",),)},
+    },
     "Sum": {"terms": ((1.0, "sam"), (1.0, "l2"))},
     "meta_splits": {"num_train": 100},
     "meta_test": {"opts": {"mine": upstream.SGD()}, "task": TASK},
@@ -262,6 +266,8 @@ def made_with(selector, parameter, value):
         made = configurable.wrapper(**arguments)
         if isinstance(made, experiment.Experiment):
             laboratory.Laboratory(made, tempfile.gettempdir()).run()
+        if isinstance(made, search.Search):
+            next(search.search(made, tempfile.gettempdir(), progress=False))
         return made
     except Reached as reached:
         return reached.args[0]
@@ -279,7 +285,7 @@ def _stop_before_compiling(monkeypatch):
     def reached(self, *_):
         raise Reached(self.experiment)
 
-    monkeypatch.setattr(laboratory.Laboratory, "_optimizer", reached)
+    monkeypatch.setattr(optimizers.Optimizers, "train", reached)
 
 
 @pytest.mark.parametrize("selector", CONFIGURABLES)
