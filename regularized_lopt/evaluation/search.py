@@ -177,13 +177,18 @@ def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:
 
 
 def plot(trials: Sequence[Trial]) -> mpl_figure.Figure:
-    """Held-out loss against the rise of the loss nearby: what each variant's trials buy."""
+    """Held-out loss against the rise of the loss nearby: what each variant's trials buy.
+
+    Trials at more than twice the lowest loss would flatten all others; they are only counted.
+    """
+    limit = 2 * min(trial.score for trial in trials)
+    beyond = sum(trial.score > limit for trial in trials)
     with matplotlib.rc_context(figures.STYLE):
         figure, axes = figures.new_figure(2)
         variants = dict.fromkeys(trial.variant for trial in trials)
         for axis, scale in zip(axes, SCALES, strict=True):
             for variant, color in zip(variants, figures.COLORS, strict=False):
-                own = [t for t in trials if t.variant == variant and np.isfinite(t.score)]
+                own = [t for t in trials if t.variant == variant and t.score <= limit]
                 for trial in own:
                     axis.plot(
                         trial.rise(scale).mean(),
@@ -195,5 +200,7 @@ def plot(trials: Sequence[Trial]) -> mpl_figure.Figure:
                     )
             axis.set(xscale="log", xlabel="rise of the loss", ylabel="held-out loss (nats)")
             axis.set_title(f"Nearby in {scale} radius {HEADLINE_RADIUS} (large: chosen)")
+        if beyond:
+            axes[-1].annotate(f"{beyond} beyond the scale", (0.02, 0.95), xycoords="axes fraction")
         axes[0].legend()
     return figure
