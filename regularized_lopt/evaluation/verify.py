@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import scipy.stats
 
 from regularized_lopt import errors
@@ -104,7 +103,8 @@ def _checks(task: str, row: dict[str, Any], result: Result) -> list[Check]:
     for name, label in _FIGURES.items():
         mean, std = row[name]
         count = row["measured_runs"] if name == "rise" else row["num_runs"]
-        reach = scipy.stats.t.ppf(0.975, count - 1) if count > 1 else math.inf
-        half_width = float(reach * std / np.sqrt(count)) if count > 1 else math.inf
+        half_width = math.inf  # One run has no spread.
+        if count > 1:
+            half_width = float(scipy.stats.t.ppf(0.975, count - 1) * std / math.sqrt(count))
         checks.append(Check(task, label, mean, half_width, float(values[name].mean())))
     return checks
