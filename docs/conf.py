@@ -118,7 +118,10 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
 
 def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str]) -> None:
     """Links in Markdown that is included from the repository lead to pages here, or to files."""
-    pages = {"../benchmarks/RESULTS.md": "results.md"}
+    pages = {
+        "../benchmarks/RESULTS.md": "results.md",
+        "../results/search/NOTES.md": "hyperparameters.md",
+    }
 
     def here(link: re.Match[str]) -> str:
         target = os.path.relpath(app.srcdir / path.parent / link[1], app.srcdir)
