@@ -62,13 +62,13 @@ def main() -> None:
     if _DRY_RUN.value:
         _print_plan(plan(laboratory, measure_rates=True))
         return
-    seeds = [len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers]
+    seeds = {len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers}
     publish(
         laboratory,
         "Do learned optimizers find flat minima?",
         f"{', '.join(experiment.optimizers)} and tuned baselines on {len(experiment.tasks)} tasks: "
         f"{experiment.num_runs} paired runs of {experiment.num_steps} steps, meta-trained with "
-        f"{min(seeds)} to {max(seeds)} seeds.",
+        f"{' or '.join(map(str, sorted(seeds)))} seed(s).",
     )
 
 

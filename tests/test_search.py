@@ -77,6 +77,21 @@ def test_a_diverged_trial_loses(tmp_path, monkeypatch):
     assert second.score == np.inf
 
 
+def test_a_base_that_wins_as_it_is_adds_nothing_to_the_others(tmp_path, monkeypatch):
+    def tried(what, variant, source, index, bindings, out_dir, progress):
+        runs = dataclasses.make_dataclass("Runs", ["test_loss"])(np.array([[float(index)]]))
+        result = dataclasses.make_dataclass("Result", ["runs"])([runs])
+        return search_lib.Trial(variant, bindings, result)
+
+    monkeypatch.setattr(search_lib, "_try", tried)
+    what = search_lib.Search(
+        variants=dict.fromkeys("abc", NONE),
+        trials={"a": [(), ("x",)], "b": [("y",), ("z",)], "c": [("v",), ("w",)]},
+    )
+    found = [[trial.bindings for trial in of] for of in search_lib.search(what, tmp_path)]
+    assert found == [[(), ("x",)], [("y",), ("z",)], [("v",), ("w",)]]
+
+
 @pytest.mark.parametrize(
     "trials",
     [{}, {"none": []}, {"none": [("a",)], "sam": []}, {"none": [("a",)], "sam": [("a",)] * 2}],

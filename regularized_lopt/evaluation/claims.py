@@ -18,6 +18,7 @@ from regularized_lopt.evaluation.verdicts import (
     Verdict,
     compare,
     paired_units,
+    property_pair,
     units,
 )
 
@@ -136,11 +137,9 @@ def _learned(
 
 def _growth(result: TaskResult, key: str, name: str) -> str:
     """How much more of the property there is at completion than at convergence."""
-    own, other = result.contestants[key], result.reference_result
-    radius = result.measurement.headline
     at = {
         point: statistics.differences(
-            *paired_units(*(one.last(name, point, radius) for one in (own, other)))
+            *paired_units(*property_pair(result, key, name, point, "absolute"))
         )
         for point in POINTS
     }

@@ -122,6 +122,7 @@ def search(what: Search, out_dir: pathlib.Path, progress: bool = True) -> Iterat
       progress: show progress bars.
     """
     base: Bindings = ()
+    first = next(iter(what.variants))
     for variant, source in what.variants.items():
         tried = [
             _try(what, variant, source, index, (*base, *bindings), out_dir, progress)
@@ -129,7 +130,8 @@ def search(what: Search, out_dir: pathlib.Path, progress: bool = True) -> Iterat
         ]
         best = int(np.argmin([trial.score for trial in tried]))
         tried[best] = dataclasses.replace(tried[best], chosen=True)
-        base = base or tried[best].bindings
+        if variant == first:
+            base = tried[best].bindings
         yield tried
 
 

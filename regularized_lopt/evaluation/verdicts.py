@@ -193,7 +193,7 @@ def judge(
         family = {}
         for result in results:
             if primary[0] in result.contestants and primary[0] != result.reference:
-                pair = _pair(result, primary[0], primary[1], "completion", "absolute")
+                pair = property_pair(result, primary[0], primary[1], "completion", "absolute")
                 family[result.task] = statistics.differences(*paired_units(*pair))
         decisions = statistics.decide(family, alpha, test) if family else {}
     return [
@@ -216,8 +216,8 @@ def judge(
 def _verdict(
     result: TaskResult, key: str, name: str, point: str, decision: statistics.Decision | None
 ) -> Verdict:
-    absolute = compare(*_pair(result, key, name, point, "absolute"))
-    relative = compare(*_pair(result, key, name, point, "relative"))
+    absolute = compare(*property_pair(result, key, name, point, "absolute"))
+    relative = compare(*property_pair(result, key, name, point, "relative"))
     matched = compare(*matched_pair(result.contestants[key], name))
     sign = absolute.sign if decision is None else decision.sign
     if decision is not None and decision.underpowered:
@@ -242,9 +242,10 @@ def matched_pair(contestant: Result, name: str) -> tuple[np.ndarray, np.ndarray]
     return np.stack(pairs[0]), np.stack(pairs[1])
 
 
-def _pair(
+def property_pair(
     result: TaskResult, key: str, name: str, point: str, scale: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    """A property at the headline radius, [seeds, runs]: (contestant's, reference's)."""
     radius = result.measurement.headline
     return (
         result.contestants[key].last(name, point, radius, scale),
