@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
 
-.PHONY: quickstart test lint docs stress clean
+.PHONY: quickstart test lint docs results stress clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -20,6 +20,11 @@ lint: $(VENV)/.installed
 stress: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/test_resilience.py tests/test_bad_gin.py
 	$(BIN)/python benchmarks/stress.py
+
+# Tables and figures of results/ and the numbers in README.md, from what is kept; computes nothing.
+results: $(VENV)/.installed
+	$(BIN)/python -m regularized_lopt.reproduce --config_file=results/paper/experiment.gin --out_dir=results/paper --rewrite
+	$(BIN)/python docs/update_readme.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs

@@ -121,6 +121,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
     pages = {
         "../benchmarks/RESULTS.md": "results.md",
         "../results/search/NOTES.md": "hyperparameters.md",
+        "../results/paper/RESULTS.md": "reproduction.md",
     }
 
     def here(link: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
 """Launcher: from gin files to results, or from an optimizer of the zoo to what its card says.
 
-python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run]
+python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run | --rewrite]
 python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 """
 
@@ -17,8 +17,17 @@ from regularized_lopt.evaluation.plan import PlannedCell, plan
 from regularized_lopt.evaluation.report import print_table, publish
 
 _OUT_DIR = flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and report go.")
+_OPTIMIZERS_DIR = flags.DEFINE_string(
+    "optimizers_dir",
+    None,
+    "Where learned optimizers are meta-trained, for several experiments to share; default: "
+    "optimizers/ in --out_dir.",
+)
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run", False, "Print what would be computed, what is there, and what it would cost."
+)
+_REWRITE = flags.DEFINE_boolean(
+    "rewrite", False, "Write tables, figures and report anew from what is there; compute nothing."
 )
 _VERIFY = flags.DEFINE_string(
     "verify", None, "Name in the zoo: meta-test it again and compare with its card."
@@ -52,16 +61,27 @@ def _print_plan(cells: list[PlannedCell]) -> None:
     )
 
 
+def _check_complete(cells: list[PlannedCell], out_dir: str) -> None:
+    missing = [f"{cell.stage} {cell.label}" for cell in cells if not cell.cached]
+    if missing:
+        sys.exit(
+            f"{out_dir} lacks {len(missing)} of the {len(cells)} cells that --config_file asks "
+            f"for, e.g. {missing[0]!r}. Leave --rewrite out to compute them."
+        )
+
+
 def main() -> None:
     """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
     if _VERIFY.value:
         _verify(_VERIFY.value)
         return
     experiment = Experiment()
-    laboratory = Laboratory(experiment, _OUT_DIR.value)
+    laboratory = Laboratory(experiment, _OUT_DIR.value, optimizers_dir=_OPTIMIZERS_DIR.value)
     if _DRY_RUN.value:
         _print_plan(plan(laboratory, measure_rates=True))
         return
+    if _REWRITE.value:
+        _check_complete(plan(laboratory), _OUT_DIR.value)
     seeds = {len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers}
     publish(
         laboratory,

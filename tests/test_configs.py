@@ -8,7 +8,7 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import launch, regularizers, tasks
-from regularized_lopt.evaluation import Experiment, Measurement, laboratory
+from regularized_lopt.evaluation import Experiment, Measurement, one_task
 from regularized_lopt.evaluation.search import Search
 from regularized_lopt.outer_training import (
     Curriculum,
@@ -56,7 +56,7 @@ def test_is_an_experiment_of_the_laboratory(config):
     experiment = Experiment()
     assert Measurement().num_examples > 0
     for task in experiment.tasks:
-        assert laboratory.image_task(task).name == task
+        assert one_task.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         launch.parse_gin([source], experiment.bindings if "mlp" in source else [])

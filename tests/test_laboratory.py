@@ -356,11 +356,11 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
 def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
     """Without params and checkpoints, and beside notes, which are not touched: the same bytes."""
     out_dir = tmp_path / "kept"
-    ignored = shutil.ignore_patterns("ends", "checkpoints", "events*")
+    ignored = shutil.ignore_patterns("ends", "checkpoints", "events*", "locks", "*.lock")
     shutil.copytree(reproduced[0], out_dir, ignore=ignored)
     files = [path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()]
     (out_dir / "NOTES.md").write_text("What to make of it.\n")
-    run_module("reproduce", *reproduction(out_dir))
+    run_module("reproduce", *reproduction(out_dir), "--rewrite")
     text = (out_dir / "RESULTS.md").read_text()
     assert text.split("\n\n")[2] == "What to make of it."
     assert len(re.findall(r"^\| none \|", text, re.MULTILINE)) >= 2
@@ -371,8 +371,25 @@ def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
     for path in files:
         assert (out_dir / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
     assert sorted(files) == sorted(
-        path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()
+        path.relative_to(out_dir)
+        for path in out_dir.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
     )
+
+
+def test_rewriting_computes_nothing(reproduced, tmp_path):
+    (tmp_path / "cells").mkdir()
+    shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+    done = subprocess.run(
+        command("reproduce", *reproduction(tmp_path), shared, "--rewrite"),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.search(r"lacks \d+ of the \d+ cells .* 'tune ImageMLP_Digits", done.stderr)
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_two_trained_optimizers_are_compared(reproduced, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import launch
+from regularized_lopt.evaluation import one_task
 from regularized_lopt.evaluation import search as search_lib
 from regularized_lopt.tasks import data
 
@@ -46,7 +47,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     # Learning, and the radius, did something.
     assert len({trial.score for trial in trials}) >= 3
     # What is there is not made again, and gives the same.
-    monkeypatch.setattr(search_lib.Laboratory, "_train_group", None)
+    monkeypatch.setattr(one_task.OneTask, "_train_group", None)
     again = [trial for of in search_lib.search(what, tmp_path, progress=False) for trial in of]
     assert [t.score for t in again] == [t.score for t in trials]
 
@@ -62,15 +63,19 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     assert len(search_lib.plot(trials).axes) == 2
 
 
-def test_a_diverged_trial_loses(tmp_path, monkeypatch):
-    def tried(what, variant, source, index, bindings, out_dir, progress):
-        runs = dataclasses.make_dataclass("Runs", ["test_loss"])(
-            np.array([[0.1, [0.3, np.nan, 0.2][index]]])
-        )
-        result = dataclasses.make_dataclass("Result", ["runs"])([runs])
-        return search_lib.Trial(variant, bindings, result)
+def judge_by(losses, monkeypatch):
+    """Trials end at these losses, by number, and train nothing."""
+
+    def tried(what, name, *_):
+        runs = dataclasses.make_dataclass("Runs", ["test_loss"])
+        loss = losses[int(name.rsplit("-", maxsplit=1)[1]) - 1]
+        return dataclasses.make_dataclass("Result", ["runs"])([runs(np.array([[0.1, loss]]))])
 
     monkeypatch.setattr(search_lib, "_try", tried)
+
+
+def test_a_diverged_trial_loses(tmp_path, monkeypatch):
+    judge_by([0.3, np.nan, 0.2], monkeypatch)
     what = search_lib.Search(variants={"none": NONE}, trials={"none": [("a",), ("b",), ("c",)]})
     ((first, second, third),) = search_lib.search(what, tmp_path)
     assert [t.chosen for t in (first, second, third)] == [False, False, True]
@@ -78,12 +83,7 @@ def test_a_diverged_trial_loses(tmp_path, monkeypatch):
 
 
 def test_a_base_that_wins_as_it_is_adds_nothing_to_the_others(tmp_path, monkeypatch):
-    def tried(what, variant, source, index, bindings, out_dir, progress):
-        runs = dataclasses.make_dataclass("Runs", ["test_loss"])(np.array([[float(index)]]))
-        result = dataclasses.make_dataclass("Result", ["runs"])([runs])
-        return search_lib.Trial(variant, bindings, result)
-
-    monkeypatch.setattr(search_lib, "_try", tried)
+    judge_by([0.1, 0.2], monkeypatch)
     what = search_lib.Search(
         variants=dict.fromkeys("abc", NONE),
         trials={"a": [(), ("x",)], "b": [("y",), ("z",)], "c": [("v",), ("w",)]},

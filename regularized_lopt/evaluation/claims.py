@@ -185,11 +185,13 @@ def _radius(results: Sequence[TaskResult]) -> Claim:
     """Where differences stand out most from their spread over runs."""
     text = "Radius 0.01 reads best."
     effects: dict[float, list[float]] = {}
+    signs = []
     for result in results:
         for _, one in result.learned:
             for index, radius in enumerate(result.measurement.radii):
                 a = one.last(one.own_property, "completion", index)
                 b = result.reference_result.last(one.own_property, "completion", index)
+                signs.append(compare(a, b).sign)
                 difference = statistics.differences(*paired_units(a, b))
                 spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
                 if spread > 0:
@@ -202,4 +204,8 @@ def _radius(results: Sequence[TaskResult]) -> Claim:
         f"Radius {radius:g}: differences are {mean:.2f} standard deviations, on average."
         for radius, mean in means.items()
     )
-    return Claim(text, HOLDS if best == 0.01 else f"{best:g} reads best here", evidence)
+    if not any(signs):
+        verdict = UNDECIDED  # Which of several nothings stands out most says nothing.
+    else:
+        verdict = HOLDS if best == 0.01 else f"{best:g} reads best here"
+    return Claim(text, verdict, evidence)

@@ -11,6 +11,7 @@ from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import experiment as experiment_lib
 from regularized_lopt.evaluation import laboratory, properties, training
 from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.one_task import image_task
 from regularized_lopt.evaluation.verdicts import Result, TaskResult
 
 
@@ -75,9 +76,7 @@ def train(
 
     Arguments and errors are those of `meta_test`; nothing is tuned.
     """
-    trainer = training.Trainer(
-        laboratory.image_task(task), num_runs, num_steps, seed, progress=progress
-    )
+    trainer = training.Trainer(image_task(task), num_runs, num_steps, seed, progress=progress)
     found = {}
     for name, opt in opts.items():
         one = _contestant(name, opt)

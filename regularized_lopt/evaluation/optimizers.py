@@ -28,14 +28,14 @@ class Optimizers:
 
     Attributes:
       experiment: names them.
-      out_dir: those that are meta-trained here are in optimizers/<name>-seed<seed>-<digest>.
+      directory: those that are meta-trained here are in <name>-seed<seed>-<digest> in it.
       given: those that the experiment says are given.
       progress: show progress bars.
       took: told (what, seconds) after each meta-training.
     """
 
     experiment: Experiment
-    out_dir: pathlib.Path
+    directory: pathlib.Path
     given: Mapping[str, Contestant]
     progress: bool
     took: Callable[[str, float], None]
@@ -45,13 +45,13 @@ class Optimizers:
         trained_here = self.experiment.optimizers[name].endswith(".gin")
         return self.experiment.seeds_of(name) if trained_here else (0,)
 
-    def directory(self, name: str, source: str, seed: int) -> pathlib.Path | None:
+    def directory_of(self, name: str, source: str, seed: int) -> pathlib.Path | None:
         """Where an optimizer is meta-trained; None: it is trained already."""
         if not source.endswith(".gin"):
             return None
         with self.configured(source, seed):
             digest = hashlib.sha256("\n".join(_gin_lines()).encode()).hexdigest()[:12]
-        return self.out_dir / "optimizers" / f"{name}-seed{seed}-{digest}"
+        return self.directory / f"{name}-seed{seed}-{digest}"
 
     @contextlib.contextmanager
     def configured(self, source: str, seed: int) -> Iterator[None]:
@@ -71,14 +71,14 @@ class Optimizers:
         if source == GIVEN:
             given = self.given[errors.check_name("given optimizer", name, self.given)]
             return dataclasses.replace(given, name=name)
-        directory = self.directory(name, source, seed)
+        directory = self.directory_of(name, source, seed)
         if directory is not None and not _finished(directory):
             return None
         return contestants_lib.load(name, directory or source)
 
     def train(self, name: str, source: str, seed: int) -> Contestant:
         """A learned optimizer, meta-trained now unless it is there."""
-        directory = self.directory(name, source, seed)
+        directory = self.directory_of(name, source, seed)
         if directory is not None and not _finished(directory):
             with self.configured(source, seed):
                 outer_train(directory, progress=self.progress)
@@ -95,7 +95,7 @@ class Optimizers:
         found = {}
         for name, source in self.experiment.optimizers.items():
             for seed in self.seeds(name):
-                directory = self.directory(name, source, seed)
+                directory = self.directory_of(name, source, seed)
                 if directory is not None:
                     label = name if len(self.seeds(name)) == 1 else f"{name}, seed {seed}"
                     found[label] = load_metrics(directory)

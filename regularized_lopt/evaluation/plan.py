@@ -19,6 +19,7 @@ from regularized_lopt.evaluation import early_evidence, properties, store, train
 from regularized_lopt.evaluation import laboratory as laboratory_lib
 from regularized_lopt.evaluation.cells import identity
 from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.one_task import image_task
 from regularized_lopt.evaluation.store import Cell
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import outer_train
@@ -109,7 +110,7 @@ class _Plan:
     ) -> Iterator[PlannedCell]:
         contestants = {name: list(of) for name, of in learned.items()}
         for name in self._experiment.baselines:
-            tuned = self._lab.tuned(task, name)
+            tuned = self._lab.on(task).tuned(name)
             contestants[name] = [tuned]
             yield self._line(
                 "tune",
@@ -173,13 +174,13 @@ class _Plan:
             )
 
     def _cached(self, cell: Cell | None) -> bool:
-        return cell is not None and cell in self._lab.store
+        return cell is not None and cell in self._lab.keeper.cells
 
     def _line(
         self, stage: str, label: str, cached: bool, timing: str, estimate: Callable[[_Rates], float]
     ) -> PlannedCell:
         # What the same work took, here, before; else by the rates of its parts.
-        seconds = self._lab.timings.get(timing)
+        seconds = self._lab.keeper.timings.get(timing)
         if seconds is None and not cached and self._rates is not None:
             seconds = estimate(self._rates)
         return PlannedCell(stage, label, cached, seconds)
@@ -278,7 +279,7 @@ class _Rates:
     def _trainer(self, task: str) -> training.Trainer:
         if task not in self._trainers:
             optimizers = [self._like(name) for name in self._experiment.optimizers]
-            self._trainers[task] = self._lab.trainer(task, optimizers)
+            self._trainers[task] = self._lab.on(task).trainer(optimizers)
         return self._trainers[task]
 
     def _like(self, name: str) -> Contestant:
@@ -296,14 +297,14 @@ class _Rates:
         """Seconds per run and start, at one radius, the Hessian's share included."""
 
         def measure() -> float:
-            image_task = laboratory_lib.image_task(task, self._experiment.phase)
-            params = jax.tree.map(lambda leaf: leaf[None], image_task.init(jax.random.PRNGKey(0)))
+            on = image_task(task, self._experiment.phase)
+            params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
                 self._lab.cells.measurement_of(task),
                 radii=self._lab.measurement.headline_alone().radii,
                 headline_starts=1,
             )
-            return _second_time(lambda: properties.measure(image_task, params, what))
+            return _second_time(lambda: properties.measure(on, params, what))
 
         return self._rate(f"ascent {task}", measure)
 

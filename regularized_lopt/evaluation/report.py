@@ -359,7 +359,7 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
         reporter.smoothness(page, updates)
     if (found := laboratory.early_evidence()) is not None:
         reporter.early_evidence(page, found)
-    reporter.compute(page, dict(laboratory.spent.items()))
+    reporter.compute(page, dict(laboratory.keeper.spent.items()))
     page.write(laboratory.out_dir / "report.html")
     notes = laboratory.out_dir / NOTES
     page.write_markdown(

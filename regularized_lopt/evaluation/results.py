@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,10 @@ def write(
         "verdicts.csv": verdict_table(judged),
     }
     for name, (header, rows) in tables.items():
-        _write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
-    _write_csv(out_dir / "properties.csv", property_rows(results))
-    _write_csv(out_dir / "runs.csv", run_rows(results))
-    (out_dir / "results.json").write_text(json.dumps(to_json(results, claims), indent=1))
+        write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
+    write_csv(out_dir / "properties.csv", property_rows(results))
+    write_csv(out_dir / "runs.csv", run_rows(results))
+    (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
 
 def table_1(results: Sequence[TaskResult]) -> Table:
@@ -372,13 +372,16 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _jsonable(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):  # Of arrays of float32, which has no more digits.
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
 
 
-def _write_csv(path: pathlib.Path, rows: Iterator[dict[str, Any]]) -> None:
+def write_csv(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows, whose columns are all that any of them has."""
     listed = list(rows)
     fields = list(dict.fromkeys(field for row in listed for field in row))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows(listed)

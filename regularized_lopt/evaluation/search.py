@@ -7,8 +7,8 @@ the images that are held out of that half. The lowest mean wins.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.evaluation import figures
+from regularized_lopt.evaluation import figures, results, sharing
 from regularized_lopt.evaluation.experiment import Experiment
 from regularized_lopt.evaluation.laboratory import Laboratory
 from regularized_lopt.evaluation.properties import HEADLINE_RADIUS, SCALES, Measurement
@@ -113,21 +113,33 @@ class Trial:
         }
 
 
-def search(what: Search, out_dir: pathlib.Path, progress: bool = True) -> Iterator[list[Trial]]:
+def search(
+    what: Search, out_dir: str | pathlib.Path, progress: bool = True
+) -> Iterator[list[Trial]]:
     """Runs what is missing; yields the trials of one variant after the other.
 
     Args:
       what: is tried.
-      out_dir: keeps trained optimizers and runs; what is there is not made again.
+      out_dir: keeps trained optimizers and runs; what is there is not made again. Processes that
+        search in the same one share the trials.
       progress: show progress bars.
     """
+    out_dir = pathlib.Path(out_dir)
     base: Bindings = ()
     first = next(iter(what.variants))
     for variant, source in what.variants.items():
-        tried = [
-            _try(what, variant, source, index, (*base, *bindings), out_dir, progress)
-            for index, bindings in enumerate(what.trials[variant])
-        ]
+        trials = {
+            f"{variant}-{number}": (*base, *bindings)
+            for number, bindings in enumerate(what.trials[variant], 1)
+        }
+        done = sharing.share(
+            {
+                name: functools.partial(_try, what, name, source, bindings, out_dir, progress)
+                for name, bindings in trials.items()
+            },
+            out_dir / "locks",
+        )
+        tried = [Trial(variant, trials[name], result) for name, result in done.items()]
         best = int(np.argmin([trial.score for trial in tried]))
         tried[best] = dataclasses.replace(tried[best], chosen=True)
         if variant == first:
@@ -137,14 +149,12 @@ def search(what: Search, out_dir: pathlib.Path, progress: bool = True) -> Iterat
 
 def _try(
     what: Search,
-    variant: str,
+    name: str,
     source: str,
-    index: int,
     bindings: Bindings,
     out_dir: pathlib.Path,
     progress: bool,
-) -> Trial:
-    name = f"{variant}-{index + 1}"
+) -> Result:
     experiment = Experiment(
         optimizers={name: source},
         tasks=(what.task,),
@@ -159,17 +169,13 @@ def _try(
     )
     measurement = Measurement(radii=(HEADLINE_RADIUS,), num_probes=0)
     (found,) = Laboratory(experiment, out_dir, measurement, progress=progress).run()
-    return Trial(variant, bindings, found.contestants[name])
+    return found.contestants[name]
 
 
 def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:
     """Writes trials.csv, and for every variant chosen/<variant>.gin with what won."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    rows = [trial.row() for trial in trials]
-    with (out_dir / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    results.write_csv(out_dir / "trials.csv", (trial.row() for trial in trials))
     chosen = out_dir / "chosen"
     chosen.mkdir(exist_ok=True)
     for trial in trials:

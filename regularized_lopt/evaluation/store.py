@@ -8,9 +8,11 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import ItemsView, Mapping
+import time
+from collections.abc import Callable, ItemsView, Mapping
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -79,7 +81,7 @@ class Store:
 
 
 class Numbers:
-    """Numbers by name in a JSON file, which is rewritten (aside, then renamed) at every change."""
+    """Numbers by name in a JSON file, to which several processes may write."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -94,8 +96,41 @@ class Numbers:
         return self._numbers.items()
 
     def __setitem__(self, name: str, value: float) -> None:
-        self._numbers[name] = value
-        write_json(self._path, self._numbers)
+        self._numbers = update_json(self._path, lambda numbers: numbers.update({name: value}))
+
+    def add(self, name: str, value: float) -> None:
+        """Adds to a number, from 0."""
+        self._numbers = update_json(
+            self._path, lambda numbers: numbers.update({name: numbers.get(name, 0.0) + value})
+        )
+
+
+class Keeper:
+    """What a directory keeps: cells, and the seconds that they took.
+
+    Attributes:
+      cells: in cells/.
+      timings: by cell, in timings.json.
+      spent: summed by kind of cell, in spent.json.
+    """
+
+    def __init__(self, out_dir: pathlib.Path):
+        self.cells = Store(out_dir / "cells")
+        self.timings = Numbers(out_dir / "timings.json")
+        self.spent = Numbers(out_dir / "spent.json")
+
+    def get(self, cell: Cell, what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A cell, computed now unless it is there; `what` names it in the timings."""
+        if cell not in self.cells:
+            start = time.monotonic()
+            self.cells.save(cell, compute())
+            self.took(what, time.monotonic() - start)
+        return self.cells.load(cell)
+
+    def took(self, what: str, seconds: float) -> None:
+        """Notes what a cell took; the first word of its name is its kind."""
+        self.timings[what] = seconds
+        self.spent.add(what.split(" ", maxsplit=1)[0], seconds)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -103,9 +138,19 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Written aside and renamed."""
-    serialization.write_atomically(path, json.dumps(value, indent=1, sort_keys=True).encode())
+def update_json(path: pathlib.Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Changes what the file holds, which no other process does meanwhile.
+
+    Returns:
+      What it holds then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        value = read_json(path)
+        change(value)
+        text = json.dumps(value, indent=1, sort_keys=True)
+        serialization.write_atomically(path, text.encode())
+    return value
 
 
 def fields(value: Any) -> dict[str, Any]:

@@ -1,0 +1,285 @@
+"""One task of an experiment: all contestants train on it, and what they found is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from regularized_lopt import tasks
+from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import landscape, properties, store, training, verdicts
+from regularized_lopt.evaluation.cells import Cells, identity
+from regularized_lopt.evaluation.contestants import Contestant
+from regularized_lopt.evaluation.experiment import Experiment
+from regularized_lopt.evaluation.runs import Ends, Runs
+from regularized_lopt.evaluation.store import Cell
+from regularized_lopt.evaluation.training import Layout
+from regularized_lopt.tasks import data as data_lib
+
+_MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTask:
+    """Computes the cells of one task, or reads them.
+
+    Attributes:
+      name: of the task.
+      experiment: what is compared.
+      cells: of the experiment.
+      keeper: of the cells.
+      out_dir: where the manifest is.
+      progress: show progress bars.
+    """
+
+    name: str
+    experiment: Experiment
+    cells: Cells
+    keeper: store.Keeper
+    out_dir: pathlib.Path
+    progress: bool
+
+    def result(self, optimizers: Mapping[str, Sequence[Contestant]]) -> verdicts.TaskResult:
+        """All that is asked for, of learned optimizers (by name, per seed) and of baselines."""
+        trainer = self.trainer([one for of in optimizers.values() for one in of])
+        contestants = {name: list(trained) for name, trained in optimizers.items()}
+        for name in self.experiment.baselines:
+            contestants[name] = [self._tune(trainer, name)]
+        all_runs = self._train(trainer, contestants)
+        found = {
+            name: self._result(name, contestants, all_runs) for name in self.experiment.contestants
+        }
+        return verdicts.TaskResult(
+            self.name,
+            self.experiment.num_steps,
+            self.cells.measurement_of(self.name),
+            self.experiment.reference,
+            found,
+        )
+
+    def trainer(self, learned: Sequence[Contestant]) -> training.Trainer:
+        """In the layout given, or found in the manifest, or measured and put there.
+
+        Args:
+          learned: the learned optimizers that are to be trained with.
+        """
+        trainer = training.Trainer(
+            self._task,
+            self.experiment.runs_of(self.name),
+            self.experiment.num_steps,
+            self.experiment.seed,
+            progress=self.progress,
+        )
+        if self.experiment.layout is not None:
+            trainer.layout = Layout(*self.experiment.layout)
+            return trainer
+        path = self.out_dir / _MANIFEST
+        size = f"{self.name}, {trainer.num_runs} runs"
+        chosen = store.read_json(path).get("layouts", {}).get(size)
+        if chosen is None:
+            alike = [one for one in learned if one.kind == learned[0].kind]
+            speeds = training.measure_layouts(trainer, alike)
+            chosen = dataclasses.asdict(max(speeds, key=lambda layout: speeds[layout]))
+            store.update_json(
+                path, lambda kept: kept.setdefault("layouts", {}).update({size: chosen})
+            )
+        trainer.layout = Layout(**chosen)
+        return trainer
+
+    def tuned(self, name: str) -> Contestant | None:
+        """A baseline with its learning rate; None: that is still to be tuned."""
+        cell = self.cells.tune(self.name, name)
+        if cell not in self.keeper.cells:
+            return None
+        learning_rate = float(self.keeper.cells.load(cell)["learning_rate"])
+        return contestants_lib.baseline(name, learning_rate)
+
+    @functools.cached_property
+    def _task(self) -> tasks.ImageTask:
+        return image_task(self.name, self.experiment.phase)
+
+    def _result(
+        self,
+        name: str,
+        contestants: Mapping[str, Sequence[Contestant]],
+        all_runs: Mapping[str, Sequence[Runs]],
+    ) -> verdicts.Result:
+        own, first = contestants[name], contestants[name][0]
+        is_reference = name == self.experiment.reference
+        is_learned = name in self.experiment.optimizers
+        return verdicts.Result(
+            name=first.label,
+            own_property=self.experiment.property_of(name),
+            targeted=self.experiment.is_targeted(name),
+            gradients_per_step=first.gradients_per_step,
+            learning_rate=first.learning_rate,
+            runs=all_runs[name],
+            at={point: [self._measure(one, point) for one in own] for point in verdicts.POINTS},
+            matched=[] if is_reference else self._matched(name, contestants, all_runs),
+            slices=self._slices(first) if is_learned else None,
+        )
+
+    # Training.
+
+    def _tune(self, trainer: training.Trainer, name: str) -> Contestant:
+        def compute() -> dict[str, Any]:
+            tuned = training.tune(
+                name,
+                trainer.task,
+                self.experiment.num_steps,
+                self.experiment.seed,
+                self.experiment.tuning_runs,
+                layout=trainer.layout,
+                programs=trainer.programs,
+                progress=self.progress,
+            )
+            return {"learning_rate": np.asarray(tuned.learning_rate)}
+
+        cell = self.cells.tune(self.name, name)
+        found = self.keeper.get(cell, f"tune {self.name} {name}", compute)
+        return contestants_lib.baseline(name, float(found["learning_rate"]))
+
+    def _train(
+        self, trainer: training.Trainer, contestants: Mapping[str, Sequence[Contestant]]
+    ) -> dict[str, list[Runs]]:
+        """The runs of all; where the layout is that wide, several contestants in one program."""
+        cells = {
+            name: [self.cells.runs(self.name, name, identity(one)) for one in contestants[name]]
+            for name in self.experiment.contestants
+        }
+        missing: dict[str, list[tuple[Cell, Contestant]]] = {}
+        for name, of in cells.items():
+            for cell, one in zip(of, contestants[name], strict=True):
+                if cell not in self.keeper.cells:
+                    missing.setdefault(one.kind, []).append((cell, one))
+        together = max(1, trainer.layout.lanes // trainer.num_runs)
+        for alike in missing.values():
+            for begin in range(0, len(alike), together):
+                self._train_group(trainer, alike[begin : begin + together])
+        return {
+            name: [Runs(**self.keeper.cells.load(cell)) for cell in of]
+            for name, of in cells.items()
+        }
+
+    def _train_group(
+        self, trainer: training.Trainer, group: Sequence[tuple[Cell, Contestant]]
+    ) -> None:
+        named = [dataclasses.replace(one, name=cell.file_name) for cell, one in group]
+        label = f"{self.name}: " + ", ".join(one.label for _, one in group)
+        start = time.monotonic()
+        trainer.compile(named)
+        compiled = time.monotonic()
+        found = trainer.train(named, label)
+        trained = (time.monotonic() - compiled) / len(group)
+        for cell, one in group:
+            runs = store.fields(found[cell.file_name])
+            ends = self.cells.ends(self.name, one.name, identity(one))
+            self.keeper.cells.save(ends, store.fields(runs.pop("ends")))
+            self.keeper.cells.save(cell, runs)
+            steps = trainer.num_runs * self.experiment.num_steps
+            self.keeper.timings[f"step {self.name} {one.name}"] = trained / steps
+            self.keeper.took(f"train {self.name} {one.name}", trained + (compiled - start))
+
+    # Measuring.
+
+    def _measure(self, contestant: Contestant, point: str) -> properties.Surroundings:
+        cell = self.cells.surroundings(self.name, contestant.name, identity(contestant), point)
+
+        def compute() -> dict[str, Any]:
+            ends = self._ends(contestant).first(self.experiment.measured_runs(self.name))
+            params = ends.poc if point == "poc" else ends.final
+            what = self.cells.measurement_of(self.name)
+            return store.fields(properties.measure(self._task, params, what))
+
+        return properties.Surroundings(**self.keeper.get(cell, f"measure {self.name}", compute))
+
+    def _matched(
+        self,
+        name: str,
+        contestants: Mapping[str, Sequence[Contestant]],
+        all_runs: Mapping[str, Sequence[Runs]],
+    ) -> list[verdicts.Matched]:
+        """Of each meta-training seed, against the reference's of the same place."""
+        reference = self.experiment.reference
+        return [
+            self._match(contestant, other, own, theirs)
+            for contestant, own, other, theirs in zip(
+                contestants[name],
+                all_runs[name],
+                itertools.cycle(contestants[reference]),
+                itertools.cycle(all_runs[reference]),
+                strict=False,
+            )
+        ]
+
+    def _match(
+        self, contestant: Contestant, reference: Contestant, runs: Runs, reference_runs: Runs
+    ) -> verdicts.Matched:
+        cell = self.cells.matched(
+            self.name, contestant.name, identity(contestant), identity(reference)
+        )
+
+        def compute() -> dict[str, Any]:
+            count = self.experiment.measured_runs(self.name)
+            own, other = runs.first(count), reference_runs.first(count)
+            what = self.cells.measurement_of(self.name).headline_alone()
+            level = properties.matched_level(own, other)
+            out: dict[str, Any] = {"level": properties.level_loss(level)}
+            for side, who, one in (("own", contestant, own), ("reference", reference, other)):
+                ends = self._ends(who).first(count)
+                params, out[f"{side}_step"] = properties.params_at_level(one, ends, level)
+                out[side] = store.fields(properties.measure(self._task, params, what))
+            return out
+
+        tree = self.keeper.get(cell, f"match {self.name}", compute)
+        for side in ("own", "reference"):
+            tree[side] = properties.Surroundings(**tree[side])
+        return verdicts.Matched(**tree)
+
+    def _slices(self, contestant: Contestant) -> landscape.LossSlices:
+        cell = self.cells.slices(self.name, contestant.name, identity(contestant))
+
+        def compute() -> dict[str, Any]:
+            params = jax.tree.map(lambda leaf: leaf[0], self._ends(contestant).poc)
+            return store.fields(landscape.loss_slices(self._task, params))
+
+        return landscape.LossSlices(**self.keeper.get(cell, f"slice {self.name}", compute))
+
+    def _ends(self, contestant: Contestant) -> Ends:
+        """The params of a contestant's runs.
+
+        Raises:
+          FileNotFoundError: they were not kept beside the runs.
+        """
+        who = (self.name, contestant.name, identity(contestant))
+        cell = self.cells.ends(*who)
+        if cell not in self.keeper.cells:
+            raise FileNotFoundError(
+                f"{self.out_dir} has the runs of {contestant.label} on {self.name}, but not their "
+                "params, around which something is still to be measured. To train these networks "
+                f"again, delete cells/{self.cells.runs(*who).file_name}."
+            )
+        return Ends(**self.keeper.cells.load(cell))
+
+
+def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
+    """An image task of ours.
+
+    Raises:
+      errors.UnknownNameError: nothing is registered under `name`.
+      TypeError: the task is not an image task of ours.
+    """
+    task = tasks.get(name, phase)
+    if not isinstance(task, tasks.ImageTask) or not isinstance(
+        task.datasets, data_lib.ResidentDatasets
+    ):
+        raise TypeError(f"Only image tasks of regularized_lopt are meta-tested; {name!r} is none.")
+    return task
