@@ -218,7 +218,8 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
         finite = [one.plane[np.isfinite(one.plane)] for one in slices.values()]
         top = max((np.quantile(plane, 0.9) for plane in finite if plane.size), default=1.0)
         bottom = min((plane.min() for plane in finite if plane.size), default=0.1)
-        levels = np.geomspace(max(bottom, 1e-6), top, 12)
+        # Rounded, for processors differ in a power's last digit, and a contour in what is drawn.
+        levels = [float(f"{level:.4g}") for level in np.geomspace(max(bottom, 1e-6), top, 12)]
         for index, (color, (name, one)) in enumerate(zip(cycle(), slices.items(), strict=False)):
             axes[0].plot(one.at, one.line, color=color, label=name, linewidth=1.4)
             axis = axes[index + 1]
