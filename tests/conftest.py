@@ -4,7 +4,9 @@ import pathlib
 
 # Most of the time goes into compiling small programs, half of that into optimizing machine code.
 # Launchers that tests start inherit this; the quickstart and the documentation run without.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 import gin
 import hypothesis
@@ -51,7 +53,7 @@ def _own_caches(tmp_path_factory):
     # In the environment, too, for launchers that tests start.
     for name, value in {
         "jax_compilation_cache_dir": str(root / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
     }.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
