@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
+RESULTS := paper
 
 .PHONY: quickstart test lint docs results stress clean
 quickstart: $(VENV)/.installed
@@ -23,7 +24,10 @@ stress: $(VENV)/.installed
 
 # Tables and figures of results/ and the numbers in README.md, from what is kept; computes nothing.
 results: $(VENV)/.installed
-	$(BIN)/python -m regularized_lopt.reproduce --config_file=results/paper/experiment.gin --out_dir=results/paper --rewrite
+	for part in $(RESULTS); do \
+	  $(BIN)/python -m regularized_lopt.reproduce --config_file=results/$$part/experiment.gin --out_dir=results/$$part \
+	    --optimizers_dir=results/paper/optimizers --rewrite || exit 1; \
+	done
 	$(BIN)/python docs/update_readme.py
 
 docs: $(VENV)/.installed

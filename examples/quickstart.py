@@ -68,7 +68,6 @@ def main() -> None:
         "20 sigmoid units), one with the plain outer loss, one with SAM in the outer objective. "
         "Here both train networks they have not seen, on an ordinary loss, next to SGD and Adam "
         "with tuned learning rates.",
-        with_claims=False,
     )
     page.heading("Outer training")
     page.figure(

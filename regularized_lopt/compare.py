@@ -22,6 +22,7 @@ def main(values: Sequence[str]) -> None:
             f"compare takes two or more trained optimizers ([NAME=]PATH), got {len(optimizers)}."
         )
     experiment = Experiment(
+        title=" against ".join(optimizers),
         optimizers=optimizers,
         tasks=(_TASK.value,),
         reference=next(iter(optimizers)),
@@ -29,12 +30,7 @@ def main(values: Sequence[str]) -> None:
         num_runs=_NUM_RUNS.value,
         num_steps=_NUM_STEPS.value,
     )
-    publish(
-        Laboratory(experiment, _OUT_DIR.value),
-        " against ".join(optimizers),
-        f"On {_TASK.value}.",
-        with_claims=False,
-    )
+    publish(Laboratory(experiment, _OUT_DIR.value), f"On {_TASK.value}.")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def main() -> None:
     """Loads the optimizers, meta-tests them on every task, and writes the report."""
     optimizers = launch.named_paths(_LOPT.value)
     experiment = Experiment(
+        title="Meta-test",
         optimizers=optimizers,
         tasks=tuple(_TASK.value),
         reference=next(iter(optimizers)),
@@ -43,9 +44,7 @@ def main() -> None:
     )
     publish(
         Laboratory(experiment, _OUT_DIR.value),
-        "Meta-test",
         f"{', '.join(optimizers)} on tasks they were not meta-trained on, with tuned baselines.",
-        with_claims=False,
     )
 
 

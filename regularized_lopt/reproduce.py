@@ -85,10 +85,9 @@ def main() -> None:
     seeds = {len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers}
     publish(
         laboratory,
-        "Do learned optimizers find flat minima?",
-        f"{', '.join(experiment.optimizers)} and tuned baselines on {len(experiment.tasks)} tasks: "
-        f"{experiment.num_runs} paired runs of {experiment.num_steps} steps, meta-trained with "
-        f"{' or '.join(map(str, sorted(seeds)))} seed(s).",
+        f"{', '.join(experiment.optimizers)} and tuned baselines on {len(experiment.tasks)} "
+        f"task(s): {experiment.num_runs} paired runs of {experiment.num_steps} steps, meta-trained "
+        f"with {' or '.join(map(str, sorted(seeds)))} seed(s).",
     )
 
 

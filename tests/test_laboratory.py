@@ -69,7 +69,7 @@ def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkey
     undisturbed = lab(tmp_path / "a", baselines=("Adam",))
     planned = plan.plan(undisturbed)
     assert not any(cell.cached for cell in planned[2:])
-    publish(undisturbed, "", "")
+    publish(undisturbed, "")
     assert all(cell.cached for cell in plan.plan(undisturbed))
     assert len(plan.plan(undisturbed)) == len(planned)
 
@@ -94,11 +94,11 @@ def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkey
         with pytest.raises(Killed):
             lab(tmp_path / "b", baselines=("Adam",)).run()
     monkeypatch.setattr(store.Store, "save", save)
-    publish(lab(tmp_path / "b", baselines=("Adam",)), "", "")
+    publish(lab(tmp_path / "b", baselines=("Adam",)), "")
     assert table(tmp_path / "b") == table(tmp_path / "a")
 
     monkeypatch.setattr(training.Trainer, "train", None)  # Nothing is trained again.
-    publish(lab(tmp_path / "a", baselines=("Adam",)), "", "")
+    publish(lab(tmp_path / "a", baselines=("Adam",)), "")
     assert table(tmp_path / "b") == table(tmp_path / "a")
 
 

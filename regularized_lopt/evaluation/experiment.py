@@ -20,6 +20,7 @@ class Experiment:
     """What is compared on what.
 
     Attributes:
+      title: of the report.
       optimizers: learned optimizers by name: a gin file to meta-train one from, a trained one (a
         file or a directory of outer training), or `GIVEN`.
       tasks: names of image tasks to meta-test on.
@@ -48,6 +49,7 @@ class Experiment:
       layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
     """
 
+    title: str = "Do learned optimizers find flat minima?"
     optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     phase: str = "meta_test"

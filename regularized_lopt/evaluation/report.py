@@ -158,14 +158,12 @@ class Reporter:
         self,
         title: str,
         lead: str,
-        with_claims: bool = True,
         seconds_per_step: Callable[[str, str], float | None] | None = None,
     ) -> Report:
         """Writes files and figures, prints the tables, and returns the page, not written yet.
 
         Args:
-          title, lead: of the page.
-          with_claims: go through the paper's claims.
+          title, lead: of the page; the paper's claims are gone through if a test was declared.
           seconds_per_step: (task, contestant) -> what an inner step of one run took, if known.
         """
         results_lib.write(self._results, self.judged, self.claims, self._out_dir)
@@ -175,7 +173,7 @@ class Reporter:
             results_lib.table_1(self._results),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
-        if with_claims:
+        if self._primary is not None:
             page.claims(self.claims)
         page.table_section(
             "Test accuracy in detail",
@@ -334,13 +332,12 @@ class Reporter:
         figures_lib.save_png(figure, self._out_dir / f"{name}.png")
 
 
-def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = True) -> None:
+def publish(laboratory: Laboratory, lead: str) -> None:
     """Runs an experiment as far as it has not been run, and writes its whole report.
 
     Args:
       laboratory: of the experiment.
-      title, lead: of the page.
-      with_claims: go through the paper's claims.
+      lead: of the page, below its title.
 
     If the directory has a NOTES.md, RESULTS.md begins with it.
     """
@@ -352,7 +349,7 @@ def publish(laboratory: Laboratory, title: str, lead: str, with_claims: bool = T
         experiment.alpha,
         experiment.test,
     )
-    page = reporter.write(title, lead, with_claims, laboratory.seconds_per_step)
+    page = reporter.write(experiment.title, lead, laboratory.seconds_per_step)
     if curves := laboratory.optimizers.curves():
         reporter.meta_training(page, curves)
     if updates := laboratory.update_curves():
