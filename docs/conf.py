@@ -122,6 +122,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../benchmarks/RESULTS.md": "results.md",
         "../results/search/NOTES.md": "hyperparameters.md",
         "../results/paper/RESULTS.md": "reproduction.md",
+        "../results/transfer/RESULTS.md": "transfer.md",
     }
 
     def here(link: re.Match[str]) -> str:

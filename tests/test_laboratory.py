@@ -392,6 +392,15 @@ def test_rewriting_computes_nothing(reproduced, tmp_path):
     assert not list((tmp_path / "cells").iterdir())
 
 
+def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduced, tmp_path):
+    shutil.copytree(reproduced[0] / "cells", tmp_path / "cells")
+    shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+    run_module("reproduce", *reproduction(tmp_path), shared, "--rewrite")
+    pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
+    assert ["## Meta-training" in page for page in pages] == [True, False]
+    assert (tmp_path / "table_1.csv").read_bytes() == (reproduced[0] / "table_1.csv").read_bytes()
+
+
 def test_two_trained_optimizers_are_compared(reproduced, tmp_path):
     trained = sorted((reproduced[0] / "optimizers").iterdir())
     assert [path.name.split("-")[0] for path in trained] == ["none", "sam"]

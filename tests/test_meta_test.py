@@ -331,7 +331,7 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
     assert {row["verdict"] for row in verdicts if row["optimizer"] == "b"} == {"undecided"}
     assert len(list(csv.DictReader((tmp_path / "properties.csv").open()))) == 3 * 2 * 3 * 2 * 5
     page = (tmp_path / "report.html").read_text()
-    for name in ("differences", f"{DIGITS}/training_curves", f"{DIGITS}/ascent_curves",
+    for name in (f"{DIGITS}/differences", f"{DIGITS}/training_curves", f"{DIGITS}/ascent_curves",
                  f"{DIGITS}/loss_slices", "smoothness", "sam_by_relative_radius"):  # fmt: skip
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")

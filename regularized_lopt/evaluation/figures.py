@@ -164,23 +164,22 @@ def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Fig
     return figure
 
 
-def differences(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> mpl_figure.Figure:
-    """What each optimizer gained or lost against the reference, with 95% intervals.
+def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Figure:
+    """What each optimizer gained or lost against the reference on a task, with 95% intervals.
 
     Left: test accuracy. Right: its own property at completion, in three ways of measuring it, each
     as a share of the reference's value.
     """
-    rows = [(result, key, one) for result in results for key, one in result.others]
+    base, rows = result.reference_result, list(result.others)
+    index = result.measurement.headline
     with matplotlib.rc_context(STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         found = {(v.task, v.contestant, v.property, v.point): v for v in judged}
-        for y, (result, key, one) in enumerate(rows):
-            base = result.reference_result
+        for y, (key, one) in enumerate(rows):
             accuracy = compare(one.accuracy(), base.accuracy())
             _interval(left, y, accuracy, 1.0, COLORS[0])
             verdict = found[result.task, key, one.own_property, "completion"]
-            index = result.measurement.headline
             scales = (
                 base.last(one.own_property, "completion", index).mean(),
                 base.last(one.own_property, "completion", index, "relative").mean(),
@@ -189,13 +188,14 @@ def differences(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> mpl
             measured = (verdict.absolute, verdict.relative, verdict.matched)
             for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
                 _interval(right, y + 0.2 * (offset - 1), difference, 100 / unit, COLORS[offset + 1])
-        left.set_yticks(range(len(rows)), [f"{_short(r.task)}: {one.name}" for r, _, one in rows])
+        left.set_yticks(range(len(rows)), [one.name for _, one in rows])
         left.invert_yaxis()
         for axis in (left, right):
             axis.axvline(0, color=_INK, linewidth=0.8)
-        left.set(xlabel="points", title=f"Test accuracy against {results[0].reference}")
+        left.set(xlabel="points")
+        left.set_title(f"{_short(result.task)}: test accuracy against {result.reference}")
         right.set(
-            xlabel=f"% of {results[0].reference}'s",
+            xlabel=f"% of {result.reference}'s",
             title="Own property at completion (left is flatter)",
         )
         names = ("absolute radius", "relative radius", "at matched training loss")
@@ -246,19 +246,19 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
         top, bottom = figure.subfigures(2, 1)
         left, right = top.subplots(1, 2)
         names = list(found.fits)
-        for index, (color, (name, fits)) in enumerate(
-            zip(cycle(), found.fits.items(), strict=False)
-        ):
+        for index, (color, fits) in enumerate(zip(cycle(), found.fits.values(), strict=False)):
             # R^2 has no lower end: what is below -1 is drawn there.
             spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(fits.r2))
             left.plot(np.maximum(fits.r2, -1), index + spread, ".", color=color, markersize=4)
             left.plot(np.median(fits.r2), index, "|", color=_INK, markersize=22)
-            right.hist(fits.norm, bins=20, histtype="step", color=color, label=name, linewidth=1.5)
+            right.ecdf(np.nan_to_num(fits.norm, nan=np.inf), color=color, linewidth=1.5)
         left.set_yticks(range(len(names)), names)
+        for color, label in zip(cycle(), left.get_yticklabels(), strict=False):
+            label.set_color(color)  # The legend of all panels.
         left.invert_yaxis()
         left.set(xlabel="R² on held-out points (line: median)", title="Regression on noisy cubics")
-        right.set(xlabel="‖p‖", ylabel="polynomials", title="Norm of the params")
-        right.legend(fontsize=8)
+        right.set(xscale="log", xlabel="‖p‖", ylabel="share of the polynomials")
+        right.set_title("Norm of the params")
         for example, axis in enumerate(bottom.subplots(1, examples)):
             axis.plot(found.x[example], found.y[example], ".", color="#808080", markersize=5)
             axis.plot(found.grid, found.truth[example], color=_INK, linewidth=1, linestyle=":")

@@ -74,6 +74,11 @@ class Laboratory:
             self.keeper.took,
         )
 
+    @property
+    def borrows_optimizers(self) -> bool:
+        """Whether they are another experiment's, whose report tells how they were made."""
+        return self.optimizers.directory.resolve() != (self.out_dir / "optimizers").resolve()
+
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
         for name in self.experiment.tasks:

@@ -191,12 +191,6 @@ class Reporter:
                 "Differences at completion with 95% intervals; negative in the last two columns: "
                 "flatter than the baseline, which takes two gradients per step.",
             )
-        self._add(
-            page,
-            figures_lib.differences(self._results, self.judged),
-            "differences",
-            "Dots: mean paired difference; lines: 95% interval.",
-        )
         for name in dict.fromkeys(one.own_property for r in self._results for _, one in r.learned):
             self._property(page, name)
         for result in self._results:
@@ -245,6 +239,12 @@ class Reporter:
             figures_lib.training_curves(result),
             f"{result.task}/training_curves",
             "Mean over runs; bands: one standard deviation.",
+        )
+        self._add(
+            page,
+            figures_lib.differences(result, self.judged),
+            f"{result.task}/differences",
+            "Dots: mean paired difference; lines: 95% interval.",
         )
         for point in POINTS:
             header, rows = results_lib.property_table(result, point)
@@ -350,10 +350,11 @@ def publish(laboratory: Laboratory, lead: str) -> None:
         experiment.test,
     )
     page = reporter.write(experiment.title, lead, laboratory.seconds_per_step)
-    if curves := laboratory.optimizers.curves():
-        reporter.meta_training(page, curves)
-    if updates := laboratory.update_curves():
-        reporter.smoothness(page, updates)
+    if not laboratory.borrows_optimizers:
+        if curves := laboratory.optimizers.curves():
+            reporter.meta_training(page, curves)
+        if updates := laboratory.update_curves():
+            reporter.smoothness(page, updates)
     if (found := laboratory.early_evidence()) is not None:
         reporter.early_evidence(page, found)
     reporter.compute(page, dict(laboratory.keeper.spent.items()))

@@ -87,7 +87,8 @@ def publish(
 
 def _regularizer(description: dict[str, Any]) -> str:
     parameters = {k: v for k, v in description.items() if k != "name" and (k, v) != ("weight", 1.0)}
-    listed = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    # Of a schedule only the name: its numbers are in the configuration.
+    listed = ", ".join(f"{k} {str(v).split('.<locals>')[0]}" for k, v in parameters.items())
     return description["name"] + (f" ({listed})" if listed else "")
 
 
