@@ -123,6 +123,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../results/search/NOTES.md": "hyperparameters.md",
         "../results/paper/RESULTS.md": "reproduction.md",
         "../results/transfer/RESULTS.md": "transfer.md",
+        "../results/long/RESULTS.md": "long.md",
     }
 
     def here(link: re.Match[str]) -> str:
