@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -336,6 +337,8 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
     assert page.count("<svg") == 7
+    named = set(re.findall(r'id="(.*?)"', page))
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', page)) <= named
     assert "prefers-color-scheme: dark" in page
     assert "currentColor" in page
     for outside in ("http://", "https://", "<script", "<link"):

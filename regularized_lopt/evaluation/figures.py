@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 import re
@@ -301,7 +302,11 @@ def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figur
 
 
 def to_svg(figure: mpl_figure.Figure) -> str:
-    """The figure as an SVG element that takes its ink from the page (`currentColor`)."""
+    """The figure as an SVG element that takes its ink from the page (`currentColor`).
+
+    In a thousandth of a point, and with names that follow from what is drawn: the last digits, and
+    Matplotlib's names, which are made from all of them, differ between processors.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(
@@ -309,6 +314,12 @@ def to_svg(figure: mpl_figure.Figure) -> str:
         )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"\b[1-9]\d*\.\d{6}\b", lambda number: f"{float(number[0]):.3f}", svg)
+    names = dict.fromkeys(re.findall(r'id="(\w*[0-9a-f]{10})"', svg))
+    for number, name in enumerate(names):
+        svg = svg.replace(name, f"@{number}@")
+    stem = hashlib.sha256(svg.encode()).hexdigest()[:10]
+    svg = re.sub(r"@(\d+)@", rf"s{stem}-\1", svg)
     # As wide as the page, but a narrow figure's letters grow no larger than the text.
     size = f'width="100%" style="max-width: {125 * figure.get_figwidth():.0f}px"'
     return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', rf"\1{size}", svg, count=1)
