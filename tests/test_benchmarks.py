@@ -48,8 +48,8 @@ def test_applying_prints_costs_and_where_they_break_even():
 
 @pytest.mark.slow
 def test_stress_kills_restarts_and_finds_the_same_end():
-    found = rows(run("stress", "--kills=1", "--rounds=0"))
-    assert found["SIGKILLs"] == ["1 (of 1 asked for)"]
+    found = rows(run("stress", "--kills=2", "--rounds=0"))
+    assert found["SIGKILLs"] == ["2 (of 2 asked for)"]
     assert found["unreadable checkpoints"] == ["0"]
     assert int(found["outer steps in the end"][0]) >= 7
 

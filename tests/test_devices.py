@@ -19,6 +19,7 @@ from regularized_lopt.outer_training import devices
 CONFIG = [
     "RegularizedTruncatedStep.num_tasks = 8",
     "Curriculum.num_validation_tasks = 8",
+    "RegularizedTruncatedGrad.regularizer = 'sam'",
     "outer_train.checkpoint_every = 4",
     # It does not end by itself.
     "Curriculum.min_validations = 1000",
@@ -26,12 +27,12 @@ CONFIG = [
 ]
 
 
-def command(directory, num_outer_steps, *arguments, config=CONFIG):
+def command(directory, num_outer_steps, *arguments):
     return [
         sys.executable,
         "-m",
         "regularized_lopt.outer_train",
-        *(f"--gin_bindings={line}" for line in digits_config(num_outer_steps, *config)),
+        *(f"--gin_bindings={line}" for line in digits_config(num_outer_steps, *CONFIG)),
         f"--train_log_dir={directory}",
         *arguments,
     ]
@@ -78,17 +79,12 @@ def assert_same(directory, reference):
 
 @pytest.mark.slow
 def test_eight_devices_give_the_theta_of_one(tmp_path):
-    config = [*CONFIG, "RegularizedTruncatedGrad.regularizer = 'sam'"]
     run = subprocess.run(
-        command(tmp_path / "run", 6, config=config),
-        env=simulated(8),
-        capture_output=True,
-        text=True,
-        check=False,
+        command(tmp_path / "run", 6), env=simulated(8), capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert regularized_lopt.load(tmp_path / "run").metadata["devices"] == 8
-    train(tmp_path / "alone", 6, *config)
+    train(tmp_path / "alone", 6, *CONFIG)
     assert_same(tmp_path / "run", tmp_path / "alone")
 
 

@@ -78,6 +78,13 @@ def test_upstream_s_tools(run):
     )
 
 
+@pytest.mark.slow
+def test_the_quickstart(run, tmp_path):
+    output = run(REPOSITORY / "examples/quickstart.py", "--smallest", f"--out_dir={tmp_path}/out")
+    assert "Done in" in output
+    assert "<svg" in (tmp_path / "out/report.html").read_text()
+
+
 def test_parts_of_one_s_own(run, tmp_path):
     """Meta-trained by the launcher, then loaded in another process, in both forms."""
     examples = REPOSITORY / "examples"
