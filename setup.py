@@ -30,6 +30,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",
+        "pillow>=11",
         "rich>=13.9",
         "scikit-learn>=1.6",
         "scipy>=1.15",

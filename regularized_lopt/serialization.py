@@ -27,13 +27,19 @@ class FileFormatError(ValueError):
     """A file that is damaged, foreign, of a newer format, or of another structure than expected."""
 
 
-def save(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    metadata: dict[str, Any] | None = None,
+    compress: bool = False,
+) -> None:
     """Writes `tree` and `metadata` to `path`: aside, flushed to disk, then renamed over it.
 
     Args:
       path: the file; an old one is replaced as a whole or not at all.
       tree: pytree of arrays (numpy, JAX, Python scalars).
       metadata: JSON-serializable.
+      compress: smaller, a second or so per 30 MB slower.
     """
     path = pathlib.Path(path)
     arrays, dtypes = {}, {}
@@ -52,7 +58,7 @@ def save(path: str | os.PathLike[str], tree: Any, metadata: dict[str, Any] | Non
     }
     buffer = io.BytesIO()
     contents: dict[str, Any] = {_META: np.array(json.dumps(header)), **arrays}
-    np.savez(buffer, **contents)
+    (np.savez_compressed if compress else np.savez)(buffer, **contents)
     write_atomically(path, buffer.getvalue())
 
 

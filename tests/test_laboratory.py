@@ -152,6 +152,24 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     assert less.cells.runs(RELU, "sam", "") == lab(tmp_path, tasks=both).cells.runs(RELU, "sam", "")
 
 
+def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
+    lengths = []
+    tune = training.tune
+
+    def noted(name, task, num_steps, *args, **kwargs):
+        lengths.append(num_steps)
+        return tune(name, task, num_steps, *args, **kwargs)
+
+    monkeypatch.setattr(training, "tune", noted)
+    what = {"baselines": ("SGD",), "tuning_runs": 1, "num_runs": 1}
+    (short,) = lab(tmp_path, **what, tuning_steps={RELU: 5}).run()
+    (long,) = lab(tmp_path, **what).run()  # Not the same cell.
+    assert lengths == [5, 30]
+    # In five steps a lower rate gets nowhere.
+    assert short.contestants["SGD"].learning_rate >= long.contestants["SGD"].learning_rate
+    assert short.num_steps == long.num_steps == 30
+
+
 def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
     """A layout wide enough for several, as an accelerator's may be: the same curves."""
     both = given(slow=contestants.baseline("SGD", 0.1))
@@ -283,6 +301,7 @@ def table_of(laboratory):
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
         ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
         ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
+        ({"tuning_steps": {RELU: 0}}, "Experiment.tuning_steps"),
         ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
     ],
 )

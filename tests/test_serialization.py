@@ -9,9 +9,10 @@ from regularized_lopt import serialization
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
 
 
-def test_round_trip(tmp_path):
+@pytest.mark.parametrize("compress", [False, True])
+def test_round_trip(tmp_path, compress):
     tree = {**TREE, "c": jnp.linspace(0, 1, 5, dtype=jnp.bfloat16)}
-    serialization.save(tmp_path / "x.npz", tree, {"seed": 1})
+    serialization.save(tmp_path / "x.npz", tree, {"seed": 1}, compress)
     loaded, metadata = serialization.load(tmp_path / "x.npz", tree)
     assert metadata == {"seed": 1}
     for key in ("a", "c"):

@@ -43,6 +43,7 @@ class Cells:
         rates = [float(rate) for rate in contestants_lib.BASELINES[baseline].learning_rates]
         spec = {
             **self._spec(task),
+            "num_steps": self.experiment.tuning_steps_of(task),
             "baseline": baseline,
             "rates": rates,
             "tuning_runs": self.experiment.tuning_runs,

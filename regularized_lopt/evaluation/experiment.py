@@ -32,6 +32,7 @@ class Experiment:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
+      tuning_steps: tasks on which those runs have so many steps, > 0, instead of `num_steps`.
       num_runs: paired runs per optimizer and task, > 0.
       task_runs: tasks that have another number of runs, > 0.
       num_steps: inner steps per run, > 0.
@@ -58,6 +59,7 @@ class Experiment:
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
     tuning_runs: int = 2
+    tuning_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_runs: int = 10
     task_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_steps: int = 2000
@@ -96,7 +98,7 @@ class Experiment:
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
             errors.check_name("Experiment.properties", name, properties.PROPERTIES)
-        for name in ("task_runs", "property_runs", "property_examples"):
+        for name in ("tuning_steps", "task_runs", "property_runs", "property_examples"):
             for task, count in getattr(self, name).items():
                 errors.check_name(f"task of Experiment.{name}", task, self.tasks)
                 errors.check_count(f"Experiment.{name}[{task!r}]", count)
@@ -137,6 +139,10 @@ class Experiment:
     def runs_of(self, task: str) -> int:
         """Paired runs per optimizer on a task."""
         return self.task_runs.get(task, self.num_runs)
+
+    def tuning_steps_of(self, task: str) -> int:
+        """Inner steps of the runs by which baselines are tuned on a task."""
+        return self.tuning_steps.get(task, self.num_steps)
 
     def measured_runs(self, task: str) -> int:
         """How many runs of a task have their properties measured."""

@@ -134,7 +134,7 @@ class OneTask:
             tuned = training.tune(
                 name,
                 trainer.task,
-                self.experiment.num_steps,
+                self.experiment.tuning_steps_of(self.name),
                 self.experiment.seed,
                 self.experiment.tuning_runs,
                 layout=trainer.layout,

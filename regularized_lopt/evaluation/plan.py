@@ -215,7 +215,7 @@ class _Rates:
         """Of a baseline."""
         rates = contestants_lib.BASELINES[name].learning_rates
         lanes = self._experiment.tuning_runs * len(rates)
-        return lanes * self._experiment.num_steps * self._inner_step(task, name)
+        return lanes * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:
         """Of all runs of a contestant."""

@@ -14,7 +14,7 @@ import numpy as np
 from regularized_lopt.evaluation import statistics, store
 from regularized_lopt.evaluation.claims import Claim
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
-from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
+from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES, Surroundings
 from regularized_lopt.evaluation.verdicts import (
     POINTS,
     Result,
@@ -36,7 +36,8 @@ def write(
     """Writes table_1.csv, table.csv, properties.csv, verdicts.csv, runs.csv and results.json.
 
     The first two have what a reader sees, properties.csv every property at every radius with its
-    interval, runs.csv one row per run and point, results.json the curves on the evaluation grid.
+    interval, runs.csv one row per run and point, results.json the curves on the evaluation grid and
+    along the ascents at the headline radius.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     tables = {
@@ -283,7 +284,15 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
 def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
     """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
 
-    def contestant(one: Result) -> dict[str, Any]:
+    def around(at: Surroundings, radius: int) -> dict[str, Any]:
+        """Without what runs.csv has: the ends of ascents at other radii."""
+        ascents = {
+            name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
+            for name in ("loss_ascent", "grad_norm_ascent")
+        }
+        return {**store.fields(at), **ascents}
+
+    def contestant(one: Result, radius: int) -> dict[str, Any]:
         return {
             "name": one.name,
             "gradients_per_step": one.gradients_per_step,
@@ -304,14 +313,14 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
                 }
                 for runs in one.runs
             ],
-            "at": {point: [store.fields(s) for s in around] for point, around in one.at.items()},
+            "at": {point: [around(s, radius) for s in of] for point, of in one.at.items()},
             "matched": [
                 {
                     "training_loss": matched.level,
                     "own_step": matched.own_step,
                     "reference_step": matched.reference_step,
-                    "own": store.fields(matched.own),
-                    "reference": store.fields(matched.reference),
+                    "own": around(matched.own, 0),  # Measured at the headline radius alone.
+                    "reference": around(matched.reference, 0),
                 }
                 for matched in one.matched
             ],
@@ -325,7 +334,10 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
                 result.task: {
                     "num_steps": result.num_steps,
                     "measurement": store.fields(result.measurement),
-                    "contestants": {k: contestant(one) for k, one in result.contestants.items()},
+                    "contestants": {
+                        key: contestant(one, result.measurement.headline)
+                        for key, one in result.contestants.items()
+                    },
                 }
                 for result in results
             },
@@ -372,14 +384,21 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, np.ndarray | np.generic):
         return _jsonable(value.tolist())
-    if isinstance(value, float):  # Of arrays of float32, which has no more digits.
-        return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, float):
+        return float(_digits(value)) if math.isfinite(value) else None
     return value
 
 
+def _digits(value: float) -> str:
+    return f"{value:.6g}"
+
+
 def write_csv(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows, whose columns are all that any of them has."""
-    listed = list(rows)
+    """Writes rows, whose columns are all that any of them has; numbers with six digits."""
+    listed = [
+        {key: _digits(cell) if isinstance(cell, float) else cell for key, cell in row.items()}
+        for row in rows
+    ]
     fields = list(dict.fromkeys(field for row in listed for field in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")

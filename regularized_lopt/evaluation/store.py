@@ -60,7 +60,7 @@ class Store:
     def save(self, cell: Cell, tree: Mapping[str, Any]) -> None:
         """Stores a result: nested dicts (string keys) of arrays."""
         metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": provenance.versions()}
-        serialization.save(self._path / cell.file_name, tree, metadata)
+        serialization.save(self._path / cell.file_name, tree, metadata, compress=True)
 
     def load(self, cell: Cell) -> dict[str, Any]:
         """Reads a result.
