@@ -152,6 +152,21 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     assert less.cells.runs(RELU, "sam", "") == lab(tmp_path, tasks=both).cells.runs(RELU, "sam", "")
 
 
+def test_a_task_may_have_other_baselines(tmp_path):
+    both = (RELU, SIGMOID)
+    what = {"tuning_runs": 1, "num_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
+    laboratory = lab(tmp_path, tasks=both, **what, task_baselines={SIGMOID: ("SGD+SAM",)})
+    first, second = laboratory.run()
+    assert list(first.contestants) == ["none", "sam", "SGD", "Adam"]
+    assert list(second.contestants) == ["none", "sam", "SGD+SAM"]
+    assert all(cell.cached for cell in plan.plan(laboratory))
+    _, rows = results.table_1([first, second])
+    missing = {row[0]: row[1:].count("") for row in rows}
+    assert missing == {"none": 0, "sam": 0, "SGD": 1, "Adam": 1, "SGD+SAM": 1}
+    publish(laboratory, "Two tasks.")
+    assert "SGD+SAM" in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     lengths = []
     tune = training.tune
@@ -301,6 +316,8 @@ def table_of(laboratory):
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
         ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
         ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
+        ({"task_baselines": {SIGMOID: ()}}, "Unknown task of Experiment.task_baselines"),
+        ({"task_baselines": {RELU: ("SDG",)}}, "'SDG'. Did you mean 'SGD'"),
         ({"tuning_steps": {RELU: 0}}, "Experiment.tuning_steps"),
         ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
     ],

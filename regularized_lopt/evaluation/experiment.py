@@ -31,6 +31,7 @@ class Experiment:
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
+      task_baselines: tasks that have others than `baselines`.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
       tuning_steps: tasks on which those runs have so many steps, > 0, instead of `num_steps`.
       num_runs: paired runs per optimizer and task, > 0.
@@ -58,6 +59,7 @@ class Experiment:
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
+    task_baselines: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning_runs: int = 2
     tuning_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_runs: int = 10
@@ -79,11 +81,7 @@ class Experiment:
                 "Experiment.optimizers and Experiment.tasks must name at least one each, e.g. "
                 'Experiment.optimizers = {"none": "gin_configs/digits_mlp_none.gin"}.'
             )
-        for name in self.baselines:
-            errors.check_name("Experiment.baselines", name, contestants_lib.BASELINES)
-        errors.check_name(
-            "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
-        )
+        self._check_baselines()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
@@ -93,8 +91,6 @@ class Experiment:
         errors.check_seed("Experiment.seed", self.seed)
         errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")
         errors.check_name("Experiment.test", self.test, statistics.TESTS)
-        if clash := set(self.optimizers) & set(self.baselines):
-            raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
             errors.check_name("Experiment.properties", name, properties.PROPERTIES)
@@ -102,16 +98,36 @@ class Experiment:
             for task, count in getattr(self, name).items():
                 errors.check_name(f"task of Experiment.{name}", task, self.tasks)
                 errors.check_count(f"Experiment.{name}[{task!r}]", count)
-        if self.primary is not None:
-            errors.check_name("optimizer of Experiment.primary", self.primary[0], self.contestants)
+        self._check_primary()
+
+    def _check_baselines(self) -> None:
+        for task in self.task_baselines:
+            errors.check_name("task of Experiment.task_baselines", task, self.tasks)
+        for task in self.tasks:
+            own = task in self.task_baselines
+            parameter = f"Experiment.task_baselines[{task!r}]" if own else "Experiment.baselines"
+            baselines = self.baselines_on(task)
+            for name in baselines:
+                errors.check_name(parameter, name, contestants_lib.BASELINES)
+            if clash := set(self.optimizers) & set(baselines):
+                raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
             errors.check_name(
-                "property of Experiment.primary", self.primary[1], properties.PROPERTIES
+                "Experiment.reference", self.reference, (*self.optimizers, *baselines)
             )
-            if len(self.tasks) > 9:
-                raise ValueError(
-                    f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "
-                    "more than 9 cannot be decided by a reasonable number of runs."
-                )
+
+    def _check_primary(self) -> None:
+        if self.primary is None:
+            return
+        for task in self.tasks:
+            errors.check_name(
+                "optimizer of Experiment.primary", self.primary[0], self.contestants_on(task)
+            )
+        errors.check_name("property of Experiment.primary", self.primary[1], properties.PROPERTIES)
+        if len(self.tasks) > 9:
+            raise ValueError(
+                f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "
+                "more than 9 cannot be decided by a reasonable number of runs."
+            )
 
     def _check_seeds(self) -> None:
         longest = max((self.seeds_of(name) for name in self.optimizers), key=len)
@@ -125,10 +141,13 @@ class Experiment:
                     f"the first of {longest}, so that seeds can be paired."
                 )
 
-    @property
-    def contestants(self) -> tuple[str, ...]:
-        """All names, the reference first."""
-        names = (*self.optimizers, *self.baselines)
+    def baselines_on(self, task: str) -> tuple[str, ...]:
+        """The baselines on a task."""
+        return tuple(self.task_baselines.get(task, self.baselines))
+
+    def contestants_on(self, task: str) -> tuple[str, ...]:
+        """All names on a task, the reference first."""
+        names = (*self.optimizers, *self.baselines_on(task))
         return (self.reference, *(name for name in names if name != self.reference))
 
     def seeds_of(self, name: str) -> tuple[int, ...]:

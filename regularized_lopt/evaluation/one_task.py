@@ -51,11 +51,12 @@ class OneTask:
         """All that is asked for, of learned optimizers (by name, per seed) and of baselines."""
         trainer = self.trainer([one for of in optimizers.values() for one in of])
         contestants = {name: list(trained) for name, trained in optimizers.items()}
-        for name in self.experiment.baselines:
+        for name in self.experiment.baselines_on(self.name):
             contestants[name] = [self._tune(trainer, name)]
         all_runs = self._train(trainer, contestants)
         found = {
-            name: self._result(name, contestants, all_runs) for name in self.experiment.contestants
+            name: self._result(name, contestants, all_runs)
+            for name in self.experiment.contestants_on(self.name)
         }
         return verdicts.TaskResult(
             self.name,
@@ -153,7 +154,7 @@ class OneTask:
         """The runs of all; where the layout is that wide, several contestants in one program."""
         cells = {
             name: [self.cells.runs(self.name, name, identity(one)) for one in contestants[name]]
-            for name in self.experiment.contestants
+            for name in self.experiment.contestants_on(self.name)
         }
         missing: dict[str, list[tuple[Cell, Contestant]]] = {}
         for name, of in cells.items():

@@ -109,7 +109,7 @@ class _Plan:
         self, task: str, learned: Mapping[str, Sequence[Contestant | None]]
     ) -> Iterator[PlannedCell]:
         contestants = {name: list(of) for name, of in learned.items()}
-        for name in self._experiment.baselines:
+        for name in self._experiment.baselines_on(task):
             tuned = self._lab.on(task).tuned(name)
             contestants[name] = [tuned]
             yield self._line(
@@ -120,7 +120,7 @@ class _Plan:
                 lambda rates, name=name: rates.tuning(task, name),
             )
         reference = contestants[self._experiment.reference]
-        for name in self._experiment.contestants:
+        for name in self._experiment.contestants_on(task):
             for index, one in enumerate(contestants[name]):
                 other = reference[index % len(reference)]
                 yield from self._contestant(task, name, index, one, other)
