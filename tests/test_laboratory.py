@@ -17,7 +17,7 @@ import optax
 import pytest
 from conftest import REPOSITORY
 
-from regularized_lopt import tasks
+from regularized_lopt import serialization, tasks, zoo
 from regularized_lopt.evaluation import (
     Experiment,
     Laboratory,
@@ -31,7 +31,8 @@ from regularized_lopt.evaluation import (
     training,
     verdicts,
 )
-from regularized_lopt.evaluation import experiment as experiment_lib
+from regularized_lopt.evaluation.experiment import GIVEN
+from regularized_lopt.evaluation.optimizers import Optimizers
 from regularized_lopt.evaluation.report import publish
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
@@ -46,7 +47,7 @@ def given(**others):
 def experiment(names, **kwargs):
     settings = {"tasks": (RELU,), "baselines": (), "num_runs": 2, "num_steps": 30, "layout": (1, 1)}
     return Experiment(
-        optimizers=dict.fromkeys(names, experiment_lib.GIVEN), **{**settings, **kwargs}
+        optimizers=dict.fromkeys(names, GIVEN), **{**settings, **kwargs}
     )
 
 
@@ -263,6 +264,35 @@ def test_several_meta_training_seeds_are_the_unit(tmp_path):
     difference = verdicts.compare(values, np.ones((2, 2)))
     assert difference.count == 2
     assert difference.mean == pytest.approx(0.5)
+
+
+def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
+    """Three copies of an optimizer of the zoo that claim other validation losses."""
+    what = {"none": "none.gin", "other": GIVEN}
+    optimizers = Optimizers(
+        Experiment(optimizers=what, tasks=(RELU,), meta_training_seeds=(0, 1, 2)),
+        tmp_path, {}, False, lambda *_: None,
+    )  # fmt: skip
+    monkeypatch.setattr(
+        Optimizers,
+        "directory_of",
+        lambda self, name, source, seed: tmp_path / str(seed) if source != GIVEN else None,
+    )
+    tree, metadata = serialization.load_flat(zoo.ENTRIES / zoo.names()[0] / zoo.THETA_FILE)
+    for seed, loss in enumerate((0.5, 0.2, 0.3)):
+        metadata["stage"]["best_loss"] = loss
+        serialization.save(tmp_path / str(seed) / zoo.THETA_FILE, tree, metadata)
+    assert optimizers.chosen() == {"none": 1}
+
+    (found,) = lab(tmp_path / "lab").run()
+    runs = found.contestants["none"].runs[0]
+    better = dataclasses.replace(runs, test_accuracy=np.ones_like(runs.test_accuracy))
+    several = dataclasses.replace(found.contestants["none"], runs=[runs, better, runs])
+    both = dataclasses.replace(found, contestants={**found.contestants, "none": several})
+    _, rows = results.table_1([both], {"none": 1})
+    assert rows[0] == ["none", "100 ± 0"]
+    assert rows[1:] == results.table_1([both])[1][1:]
+    assert results.table_1([both])[1][0] != rows[0]
 
 
 def test_optimizers_may_have_different_numbers_of_seeds():

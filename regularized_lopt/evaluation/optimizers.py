@@ -12,7 +12,7 @@ import gin
 import jax
 import numpy as np
 
-from regularized_lopt import errors, launch
+from regularized_lopt import errors, launch, zoo
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import GIVEN, Experiment
@@ -88,6 +88,16 @@ class Optimizers:
             jax.clear_caches()
         found = self.trained(name, source, seed)
         assert found is not None
+        return found
+
+    def chosen(self) -> dict[str, int]:
+        """Of each that was meta-trained here from several seeds, the place of the best seed."""
+        found = {}
+        for name, source in self.experiment.optimizers.items():
+            directories = [self.directory_of(name, source, seed) for seed in self.seeds(name)]
+            trained = [directory for directory in directories if directory is not None]
+            if len(trained) > 1:
+                found[name] = zoo.best_of(trained)
         return found
 
     def curves(self) -> dict[str, dict[str, np.ndarray]]:

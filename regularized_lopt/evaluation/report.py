@@ -159,12 +159,14 @@ class Reporter:
         title: str,
         lead: str,
         seconds_per_step: Callable[[str, str], float | None] | None = None,
+        chosen: Mapping[str, int] | None = None,
     ) -> Report:
         """Writes files and figures, prints the tables, and returns the page, not written yet.
 
         Args:
           title, lead: of the page; the paper's claims are gone through if a test was declared.
           seconds_per_step: (task, contestant) -> what an inner step of one run took, if known.
+          chosen: by optimizer, the place of the meta-training seed that one would take.
         """
         results_lib.write(self._results, self.judged, self.claims, self._out_dir)
         page = Report(title, lead)
@@ -173,6 +175,8 @@ class Reporter:
             results_lib.table_1(self._results),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
+        if chosen:
+            self._chosen(page, chosen)
         if self._primary is not None:
             page.claims(self.claims)
         page.table_section(
@@ -196,6 +200,16 @@ class Reporter:
         for result in self._results:
             self._task(page, result, seconds_per_step)
         return page
+
+    def _chosen(self, page: Report, seeds: Mapping[str, int]) -> None:
+        of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
+        page.table_section(
+            "The seed that validation chose",
+            results_lib.table_1(self._results, seeds),
+            "Test accuracy at completion (%) with one optimizer of each name: of several "
+            f"meta-training seeds the one with the lowest validation loss ({of}, counted from 0), "
+            "which no meta-test image decides. Means ± standard deviation over runs.",
+        )
 
     def _declared(self, page: Report) -> None:
         tested = [v for v in self.judged if v.decision is not None]
@@ -349,7 +363,9 @@ def publish(laboratory: Laboratory, lead: str) -> None:
         experiment.alpha,
         experiment.test,
     )
-    page = reporter.write(experiment.title, lead, laboratory.seconds_per_step)
+    page = reporter.write(
+        experiment.title, lead, laboratory.seconds_per_step, laboratory.optimizers.chosen()
+    )
     if not laboratory.borrows_optimizers:
         if curves := laboratory.optimizers.curves():
             reporter.meta_training(page, curves)

@@ -52,16 +52,22 @@ def write(
     (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
 
-def table_1(results: Sequence[TaskResult]) -> Table:
-    """One row per contestant, one column per task: test accuracy at completion."""
+def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
+    """One row per contestant, one column per task: test accuracy at completion.
+
+    Args:
+      results: by task.
+      seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
+    """
     keys = dict.fromkeys(key for result in results for key in result.contestants)
-    rows = []
-    for key in keys:
-        cells = [
-            _summary(result.contestants[key].accuracy()) if key in result.contestants else ""
-            for result in results
-        ]
-        rows.append([key, *cells])
+
+    def cell(result: TaskResult, key: str) -> str:
+        if key not in result.contestants:
+            return ""
+        accuracy = result.contestants[key].accuracy()
+        return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
+
+    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
     return ["optimizer", *(result.task for result in results)], rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -121,6 +121,16 @@ def card(name: str) -> Card:
       errors.UnknownNameError: there is no such entry.
     """
     return cards.read(ENTRIES / errors.check_name("entry of the zoo", name, names()))
+
+
+def best_of(train_log_dirs: Sequence[pathlib.Path]) -> int:
+    """Which of several outer training runs to take: nothing of meta-test decides.
+
+    Returns:
+      The place of the one with the lowest validation loss in the last stage of its curriculum.
+    """
+    metadata = [serialization.load_flat(one / THETA_FILE)[1] for one in train_log_dirs]
+    return int(np.argmin([one["stage"]["best_loss"] for one in metadata]))
 
 
 def save(

@@ -55,10 +55,10 @@ def publish(
       errors.UnknownNameError: the results have no such optimizer.
       serialization.FileFormatError: the run's weights are damaged.
     """
-    found = [serialization.load_flat(one / zoo.THETA_FILE)[1] for one in train_log_dirs]
-    seed = int(np.argmin([metadata["stage"]["best_loss"] for metadata in found]))
-    train_log_dir, metadata = train_log_dirs[seed], found[seed]
+    seed = zoo.best_of(train_log_dirs)
+    train_log_dir = train_log_dirs[seed]
     weights = train_log_dir / zoo.THETA_FILE
+    _, metadata = serialization.load_flat(weights)
     spaces = {
         space: metadata[f"regularizer_{space}_space"]
         for space in ("meta", "optimizee")
