@@ -11,6 +11,7 @@ import json
 import pathlib
 import re
 
+from regularized_lopt.evaluation.figures import short
 from regularized_lopt.evaluation.report import markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ def table_1() -> str:
     """Test accuracies."""
     with (RESULTS / "table_1.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    return markdown_table(header, rows)
+    return markdown_table([header[0], *map(short, header[1:])], rows)
 
 
 def claims() -> str:

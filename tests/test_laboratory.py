@@ -46,9 +46,7 @@ def given(**others):
 
 def experiment(names, **kwargs):
     settings = {"tasks": (RELU,), "baselines": (), "num_runs": 2, "num_steps": 30, "layout": (1, 1)}
-    return Experiment(
-        optimizers=dict.fromkeys(names, GIVEN), **{**settings, **kwargs}
-    )
+    return Experiment(optimizers=dict.fromkeys(names, GIVEN), **{**settings, **kwargs})
 
 
 SAM = given(sam=contestants.baseline("SGD+SAM", 0.5))

@@ -133,7 +133,7 @@ def property_by_radius(
                     )
                 axis.set(xscale="log", yscale="log")
                 if row == 0:
-                    axis.set_title(_short(result.task))
+                    axis.set_title(short(result.task))
                 else:
                     axis.set_xlabel(
                         "radius" if scale == "absolute" else "radius / rms of the filter"
@@ -195,7 +195,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
         for axis in (left, right):
             axis.axvline(0, color=_INK, linewidth=0.8)
         left.set(xlabel="points")
-        left.set_title(f"{_short(result.task)}: test accuracy against {result.reference}")
+        left.set_title(f"{short(result.task)}: test accuracy against {result.reference}")
         right.set(
             xlabel=f"% of {result.reference}'s",
             title="Own property at completion (left is flatter)",
@@ -236,7 +236,7 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
             axis.set_xlabel("direction 1")
             axis.grid(False)
         axes[0].set(yscale="log", xlabel="direction 1", ylabel="held-out loss (nats)")
-        axes[0].set_title(_short(task))
+        axes[0].set_title(short(task))
         legend_below(figure, axes[0])
     return figure
 
@@ -356,7 +356,8 @@ def legend_below(figure: mpl_figure.Figure, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _short(task: str) -> str:
+def short(task: str) -> str:
+    """The name of a task where there is little room: "Mnist, Sigmoid"."""
     return (
         task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
     )

@@ -172,7 +172,7 @@ class Reporter:
         page = Report(title, lead)
         page.table_section(
             "Test accuracy at completion (%)",
-            results_lib.table_1(self._results),
+            self._table_1(),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
         if chosen:
@@ -201,11 +201,15 @@ class Reporter:
             self._task(page, result, seconds_per_step)
         return page
 
+    def _table_1(self, seeds: Mapping[str, int] | None = None) -> results_lib.Table:
+        header, rows = results_lib.table_1(self._results, seeds)
+        return [header[0], *map(figures_lib.short, header[1:])], rows
+
     def _chosen(self, page: Report, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
         page.table_section(
             "The seed that validation chose",
-            results_lib.table_1(self._results, seeds),
+            self._table_1(seeds),
             "Test accuracy at completion (%) with one optimizer of each name: of several "
             f"meta-training seeds the one with the lowest validation loss ({of}, counted from 0), "
             "which no meta-test image decides. Means ± standard deviation over runs.",
