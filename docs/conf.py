@@ -124,6 +124,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../results/paper/RESULTS.md": "reproduction.md",
         "../results/transfer/RESULTS.md": "transfer.md",
         "../results/long/RESULTS.md": "long.md",
+        "../results/radius/RESULTS.md": "radius.md",
     }
 
     def here(link: re.Match[str]) -> str:
