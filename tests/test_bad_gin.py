@@ -240,8 +240,8 @@ def _(made: properties.Measurement):
 def _(made: experiment.Experiment):
     for task in made.tasks:
         assert made.measured_runs(task) > 0
-    for name in made.contestants:
-        assert made.property_of(name) in properties.PROPERTIES
+        for name in made.contestants_on(task):
+            assert made.property_of(name) in properties.PROPERTIES
 
 
 class Reached(BaseException):

@@ -95,7 +95,7 @@ def training_curves(result: TaskResult) -> mpl_figure.Figure:
         right.set_xticks([0, *[10**e for e in range(int(np.log10(result.num_steps)) + 1)]])
         right.set_title("Test accuracy")
         best = max(one.accuracy().mean() for one in result.contestants.values())
-        right.set_ylim(bottom=max(0.0, best - 40))
+        right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
         legend_below(figure, right)
     return figure
 
