@@ -15,7 +15,9 @@ def main(names: list[str]) -> None:
             print(zoo.card(name))
         return
     table = rich.table.Table(title="Trained optimizers: regularized_lopt.load(name)")
-    for column in ("name", "meta-trained on", "regularizer", "space", "test accuracy there (%)"):
+    # Names are there to be copied: whole.
+    table.add_column("name", min_width=max(map(len, zoo.names())))
+    for column in ("meta-trained on", "regularizer", "space", "test accuracy there (%)"):
         table.add_column(column)
     for name in zoo.names():
         card = zoo.card(name)
