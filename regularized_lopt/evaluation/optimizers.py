@@ -92,24 +92,26 @@ class Optimizers:
 
     def chosen(self) -> dict[str, int]:
         """Of each that was meta-trained here from several seeds, the place of the best seed."""
-        found = {}
-        for name, source in self.experiment.optimizers.items():
-            directories = [self.directory_of(name, source, seed) for seed in self.seeds(name)]
-            trained = [directory for directory in directories if directory is not None]
-            if len(trained) > 1:
-                found[name] = zoo.best_of(trained)
-        return found
+        return {
+            name: zoo.best_of(list(directories.values()))
+            for name, directories in self._trained_here()
+            if len(directories) > 1
+        }
 
     def curves(self) -> dict[str, dict[str, np.ndarray]]:
         """The curves (see `load_metrics`) of those that were meta-trained here."""
         found = {}
-        for name, source in self.experiment.optimizers.items():
-            for seed in self.seeds(name):
-                directory = self.directory_of(name, source, seed)
-                if directory is not None:
-                    label = name if len(self.seeds(name)) == 1 else f"{name}, seed {seed}"
-                    found[label] = load_metrics(directory)
+        for name, directories in self._trained_here():
+            for seed, directory in directories.items():
+                label = name if len(directories) == 1 else f"{name}, seed {seed}"
+                found[label] = load_metrics(directory)
         return found
+
+    def _trained_here(self) -> Iterator[tuple[str, dict[int, pathlib.Path]]]:
+        """Each that is not trained already, and where, by seed."""
+        for name, source in self.experiment.optimizers.items():
+            directories = {seed: self.directory_of(name, source, seed) for seed in self.seeds(name)}
+            yield name, {seed: one for seed, one in directories.items() if one is not None}
 
 
 def _gin_lines() -> list[str]:
