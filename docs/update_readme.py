@@ -12,7 +12,7 @@ import pathlib
 import re
 
 from regularized_lopt.evaluation.figures import short
-from regularized_lopt.evaluation.report import markdown_table
+from regularized_lopt.evaluation.page import markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results" / "paper"

@@ -49,7 +49,7 @@ def main() -> None:
         run_dir = args.out_dir / pathlib.Path(config).stem
         outer_train(run_dir)
         opts[name] = zoo.load(run_dir)
-        curves[name] = load_metrics(run_dir)
+        curves[name] = {0: load_metrics(run_dir)}
 
     page = report.Reporter(
         [

@@ -13,8 +13,9 @@ from absl import flags
 from regularized_lopt import launch, zoo
 from regularized_lopt.evaluation import Experiment, Laboratory
 from regularized_lopt.evaluation import verify as verify_lib
+from regularized_lopt.evaluation.page import print_table
 from regularized_lopt.evaluation.plan import PlannedCell, plan
-from regularized_lopt.evaluation.report import print_table, publish
+from regularized_lopt.evaluation.report import publish
 
 _OUT_DIR = flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and report go.")
 _OPTIMIZERS_DIR = flags.DEFINE_string(

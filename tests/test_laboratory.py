@@ -28,6 +28,7 @@ from regularized_lopt.evaluation import (
     results,
     statistics,
     store,
+    tables,
     training,
     verdicts,
 )
@@ -159,7 +160,7 @@ def test_a_task_may_have_other_baselines(tmp_path):
     assert list(first.contestants) == ["none", "sam", "SGD", "Adam"]
     assert list(second.contestants) == ["none", "sam", "SGD+SAM"]
     assert all(cell.cached for cell in plan.plan(laboratory))
-    _, rows = results.table_1([first, second])
+    _, rows = tables.table_1([first, second])
     missing = {row[0]: row[1:].count("") for row in rows}
     assert missing == {"none": 0, "sam": 0, "SGD": 1, "Adam": 1, "SGD+SAM": 1}
     publish(laboratory, "Two tasks.")
@@ -287,10 +288,10 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     better = dataclasses.replace(runs, test_accuracy=np.ones_like(runs.test_accuracy))
     several = dataclasses.replace(found.contestants["none"], runs=[runs, better, runs])
     both = dataclasses.replace(found, contestants={**found.contestants, "none": several})
-    _, rows = results.table_1([both], {"none": 1})
+    _, rows = tables.table_1([both], {"none": 1})
     assert rows[0] == ["none", "100 ± 0"]
-    assert rows[1:] == results.table_1([both])[1][1:]
-    assert results.table_1([both])[1][0] != rows[0]
+    assert rows[1:] == tables.table_1([both])[1][1:]
+    assert tables.table_1([both])[1][0] != rows[0]
 
 
 def test_optimizers_may_have_different_numbers_of_seeds():
@@ -322,7 +323,7 @@ def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(
 
 
 def table_of(laboratory):
-    return results.accuracy_table(laboratory.run()), list(results.property_rows(laboratory.run()))
+    return tables.accuracy_table(laboratory.run()), list(results.property_rows(laboratory.run()))
 
 
 @pytest.mark.parametrize(
@@ -530,5 +531,5 @@ def test_weight_decay_makes_smaller_params():
     plain, decayed = found.fits.values()
     difference = statistics.paired_difference(decayed.norm, plain.norm)
     assert difference.high < 0
-    header, rows = results.early_evidence_table(found)
+    header, rows = tables.early_evidence_table(found)
     assert [len(row) for row in rows] == [len(header)] * 2

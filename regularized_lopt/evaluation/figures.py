@@ -270,19 +270,23 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
     return figure
 
 
-def outer_training(metrics: Mapping[str, Mapping[str, np.ndarray]]) -> mpl_figure.Figure:
-    """Outer loss (running mean) and validation loss by outer step, one curve per run.
+def outer_training(
+    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+) -> mpl_figure.Figure:
+    """Outer loss (running mean) and validation loss by outer step, one curve per meta-training.
 
-    Labels are names of optimizers, or "NAME, seed SEED": those of one name share a colour.
+    Args:
+      curves: by optimizer and meta-training seed, as `load_metrics` has them; those of one
+        optimizer share a colour.
     """
     with matplotlib.rc_context(STYLE):
         figure, (left, right) = new_figure(2)
-        optimizers = [label.split(", seed ")[0] for label in metrics]
-        colors = dict(zip(dict.fromkeys(optimizers), cycle(), strict=False))
-        seen: set[str] = set()
-        for name, columns in zip(optimizers, metrics.values(), strict=True):
-            color, label = colors[name], name if name not in seen else None
-            seen.add(name)
+        one_by_one = [
+            (columns, color, None if place else name)  # One line in the legend for all seeds.
+            for (name, seeds), color in zip(curves.items(), cycle(), strict=False)
+            for place, columns in enumerate(seeds.values())
+        ]
+        for columns, color, label in one_by_one:
             steps, loss = columns["outer_step"], columns["loss"]
             smooth = trailing_mean(loss[None], np.arange(len(loss)), 10)[0]
             left.plot(steps, smooth, color=color, label=label, linewidth=1.2)

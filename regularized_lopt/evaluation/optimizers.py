@@ -98,14 +98,13 @@ class Optimizers:
             if len(directories) > 1
         }
 
-    def curves(self) -> dict[str, dict[str, np.ndarray]]:
-        """The curves (see `load_metrics`) of those that were meta-trained here."""
-        found = {}
-        for name, directories in self._trained_here():
-            for seed, directory in directories.items():
-                label = name if len(directories) == 1 else f"{name}, seed {seed}"
-                found[label] = load_metrics(directory)
-        return found
+    def curves(self) -> dict[str, dict[int, dict[str, np.ndarray]]]:
+        """The curves (see `load_metrics`) of those that were meta-trained here, by seed."""
+        return {
+            name: {seed: load_metrics(directory) for seed, directory in directories.items()}
+            for name, directories in self._trained_here()
+            if directories
+        }
 
     def _trained_here(self) -> Iterator[tuple[str, dict[int, pathlib.Path]]]:
         """Each that is not trained already, and where, by seed."""

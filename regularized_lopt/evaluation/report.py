@@ -1,139 +1,25 @@
-"""Reports a person reads: one self-contained HTML file, and tables on the terminal."""
+"""Reports on experiments: files, figures and a page."""
 
 from __future__ import annotations
 
-import html
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import rich.console
-import rich.table
 from matplotlib import figure as mpl_figure
 
 from regularized_lopt.evaluation import claims as claims_lib
 from regularized_lopt.evaluation import figures as figures_lib
 from regularized_lopt.evaluation import results as results_lib
 from regularized_lopt.evaluation import smoothness as smoothness_lib
+from regularized_lopt.evaluation import tables
 from regularized_lopt.evaluation import verdicts as verdicts_lib
-from regularized_lopt.evaluation.claims import Claim
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.laboratory import Laboratory
+from regularized_lopt.evaluation.page import Page, Table, print_table
 from regularized_lopt.evaluation.verdicts import POINTS, TaskResult
 
 NOTES = "NOTES.md"
-_CSS = """
-:root {
-  color-scheme: light dark;
-  --ink: #1b1f24; --paper: #ffffff; --line: #d5d9de; --soft: #5b6470; --strong: #1b6aa5;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --paper: #14171b; --line: #363c44; --soft: #9aa4b0; --strong: #7cc0f0; }
-}
-body {
-  color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
-  margin: 2rem auto; max-width: 80rem; padding: 0 1rem;
-}
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-h3 { font-size: 1rem; margin-bottom: 0.2rem; }
-p.note, figcaption { color: var(--soft); }
-figcaption, li, summary { font-size: 0.85rem; }
-b.verdict { color: var(--strong); }
-div.wide { overflow-x: auto; }
-div.wide svg { min-width: 36rem; }
-table { border-collapse: collapse; font-size: 0.82rem; font-variant-numeric: tabular-nums; }
-th, td {
-  border-bottom: 1px solid var(--line); padding: 0.35rem 0.6rem; text-align: right;
-  white-space: nowrap;
-}
-th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; }
-svg { color: var(--ink); height: auto; }
-"""
-
-
-class Report:
-    """Collects sections; writes them as one HTML file that needs nothing else, and as Markdown."""
-
-    def __init__(self, title: str, lead: str):
-        self._title = title
-        self._body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(lead)}</p>"]
-        self._lead = f"# {title}\n\n{lead}"
-        self._markdown: list[str] = []
-
-    def heading(self, text: str) -> None:
-        """Begins a section."""
-        self._body.append(f"<h2>{html.escape(text)}</h2>")
-        self._markdown.append(f"## {text}")
-
-    def note(self, text: str) -> None:
-        """A paragraph in a softer colour."""
-        self._body.append(f'<p class="note">{html.escape(text)}</p>')
-        self._markdown.append(text)
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; wide ones scroll."""
-        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        lines = [
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in rows
-        ]
-        self._body.append(
-            f'<div class="wide"><table><tr>{cells}</tr>{"".join(lines)}</table></div>'
-        )
-        self._markdown.append(markdown_table(header, rows))
-
-    def table_section(self, title: str, table: results_lib.Table, note: str) -> None:
-        """A section of a table, also printed, and what to know about it."""
-        print_table(title, *table)
-        self.heading(title)
-        self.table(*table)
-        self.note(note)
-
-    def figure(self, figure: mpl_figure.Figure, caption: str, file: str | None = None) -> str:
-        """The figure as inline SVG, in the page's colours; returns that SVG.
-
-        In Markdown it is a link to `file`, which is not written here; None: it is left out.
-        """
-        svg = figures_lib.to_svg(figure)
-        if file is not None:
-            self._markdown.append(f"![{caption}]({file})\n\n*{caption}*")
-        self._body.append(
-            f'<figure><div class="wide">{svg}</div>'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-        return svg
-
-    def claims(self, claims: Sequence[Claim]) -> None:
-        """A section that goes through the paper's claims."""
-        self.heading("The paper's claims")
-        for number, claim in enumerate(claims, 1):
-            measured = [f"   - {line}" for line in claim.evidence]
-            self._markdown.append(
-                "\n".join([f"{number}. {claim.text} **{claim.verdict}**", *measured])
-            )
-            verdict = f'<b class="verdict">{html.escape(claim.verdict)}</b>'
-            self._body.append(f"<h3>{number}. {html.escape(claim.text)} {verdict}</h3>")
-            if claim.evidence:
-                items = "".join(f"<li>{html.escape(line)}</li>" for line in claim.evidence)
-                self._body.append(f"<details><summary>Measured</summary><ul>{items}</ul></details>")
-
-    def write(self, path: pathlib.Path) -> None:
-        """Writes the page."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f"<title>{html.escape(self._title)}</title>"
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{_CSS}</style></head><body>{''.join(self._body)}</body></html>\n"
-        )
-
-    def write_markdown(self, path: pathlib.Path, notes: str = "") -> None:
-        """Writes the same as Markdown, with `notes` (Markdown, too) before the sections."""
-        parts = [self._lead, *([notes.strip()] if notes else []), *self._markdown]
-        path.write_text("\n\n".join(parts) + "\n")
 
 
 class Reporter:
@@ -160,7 +46,7 @@ class Reporter:
         lead: str,
         seconds_per_step: Callable[[str, str], float | None] | None = None,
         chosen: Mapping[str, int] | None = None,
-    ) -> Report:
+    ) -> Page:
         """Writes files and figures, prints the tables, and returns the page, not written yet.
 
         Args:
@@ -169,7 +55,7 @@ class Reporter:
           chosen: by optimizer, the place of the meta-training seed that one would take.
         """
         results_lib.write(self._results, self.judged, self.claims, self._out_dir)
-        page = Report(title, lead)
+        page = Page(title, lead)
         page.table_section(
             "Test accuracy at completion (%)",
             self._table_1(),
@@ -181,14 +67,14 @@ class Reporter:
             page.claims(self.claims)
         page.table_section(
             "Test accuracy in detail",
-            results_lib.accuracy_table(self._results),
+            tables.accuracy_table(self._results),
             "Means ± standard deviation over runs (over meta-training seeds where there are "
             "several). Differences are paired, by init and batches, with 95% intervals "
             "(studentized bootstrap; Student's t below 8 units). Params at completion.",
         )
         if self._primary is not None:
             self._declared(page)
-        if (against := results_lib.against_sam(self._results))[1]:
+        if (against := tables.against_sam(self._results))[1]:
             page.table_section(
                 "Against SAM in the inner loss, with a tuned learning rate",
                 against,
@@ -201,11 +87,11 @@ class Reporter:
             self._task(page, result, seconds_per_step)
         return page
 
-    def _table_1(self, seeds: Mapping[str, int] | None = None) -> results_lib.Table:
-        header, rows = results_lib.table_1(self._results, seeds)
+    def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
+        header, rows = tables.table_1(self._results, seeds)
         return [header[0], *map(figures_lib.short, header[1:])], rows
 
-    def _chosen(self, page: Report, seeds: Mapping[str, int]) -> None:
+    def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
         page.table_section(
             "The seed that validation chose",
@@ -215,18 +101,18 @@ class Reporter:
             "which no meta-test image decides. Means ± standard deviation over runs.",
         )
 
-    def _declared(self, page: Report) -> None:
+    def _declared(self, page: Page) -> None:
         tested = [v for v in self.judged if v.decision is not None]
         page.table_section(
             "Declared tests",
-            results_lib.verdict_table(tested),
+            tables.verdict_table(tested),
             "The family of tests that was declared beforehand, one per task, at the headline "
             "radius and at completion, under Holm's procedure. Everything else on this page "
             "describes. 'holds' also asks for an interval below 0 in the relative radius and at "
             "matched training loss.",
         )
 
-    def _property(self, page: Report, name: str) -> None:
+    def _property(self, page: Page, name: str) -> None:
         reference = self._results[0].reference
         keys = [reference] + [
             key for key, one in self._results[0].learned if one.own_property == name
@@ -243,7 +129,7 @@ class Reporter:
 
     def _task(
         self,
-        page: Report,
+        page: Page,
         result: TaskResult,
         seconds_per_step: Callable[[str, str], float | None] | None,
     ) -> None:
@@ -265,7 +151,7 @@ class Reporter:
             "Dots: mean paired difference; lines: 95% interval.",
         )
         for point in POINTS:
-            header, rows = results_lib.property_table(result, point)
+            header, rows = tables.property_table(result, point)
             title = f"{result.task}, properties at {point}"
             print_table(title, header, rows)
             page.note(f"Properties at {point}, radius {radius:g}:")
@@ -299,11 +185,13 @@ class Reporter:
                 ],
             )
 
-    def meta_training(self, page: Report, curves: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def meta_training(
+        self, page: Page, curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]
+    ) -> None:
         """A section on how the optimizers were made, and what went wrong meanwhile."""
         page.table_section(
             "Meta-training",
-            results_lib.meta_training_table(curves),
+            tables.meta_training_table(curves),
             "Skipped: outer steps whose loss or gradient was not finite. Drawn anew: trajectories "
             "that exploded. Returns: to a checkpoint, with a lower learning rate of theta.",
         )
@@ -315,26 +203,26 @@ class Reporter:
         )
 
     def smoothness(
-        self, page: Report, curves: Mapping[str, Sequence[smoothness_lib.UpdateCurve]]
+        self, page: Page, curves: Mapping[str, Sequence[smoothness_lib.UpdateCurve]]
     ) -> None:
         """A section on the optimizers themselves: their updates as functions of the gradient."""
         page.heading("Updates as functions of the gradient")
         caption = "One coordinate, hidden state fixed (Fig. 7 of Xiong & Hsieh 2022)."
         self._add(page, smoothness_lib.draw(curves), "smoothness", caption)
 
-    def compute(self, page: Report, seconds: Mapping[str, float]) -> None:
+    def compute(self, page: Page, seconds: Mapping[str, float]) -> None:
         """A section on what all of it took."""
         page.table_section(
             "Compute spent",
-            results_lib.compute_table(seconds),
+            tables.compute_table(seconds),
             "Wall-clock on the machine that computed the cells, which may have had other work.",
         )
 
-    def early_evidence(self, page: Report, found: EarlyEvidence) -> None:
+    def early_evidence(self, page: Page, found: EarlyEvidence) -> None:
         """A section on the regression of cubic polynomials."""
         page.table_section(
             "Early evidence: regression on noisy cubic polynomials",
-            results_lib.early_evidence_table(found),
+            tables.early_evidence_table(found),
             f"{len(found.x)} polynomials, each fitted from its own init by every optimizer. "
             "Differences are to the first, paired, with 95% intervals.",
         )
@@ -345,7 +233,7 @@ class Reporter:
             "Dots: one polynomial each. Below: the first fits, in the same colours.",
         )
 
-    def _add(self, page: Report, figure: mpl_figure.Figure, name: str, caption: str) -> None:
+    def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
         (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
         figures_lib.save_png(figure, self._out_dir / f"{name}.png")
 
@@ -384,26 +272,3 @@ def publish(laboratory: Laboratory, lead: str) -> None:
         laboratory.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else ""
     )
     print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first column to the left."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = [":--"] + ["--:"] * (len(header) - 1)
-    return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The same table on the terminal."""
-    table = rich.table.Table(title=title, title_justify="left")
-    for index, cell in enumerate(header):
-        table.add_column(cell, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console = rich.console.Console()
-    if not console.is_terminal:  # Piped into a file there is no width to fit: do not wrap.
-        console = rich.console.Console(width=200)
-    console.print(table)

@@ -106,7 +106,7 @@ class LoadedLOpt:
                 f"There is no {METRICS_FILE} beside {self.path}: load an entry of the zoo or the "
                 "directory of an outer training run."
             )
-        return figures.outer_training({self.name: metrics})
+        return figures.outer_training({self.name: {0: metrics}})
 
 
 def names() -> list[str]:

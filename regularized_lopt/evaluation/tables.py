@@ -1,0 +1,219 @@
+"""Tables of results, as text: what a reader sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from regularized_lopt.evaluation import statistics
+from regularized_lopt.evaluation.early_evidence import EarlyEvidence
+from regularized_lopt.evaluation.page import Table
+from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
+from regularized_lopt.evaluation.verdicts import TaskResult, Verdict, compare, units
+
+
+def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
+    """One row per contestant, one column per task: test accuracy at completion.
+
+    Args:
+      results: by task.
+      seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
+    """
+    keys = dict.fromkeys(key for result in results for key in result.contestants)
+
+    def cell(result: TaskResult, key: str) -> str:
+        if key not in result.contestants:
+            return ""
+        accuracy = result.contestants[key].accuracy()
+        return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
+
+    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
+    return ["optimizer", *(result.task for result in results)], rows
+
+
+def against_sam(results: Sequence[TaskResult]) -> Table:
+    """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
+    header = ["task", "optimizer", "baseline", "accuracy (points)", "property"]
+    header += ["absolute radius", "relative radius"]
+    rows = []
+    for result in results:
+        baselines = {k: r for k, r in result.contestants.items() if r.gradients_per_step > 1}
+        for key, one in result.contestants.items():
+            if not one.is_learned:
+                continue
+            for other in baselines.values():
+                accuracy = compare(one.accuracy(), other.accuracy())
+                row = [result.task, key, other.name, str(accuracy), LABELS[one.own_property]]
+                for scale in SCALES:
+                    own, theirs = (
+                        r.last(one.own_property, "completion", result.measurement.headline, scale)
+                        for r in (one, other)
+                    )
+                    row.append(str(compare(own, theirs)))
+                rows.append(row)
+    return header, rows
+
+
+def accuracy_table(results: Sequence[TaskResult]) -> Table:
+    """One row per task and contestant: means, deviations, paired differences to the reference."""
+    reference = results[0].reference
+    header = [
+        "task",
+        "optimizer",
+        "test accuracy (%)",
+        f"vs {reference} (points, 95%)",
+        "train loss",
+        "‖p‖",
+        "PoC (step)",
+        "gradients per step",
+    ]
+    rows = []
+    for result in results:
+        base = result.reference_result.accuracy()
+        for key, one in result.contestants.items():
+            poc = np.concatenate([runs.poc_step for runs in one.runs]) + 1
+            never = int(sum((~runs.poc_declared).sum() for runs in one.runs))
+            rows.append(
+                [
+                    result.task,
+                    one.name,
+                    _summary(one.accuracy()),
+                    "" if key == reference else str(compare(one.accuracy(), base)),
+                    _summary(one.final_train_loss()),
+                    _summary(one.param_norm()),
+                    f"{np.median(poc):.0f}" + (f" ({never} never)" if never else ""),
+                    str(one.gradients_per_step),
+                ]
+            )
+    return header, rows
+
+
+def property_table(result: TaskResult, point: str) -> Table:
+    """One task: every contestant's properties at the headline radius, with differences."""
+    reference = result.reference
+    radius = result.measurement.headline
+    header = ["optimizer"]
+    for name in PROPERTIES:
+        header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
+    header += ["tr H", "λ max"] if result.measurement.num_probes else []
+    rows = []
+    for key, one in result.contestants.items():
+        row = [one.name]
+        for name in PROPERTIES:
+            row.append(_summary(one.last(name, point, radius)))
+            for scale in SCALES:
+                row.append(
+                    ""
+                    if key == reference
+                    else str(
+                        compare(
+                            one.last(name, point, radius, scale),
+                            result.reference_result.last(name, point, radius, scale),
+                        )
+                    )
+                )
+        if result.measurement.num_probes:
+            row += [
+                _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
+            ]
+        rows.append(row)
+    return header, rows
+
+
+def verdict_table(judged: Sequence[Verdict]) -> Table:
+    """One row per verdict; p and its threshold where a test was declared."""
+    header = [
+        "task",
+        "optimizer",
+        "property",
+        "point",
+        "verdict",
+        "absolute radius (95%)",
+        "relative radius (95%)",
+        "at matched training loss (95%)",
+        "p",
+        "threshold (Holm)",
+    ]
+    rows = []
+    for v in judged:
+        rows.append(
+            [
+                v.task,
+                v.contestant,
+                v.property,
+                v.point,
+                v.verdict,
+                str(v.absolute),
+                str(v.relative),
+                str(v.matched),
+                f"{v.decision.p:.3g}" if v.decision is not None else "",
+                f"{v.decision.threshold:.3g}" if v.decision is not None else "",
+            ]
+        )
+    return header, rows
+
+
+def early_evidence_table(found: EarlyEvidence) -> Table:
+    """One row per contestant; differences to the first."""
+    first = next(iter(found.fits.values()))
+    header = ["optimizer", "R² (median)", "R²", "vs first (95%)", "‖p‖", "vs first (95%)", "loss"]
+    rows = []
+    for name, fits in found.fits.items():
+        same = fits is first
+        rows.append(
+            [
+                name,
+                f"{np.median(fits.r2):.4g}",
+                str(statistics.summarize(fits.r2)),
+                "" if same else str(statistics.paired_difference(fits.r2, first.r2)),
+                str(statistics.summarize(fits.norm)),
+                "" if same else str(statistics.paired_difference(fits.norm, first.norm)),
+                str(statistics.summarize(fits.train_loss)),
+            ]
+        )
+    return header, rows
+
+
+def meta_training_table(curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Table:
+    """One row per meta-training: how long it was, how well it went, and what it had to survive."""
+    header = [
+        "optimizer",
+        "outer steps",
+        "lowest validation loss",
+        "skipped",
+        "drawn anew",
+        "returns",
+    ]
+    rows = []
+    one_by_one = [
+        (name if len(seeds) == 1 else f"{name}, seed {seed}", columns)
+        for name, seeds in curves.items()
+        for seed, columns in seeds.items()
+    ]
+    for name, columns in one_by_one:
+        validated = columns["validation_loss"][np.isfinite(columns["validation_loss"])]
+        counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
+        rows.append(
+            [
+                name,
+                f"{columns['outer_step'].max():.0f}",
+                f"{validated.min():.4f}" if len(validated) else "none made",
+                *(
+                    f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
+                    for one in counts
+                ),
+            ]
+        )
+    return header, rows
+
+
+def compute_table(seconds: Mapping[str, float]) -> Table:
+    """Minutes by kind of cell, from `Laboratory.spent`."""
+    total = sum(seconds.values())
+    rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
+    return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]
+
+
+def _summary(values: np.ndarray) -> str:
+    return str(statistics.summarize(units(values)))
