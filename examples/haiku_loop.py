@@ -7,6 +7,7 @@ minima is in its weights.
 """
 
 import argparse
+from typing import Any
 
 import haiku as hk
 import jax
@@ -36,7 +37,7 @@ def main() -> None:
     state = opt.init(net.init(jax.random.PRNGKey(0), images[:1]))
 
     @jax.jit
-    def train_step(state, index):
+    def train_step(state: Any, index: jax.Array) -> tuple[Any, jax.Array]:
         loss, grad = jax.value_and_grad(loss_fn)(opt.get_params(state), index)
         return opt.update(state, grad, loss=loss), loss
 

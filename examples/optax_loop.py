@@ -7,6 +7,7 @@ or hand it to Flax, NNX or Equinox. It takes no learning rate.
 """
 
 import argparse
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,8 +42,10 @@ def main() -> None:
     state = train_state.TrainState.create(apply_fn=net.apply, params=params, tx=tx)
 
     @jax.jit
-    def train_step(state, index):
-        def loss_fn(params):
+    def train_step(
+        state: train_state.TrainState, index: jax.Array
+    ) -> tuple[train_state.TrainState, jax.Array]:
+        def loss_fn(params: Any) -> jax.Array:
             logits = state.apply_fn(params, images[index])
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[index]).mean()
 
@@ -53,7 +56,7 @@ def main() -> None:
         index = jax.random.randint(jax.random.PRNGKey(step), (128,), 0, 1500)
         state, loss = train_step(state, index)
 
-    predicted = net.apply(state.params, images[1500:]).argmax(-1)
+    predicted = state.apply_fn(state.params, images[1500:]).argmax(-1)
     accuracy = (predicted == labels[1500:]).mean()
     print(f"loss {loss:.4f}, accuracy on the 297 digits left out {100 * accuracy:.1f}%")
 

@@ -7,6 +7,9 @@
 docs/own_parts.md goes through this file.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax
 import gin
 import jax
@@ -24,14 +27,14 @@ class SineRegression(upstream.Task):
     def __init__(self, batch_size: int = 32):
         self._batch_size = batch_size
 
-    def init(self, key: jax.Array):
+    def init(self, key: jax.Array) -> Any:
         keys = jax.random.split(key)
         return {
             "hidden": {"w": jax.random.normal(keys[0], (16,)), "b": jnp.zeros(16)},
             "out": {"w": 0.1 * jax.random.normal(keys[1], (16,)), "b": jnp.zeros(())},
         }
 
-    def loss(self, params, key: jax.Array, data=None) -> jax.Array:
+    def loss(self, params: Any, key: jax.Array, data: Any = None) -> jax.Array:
         x = jax.random.uniform(key, (self._batch_size,), minval=-jnp.pi, maxval=jnp.pi)
         hidden = jnp.tanh(x[:, None] * params["hidden"]["w"] + params["hidden"]["b"])
         predicted = hidden @ params["out"]["w"] + params["out"]["b"]
@@ -39,13 +42,20 @@ class SineRegression(upstream.Task):
 
 
 @regularizers.register("smoothed")
-def smoothed(loss_fn, point, *, key, step, deviation=0.05):
+def smoothed(
+    loss_fn: Callable[[Any], jax.Array],
+    point: Any,
+    *,
+    key: jax.Array,
+    step: jax.Array,
+    deviation: float = 0.05,
+) -> jax.Array:
     """The mean of the losses on both sides of the point, in a random direction."""
     leaves, treedef = jax.tree.flatten(point)
     keys = jax.random.split(key, len(leaves))
     noise = [deviation * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
 
-    def at(sign):
+    def at(sign: float) -> Any:
         return jax.tree.unflatten(
             treedef, [x + sign * n for x, n in zip(leaves, noise, strict=True)]
         )
@@ -57,22 +67,38 @@ def smoothed(loss_fn, point, *, key, step, deviation=0.05):
 class SoftSignState:
     """What the training loop carries."""
 
-    params: dict
-    state: None  # The optimizee's non-trained state; this one has none.
-    momentum: dict
+    params: Any
+    state: Any  # The optimizee's non-trained state; this one has none.
+    momentum: Any
     iteration: jax.Array
 
 
 class SoftSignOptimizer(upstream.Optimizer):
     """params <- params - step * tanh(scale * momentum)."""
 
-    def __init__(self, theta):
+    def __init__(self, theta: Any):
         self._theta = theta
 
-    def init(self, params, model_state=None, num_steps=None, key=None, **kwargs):
-        return SoftSignState(params, model_state, jax.tree.map(jnp.zeros_like, params), 0)
+    def init(
+        self,
+        params: Any,
+        model_state: Any = None,
+        num_steps: int | None = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> SoftSignState:
+        momentum = jax.tree.map(jnp.zeros_like, params)
+        return SoftSignState(params, model_state, momentum, jnp.zeros((), jnp.int32))
 
-    def update(self, opt_state, grad, loss=None, model_state=None, key=None, **kwargs):
+    def update(
+        self,
+        opt_state: SoftSignState,
+        grad: Any,
+        loss: jax.Array | None = None,
+        model_state: Any = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> SoftSignState:
         decay = jax.nn.sigmoid(self._theta["decay"])
         step, scale = jnp.exp(self._theta["log_step"]), jnp.exp(self._theta["log_scale"])
         momentum = jax.tree.map(
@@ -93,7 +119,7 @@ class SoftSignLOpt(upstream.LearnedOptimizer):
     def __init__(self, initial_step: float = 0.01):
         self.config = {"initial_step": initial_step}  # What `load` makes it from.
 
-    def init(self, rng):
+    def init(self, rng: jax.Array) -> Any:
         initial_step = self.config["initial_step"]
         return {
             "decay": jnp.asarray(2.0),
@@ -101,5 +127,5 @@ class SoftSignLOpt(upstream.LearnedOptimizer):
             "log_scale": jnp.asarray(1.0),
         }
 
-    def opt_fn(self, theta, is_training=False):
+    def opt_fn(self, theta: Any, is_training: bool = False) -> SoftSignOptimizer:
         return SoftSignOptimizer(theta)
