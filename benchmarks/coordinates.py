@@ -4,7 +4,7 @@ A trained optimizer (`mnist_mlp_none`) on its own task. At several points of a t
 with the same batches are taken through all coordinates and through a share of them. Their squared
 difference is set against what other batches do to the gradient. Times are taken in turns.
 
-    python benchmarks/coordinates.py [--rounds=7] [--dataset=Mnist]
+    python benchmarks/coordinates.py [--rounds=7] [--dataset=Mnist] [--smallest]
 """
 
 import argparse
@@ -38,18 +38,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dataset", default="Mnist")
+    parser.add_argument("--smallest", action="store_true", help="to see that everything runs")
     args = parser.parse_args()
+    rounds, inner_steps = (1, (0, 20)) if args.smallest else (args.rounds, INNER_STEPS)
     launch.reuse_freed_memory()
 
     loaded = zoo.load("mnist_mlp_none")
     step = RegularizedTruncatedStep(
         tasks.as_family(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train"),
         loaded.learned_opt,
-        upstream.truncation_schedule.ConstantTruncationSchedule(10 * max(INNER_STEPS)),
+        upstream.truncation_schedule.ConstantTruncationSchedule(10 * max(inner_steps)),
     )
     estimators = {f: RegularizedTruncatedGrad(step, coordinate_fraction=f) for f in FRACTIONS}
     programs = {fraction: jax.jit(one.estimate) for fraction, one in estimators.items()}
-    outer_state = CurriculumOuterState(jnp.asarray(0), jnp.asarray(10 * max(INNER_STEPS)))
+    outer_state = CurriculumOuterState(jnp.asarray(0), jnp.asarray(10 * max(inner_steps)))
     weights = upstream.WorkerWeights(loaded.theta, None, outer_state)
     state = estimators[1.0].init_worker_state(weights, jax.random.PRNGKey(1))
     data = estimators[1.0].get_datas()
@@ -61,15 +63,15 @@ def main() -> None:
         )
 
     times: dict[float, list[float]] = {fraction: [] for fraction in FRACTIONS}
-    for turn in range(args.rounds + 1):  # The first compiles.
+    for turn in range(rounds + 1):  # The first compiles.
         for fraction in FRACTIONS:
             start = time.monotonic()
             estimate(fraction, turn)
             times[fraction] += [time.monotonic() - start] if turn else []
 
     table = rich.table.Table("inner step", "other batches", *[f"{f:.0%}" for f in FRACTIONS[1:]])
-    for inner in range(0, max(INNER_STEPS) + 1, UNROLL):
-        if inner in INNER_STEPS:
+    for inner in range(0, max(inner_steps) + 1, UNROLL):
+        if inner in inner_steps:
             whole = np.stack([flat(estimate(1.0, seed).grad) for seed in range(BATCHES)])
             scale = (whole**2).sum(axis=1).mean()
             row = [f"{whole.var(axis=0, ddof=1).sum() / scale:.3f}"]

@@ -54,6 +54,18 @@ def test_stress_kills_restarts_and_finds_the_same_end():
     assert int(found["outer steps in the end"][0]) >= 7
 
 
+def test_coordinates_prints_noise_and_time_of_each_share():
+    found = rows(run("coordinates", "--dataset=Digits", "--smallest"))
+    assert set(found) == {"0", "20", "100%", "25%", "10%", "3%"}
+    for step in ("0", "20"):
+        other_batches, *shares = map(float, found[step])
+        # The fewer coordinates, the more noise.
+        assert 0 < shares[0] < shares[-1]
+        assert other_batches > 0
+    milliseconds = [float(found[share][0]) for share in ("100%", "25%", "10%", "3%")]
+    assert min(milliseconds) > 0
+
+
 def test_safety_prints_every_option(tmp_path):
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
     regularized_lopt.save(tmp_path / "lopt.npz", lopt, lopt.init(jax.random.PRNGKey(0)))
