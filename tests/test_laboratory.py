@@ -24,6 +24,7 @@ from regularized_lopt.evaluation import (
     Measurement,
     contestants,
     early_evidence,
+    figures,
     plan,
     results,
     statistics,
@@ -292,6 +293,34 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     assert rows[0] == ["none", "100 ± 0"]
     assert rows[1:] == tables.table_1([both])[1][1:]
     assert tables.table_1([both])[1][0] != rows[0]
+
+
+def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
+    (found,) = lab(tmp_path).run()
+    none = found.contestants["none"]
+    accuracies = (0.9, 0.6, np.nan)
+    one_each = [
+        dataclasses.replace(run, test_accuracy=np.full_like(run.test_accuracy, accuracy))
+        for run, accuracy in zip(none.runs * 3, accuracies, strict=True)
+    ]
+    several = dataclasses.replace(
+        none, runs=one_each, at={point: list(of) * 3 for point, of in none.at.items()}
+    )
+    both = dataclasses.replace(found, contestants={**found.contestants, "none": several})
+    figure = figures.seeds([both, found])
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), (10, 40, 100), rtol=1e-5)
+    assert [len(line.get_xdata()) for line in figure.axes[1].lines] == [1, 1]
+    # The seed that diverged is the worst, not left out.
+    losses = {"none": (0.2, 0.3, 0.4)}
+    assert tables.validation_table([both], losses)[1] == [[RELU, "3", "-1.00", "0"]]
+    assert tables.validation_table([both], {"none": (0.2, 0.4, 0.3)})[1][0][2] == "-0.50"
+    (dots,) = figures.validation([both], losses).axes[0].lines
+    np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
+    header, rows = tables.accuracy_table([both])
+    assert rows[0][header.index("lowest")] == "60.00"
+    lowest_run = both.contestants["sam"].accuracy().min()
+    assert float(rows[1][header.index("lowest")]) == pytest.approx(lowest_run, abs=0.005)
 
 
 def test_optimizers_may_have_different_numbers_of_seeds():

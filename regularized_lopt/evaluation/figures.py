@@ -207,6 +207,61 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
     return figure
 
 
+def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
+    """Test error of every meta-training seed, task by task: a mean can hide that one seed fails.
+
+    Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
+    diverged counts as an error of 100%.
+    """
+    keys = list(dict.fromkeys(key for result in results for key in result.contestants))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(len(results), columns, 0.9 + 0.24 * len(keys))
+        for axis, result in zip(axes, results, strict=True):
+            for (style, one), key in zip(_styled(result), result.contestants, strict=True):
+                error, color = _error(one), style["color"]
+                axis.plot(
+                    error,
+                    np.full(len(error), keys.index(key)),
+                    "o",
+                    color=color,
+                    markerfacecolor=color if one.is_learned else "none",
+                    alpha=0.75,
+                    markersize=5,
+                    markeredgewidth=1.2,
+                )
+            axis.set(title=short(result.task), xlabel="test error (%)")
+            _log_if_some_fail(axis, "x")
+        axes[0].set_yticks(range(len(keys)), keys)
+        axes[0].invert_yaxis()
+    return figure
+
+
+def validation(
+    results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]], columns: int = 5
+) -> mpl_figure.Figure:
+    """Test error on each task against the validation loss of meta-training.
+
+    Args:
+      results: by task.
+      losses: by optimizer, one (nats) per meta-training seed; the others are left out.
+      columns: at most so many panels beside each other.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panels(len(results), columns, 2.5, sharey=False)
+        for axis, result in zip(axes, results, strict=True):
+            for (style, one), key in zip(_styled(result), result.contestants, strict=True):
+                if key in losses:
+                    axis.plot(
+                        losses[key], _error(one), "o", color=style["color"], alpha=0.75,
+                        markersize=5, label=one.name,
+                    )  # fmt: skip
+            axis.set(title=short(result.task), xlabel="validation loss (nats)")
+            _log_if_some_fail(axis, "y")
+        axes[0].set_ylabel("test error (%)")
+        legend_below(figure, axes[0])
+    return figure
+
+
 def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figure:
     """The loss on a line and on a plane through the PoC of run 0, by contestant.
 
@@ -365,6 +420,35 @@ def short(task: str) -> str:
     return (
         task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
     )
+
+
+def _panels(
+    count: int, columns: int, height: float, sharey: bool = True
+) -> tuple[mpl_figure.Figure, np.ndarray]:
+    """One panel per task, in lines of `columns` of them, each line `height` inches high."""
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    size = (max(4.8, 1.2 + 2.0 * columns), lines * height)
+    figure = mpl_figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def _error(one: Result) -> np.ndarray:
+    """[seeds], percent; 100 where a run diverged."""
+    return 100 - np.nan_to_num(one.accuracy().mean(axis=1), nan=0.0)
+
+
+def _log_if_some_fail(axis: Any, which: str) -> None:
+    """Errors of 2 and 3% can be told apart beside one of 90%."""
+    low, high = getattr(axis.dataLim, f"interval{which}")
+    if high > 5 * low:
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+        getattr(axis, f"set_{which}scale")("log")
+        getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
+        getattr(axis, f"set_{which}ticks")([], minor=True)
 
 
 def _interval(axis: Any, y: float, difference: Difference, factor: float, color: str) -> None:

@@ -61,6 +61,14 @@ class Reporter:
             self._table_1(),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
+        if any(len(one.runs) > 1 for result in self._results for _, one in result.learned):
+            self._add(
+                page,
+                figures_lib.seeds(self._results),
+                "seeds",
+                "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
+                "better.",
+            )
         if chosen:
             self._chosen(page, chosen)
         if self._primary is not None:
@@ -69,8 +77,9 @@ class Reporter:
             "Test accuracy in detail",
             tables.accuracy_table(self._results),
             "Means ± standard deviation over runs (over meta-training seeds where there are "
-            "several). Differences are paired, by init and batches, with 95% intervals "
-            "(studentized bootstrap; Student's t below 8 units). Params at completion.",
+            "several), and the lowest of them. Differences are paired, by init and batches, with "
+            "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
+            "completion.",
         )
         if self._primary is not None:
             self._declared(page)
@@ -201,6 +210,25 @@ class Reporter:
             "meta_training",
             "Losses are the plain ones, without regularizers.",
         )
+        losses = {
+            name: [float(np.nanmin(columns["validation_loss"])) for columns in seeds.values()]
+            for name, seeds in curves.items()
+            if all(np.isfinite(columns["validation_loss"]).any() for columns in seeds.values())
+        }
+        if sum(map(len, losses.values())) > 2:
+            page.table_section(
+                "What the validation loss of meta-training foretells",
+                tables.validation_table(self._results, losses),
+                "Spearman's rank correlation, over all optimizers and seeds, of the lowest "
+                "validation loss and the test accuracy at completion; -1: the lower the loss, the "
+                "higher the accuracy. p is for no relation, not corrected for the number of tasks.",
+            )
+            self._add(
+                page,
+                figures_lib.validation(self._results, losses),
+                "validation",
+                "One dot per meta-training seed.",
+            )
 
     def smoothness(
         self, page: Page, curves: Mapping[str, Sequence[smoothness_lib.UpdateCurve]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 
 from regularized_lopt.evaluation import statistics
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
@@ -62,6 +63,7 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
         "task",
         "optimizer",
         "test accuracy (%)",
+        "lowest",
         f"vs {reference} (points, 95%)",
         "train loss",
         "‖p‖",
@@ -79,6 +81,7 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
                     result.task,
                     one.name,
                     _summary(one.accuracy()),
+                    _lowest(one.accuracy()),
                     "" if key == reference else str(compare(one.accuracy(), base)),
                     _summary(one.final_train_loss()),
                     _summary(one.param_norm()),
@@ -208,11 +211,36 @@ def meta_training_table(curves: Mapping[str, Mapping[int, Mapping[str, np.ndarra
     return header, rows
 
 
+def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]]) -> Table:
+    """One row per task: what the validation loss of meta-training foretells of it.
+
+    Args:
+      results: by task.
+      losses: by optimizer, one (nats) per meta-training seed.
+
+    Spearman's rank correlation over all optimizers and seeds (-1: the lower the loss, the higher
+    the test accuracy), and its p of no relation.
+    """
+    rows = []
+    for result in results:
+        known = {key: one for key, one in result.contestants.items() if key in losses}
+        loss = np.concatenate([losses[key] for key in known])
+        accuracy = np.concatenate([one.accuracy().mean(axis=1) for one in known.values()])
+        found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
+        rows.append([result.task, str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
+    return ["task", "optimizers", "rank correlation", "p"], rows
+
+
 def compute_table(seconds: Mapping[str, float]) -> Table:
     """Minutes by kind of cell, from `Laboratory.spent`."""
     total = sum(seconds.values())
     rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
     return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]
+
+
+def _lowest(values: np.ndarray) -> str:
+    finite = [value for value in units(values) if np.isfinite(value)]
+    return f"{min(finite):.2f}" if finite else ""
 
 
 def _summary(values: np.ndarray) -> str:
