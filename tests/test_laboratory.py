@@ -153,17 +153,27 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     assert less.cells.runs(RELU, "sam", "") == lab(tmp_path, tasks=both).cells.runs(RELU, "sam", "")
 
 
-def test_a_task_may_have_other_baselines(tmp_path):
+def test_a_task_may_have_other_contestants(tmp_path):
     both = (RELU, SIGMOID)
     what = {"tuning_runs": 1, "num_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
-    laboratory = lab(tmp_path, tasks=both, **what, task_baselines={SIGMOID: ("SGD+SAM",)})
+    laboratory = lab(tmp_path, tasks=both, **what, task_contestants={RELU: ("none", "SGD+SAM")})
     first, second = laboratory.run()
-    assert list(first.contestants) == ["none", "sam", "SGD", "Adam"]
-    assert list(second.contestants) == ["none", "sam", "SGD+SAM"]
+    assert list(first.contestants) == ["none", "SGD+SAM"]
+    assert list(second.contestants) == ["none", "sam", "SGD", "Adam"]
     assert all(cell.cached for cell in plan.plan(laboratory))
     _, rows = tables.table_1([first, second])
     missing = {row[0]: row[1:].count("") for row in rows}
-    assert missing == {"none": 0, "sam": 0, "SGD": 1, "Adam": 1, "SGD+SAM": 1}
+    assert missing == {"none": 0, "SGD+SAM": 1, "sam": 1, "SGD": 1, "Adam": 1}
+    # The same colour wherever it is drawn, and in the legend though the first task has it not.
+    figure = figures.property_by_radius([first, second], "sam", ["none", "sam"])
+    assert [len(axis.lines) for axis in figure.axes] == [1, 2, 1, 2]
+    names = [text.get_text().split(" ")[0] for text in figure.legends[0].get_texts()]
+    assert names == ["none", "sam"]
+    rows_of_points = figures.seeds([first, second]).axes[1].lines
+    colors = figures.palette([first, second])
+    assert [line.get_color() for line in rows_of_points] == [
+        colors[key] for key in second.contestants
+    ]
     publish(laboratory, "Two tasks.")
     assert "SGD+SAM" in (tmp_path / "RESULTS.md").read_text()
 
@@ -374,8 +384,9 @@ def table_of(laboratory):
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
         ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
         ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
-        ({"task_baselines": {SIGMOID: ()}}, "Unknown task of Experiment.task_baselines"),
-        ({"task_baselines": {RELU: ("SDG",)}}, "'SDG'. Did you mean 'SGD'"),
+        ({"task_contestants": {SIGMOID: ()}}, "Unknown task of Experiment.task_contestants"),
+        ({"task_contestants": {RELU: ("none", "SDG")}}, "'SDG'. Did you mean 'SGD'"),
+        ({"task_contestants": {RELU: ("sam",)}}, "lacks 'none', the reference"),
         ({"tuning_steps": {RELU: 0}}, "Experiment.tuning_steps"),
         ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
     ],

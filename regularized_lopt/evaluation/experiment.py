@@ -31,7 +31,8 @@ class Experiment:
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
-      task_baselines: tasks that have others than `baselines`.
+      task_contestants: tasks that have only these of `optimizers` and of all baselines, among them
+        `reference`.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
       tuning_steps: tasks on which those runs have so many steps, > 0, instead of `num_steps`.
       num_runs: paired runs per optimizer and task, > 0.
@@ -59,7 +60,7 @@ class Experiment:
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(contestants_lib.BASELINES)
-    task_baselines: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    task_contestants: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning_runs: int = 2
     tuning_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_runs: int = 10
@@ -81,7 +82,7 @@ class Experiment:
                 "Experiment.optimizers and Experiment.tasks must name at least one each, e.g. "
                 'Experiment.optimizers = {"none": "gin_configs/digits_mlp_none.gin"}.'
             )
-        self._check_baselines()
+        self._check_contestants()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
@@ -100,20 +101,24 @@ class Experiment:
                 errors.check_count(f"Experiment.{name}[{task!r}]", count)
         self._check_primary()
 
-    def _check_baselines(self) -> None:
-        for task in self.task_baselines:
-            errors.check_name("task of Experiment.task_baselines", task, self.tasks)
-        for task in self.tasks:
-            own = task in self.task_baselines
-            parameter = f"Experiment.task_baselines[{task!r}]" if own else "Experiment.baselines"
-            baselines = self.baselines_on(task)
-            for name in baselines:
-                errors.check_name(parameter, name, contestants_lib.BASELINES)
-            if clash := set(self.optimizers) & set(baselines):
-                raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
-            errors.check_name(
-                "Experiment.reference", self.reference, (*self.optimizers, *baselines)
-            )
+    def _check_contestants(self) -> None:
+        for name in self.baselines:
+            errors.check_name("Experiment.baselines", name, contestants_lib.BASELINES)
+        if clash := set(self.optimizers) & set(self.baselines):
+            raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
+        errors.check_name(
+            "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
+        )
+        for task, names in self.task_contestants.items():
+            errors.check_name("task of Experiment.task_contestants", task, self.tasks)
+            parameter = f"Experiment.task_contestants[{task!r}]"
+            for name in names:
+                errors.check_name(parameter, name, (*self.optimizers, *contestants_lib.BASELINES))
+            if self.reference not in names:
+                raise ValueError(
+                    f"{parameter} = {names} lacks {self.reference!r}, the reference, with which "
+                    "all others are compared: add it."
+                )
 
     def _check_primary(self) -> None:
         if self.primary is None:
@@ -143,11 +148,11 @@ class Experiment:
 
     def baselines_on(self, task: str) -> tuple[str, ...]:
         """The baselines on a task."""
-        return tuple(self.task_baselines.get(task, self.baselines))
+        return tuple(name for name in self.contestants_on(task) if name not in self.optimizers)
 
     def contestants_on(self, task: str) -> tuple[str, ...]:
         """All names on a task, the reference first."""
-        names = (*self.optimizers, *self.baselines_on(task))
+        names = self.task_contestants.get(task, (*self.optimizers, *self.baselines))
         return (self.reference, *(name for name in names if name != self.reference))
 
     def seeds_of(self, name: str) -> tuple[int, ...]:

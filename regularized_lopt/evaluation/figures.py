@@ -118,10 +118,11 @@ def property_by_radius(
             figsize=(max(4.8, 2.6 * len(results) + 1), 5.2), layout="constrained"
         )
         axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
+        colors = palette(results)
         for column, result in enumerate(results):
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
-                for style, one in _styled(result, keys):
+                for style, one in _styled(result, keys, colors):
                     values = np.concatenate([s.last(name, scale) for s in one.at[point]])
                     _band(
                         axis,
@@ -140,7 +141,7 @@ def property_by_radius(
                     )
                 if column == 0:
                     axis.set_ylabel(f"{LABELS[name]}, {_AT[point]}")
-        legend_below(figure, axes[0, 0])
+        legend_below(figure, *axes.ravel())
     return figure
 
 
@@ -213,12 +214,13 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
     Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
     diverged counts as an error of 100%.
     """
-    keys = list(dict.fromkeys(key for result in results for key in result.contestants))
+    colors = palette(results)
+    keys = list(colors)
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(results), columns, 0.9 + 0.24 * len(keys))
         for axis, result in zip(axes, results, strict=True):
-            for (style, one), key in zip(_styled(result), result.contestants, strict=True):
-                error, color = _error(one), style["color"]
+            for key, one in result.contestants.items():
+                error, color = _error(one), colors[key]
                 axis.plot(
                     error,
                     np.full(len(error), keys.index(key)),
@@ -246,19 +248,20 @@ def validation(
       losses: by optimizer, one (nats) per meta-training seed; the others are left out.
       columns: at most so many panels beside each other.
     """
+    colors = palette(results)
     with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(results), columns, 2.5, sharey=False)
         for axis, result in zip(axes, results, strict=True):
-            for (style, one), key in zip(_styled(result), result.contestants, strict=True):
+            for key, one in result.contestants.items():
                 if key in losses:
                     axis.plot(
-                        losses[key], _error(one), "o", color=style["color"], alpha=0.75,
+                        losses[key], _error(one), "o", color=colors[key], alpha=0.75,
                         markersize=5, label=one.name,
                     )  # fmt: skip
             axis.set(title=short(result.task), xlabel="validation loss (nats)")
             _log_if_some_fail(axis, "y")
         axes[0].set_ylabel("test error (%)")
-        legend_below(figure, axes[0])
+        legend_below(figure, *axes)
     return figure
 
 
@@ -398,21 +401,36 @@ def cycle() -> Any:
     return (COLORS[i % len(COLORS)] for i in range(1000))
 
 
+def palette(results: Sequence[TaskResult]) -> dict[str, str]:
+    """A colour for every contestant of any task."""
+    keys = dict.fromkeys(key for result in results for key in result.contestants)
+    return dict(zip(keys, cycle(), strict=False))
+
+
 def _styled(
-    result: TaskResult, keys: Sequence[str] | None = None
+    result: TaskResult,
+    keys: Sequence[str] | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Contestants with their colours, the same in every figure; baselines are dashed."""
-    for color, (key, one) in zip(cycle(), result.contestants.items(), strict=False):
+    """Contestants with their colours, default: of the task alone; baselines are dashed."""
+    colors = colors or palette([result])
+    for key, one in result.contestants.items():
         if keys is None or key in keys:
             style = "-" if one.is_learned else "--"
-            yield {"color": color, "linestyle": style}, one
+            yield {"color": colors[key], "linestyle": style}, one
 
 
-def legend_below(figure: mpl_figure.Figure, axis: Any) -> None:
+def legend_below(figure: mpl_figure.Figure, *axes: Any) -> None:
     """One legend for the whole figure, where it hides no curve."""
-    handles, labels = axis.get_legend_handles_labels()
+    drawn = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     columns = max(1, int(figure.get_figwidth() / 1.9))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, fontsize=8
+    )
 
 
 def short(task: str) -> str:

@@ -124,7 +124,7 @@ class Reporter:
     def _property(self, page: Page, name: str) -> None:
         reference = self._results[0].reference
         keys = [reference] + [
-            key for key, one in self._results[0].learned if one.own_property == name
+            key for r in self._results for key, one in r.learned if one.own_property == name
         ]
         page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
         for scale in ("absolute", "relative"):
