@@ -11,7 +11,7 @@ import json
 import pathlib
 import re
 
-from regularized_lopt.evaluation.figures import short
+from regularized_lopt.evaluation.drawing import short
 from regularized_lopt.evaluation.page import markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.evaluation import search as search_lib
-from regularized_lopt.evaluation.figures import save_png
+from regularized_lopt.evaluation.drawing import save_png
 from regularized_lopt.evaluation.page import print_table
 
 _OUT_DIR = flags.DEFINE_string("out_dir", "runs/search", "Where optimizers, runs and results go.")

@@ -23,6 +23,7 @@ from regularized_lopt.evaluation import (
     Laboratory,
     Measurement,
     contestants,
+    drawing,
     early_evidence,
     figures,
     plan,
@@ -170,7 +171,7 @@ def test_a_task_may_have_other_contestants(tmp_path):
     names = [text.get_text().split(" ")[0] for text in figure.legends[0].get_texts()]
     assert names == ["none", "sam"]
     rows_of_points = figures.seeds([first, second]).axes[1].lines
-    colors = figures.palette([first, second])
+    colors = drawing.palette([first, second])
     assert [line.get_color() for line in rows_of_points] == [
         colors[key] for key in second.contestants
     ]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-import PIL.Image
 from matplotlib import figure as mpl_figure
 
+from regularized_lopt.evaluation import drawing
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.landscape import LossSlices
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES
 from regularized_lopt.evaluation.runs import trailing_mean
-from regularized_lopt.evaluation.statistics import Difference
 from regularized_lopt.evaluation.verdicts import (
     POINTS,
     Result,
@@ -28,67 +22,26 @@ from regularized_lopt.evaluation.verdicts import (
     matched_pair,
 )
 
-# Distinguishable for colour-blind readers and mid-tone, so that they stand out on white and on
-# black.
-COLORS = (
-    "#3d8ed6",
-    "#e0752d",
-    "#2ca58d",
-    "#c75b9b",
-    "#8f7ee7",
-    "#b39b1d",
-    "#8a8f98",
-    "#d9534f",
-    "#4fb3bf",
-)
 _AT = {"poc": "at the PoC", "completion": "at completion"}
-_INK = "#010203"  # Stands for the page's text colour in SVGs, see `to_svg`.
-STYLE = {
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
-    "grid.color": "#80808055",
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "legend.frameon": False,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "regularized_lopt",
-}
-
-
-def new_figure(
-    columns: int, width: float = 9.6, height: float = 3.3
-) -> tuple[mpl_figure.Figure, Any]:
-    """An empty figure, to be filled within `rc_context(STYLE)`: (figure, axes)."""
-    figure = mpl_figure.Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
 
 
 def training_curves(result: TaskResult) -> mpl_figure.Figure:
     """Training loss (trailing mean) and test accuracy by inner step, over all runs."""
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = new_figure(2)
-        for style, one in _styled(result):
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, (left, right) = drawing.new_figure(2)
+        for style, one in drawing.styled(result):
             smooth = np.concatenate([runs.train_loss for runs in one.runs])
             steps = one.runs[0].loss_steps
             smooth = smooth[np.isfinite(smooth).all(axis=1)]  # The table has those that diverged.
             if len(smooth):
-                _band(left, steps + 1, smooth, one.name, **style)
+                drawing.band(left, steps + 1, smooth, one.name, **style)
             declared = np.concatenate([r.poc_step[r.poc_declared] for r in one.runs])
             if len(smooth) and len(declared):
                 at = np.median(declared)
                 height = np.interp(at, steps, smooth.mean(axis=0))
                 left.plot(at + 1, height, "o", color=style["color"], markersize=5)
             accuracy = np.concatenate([100 * runs.test_accuracy for runs in one.runs])
-            _band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
+            drawing.band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
         left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
         left.set_title("Training loss (dot: median PoC)")
         right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
@@ -96,7 +49,7 @@ def training_curves(result: TaskResult) -> mpl_figure.Figure:
         right.set_title("Test accuracy")
         best = max(one.accuracy().mean() for one in result.contestants.values())
         right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
-        legend_below(figure, right)
+        drawing.legend_below(figure, right)
     return figure
 
 
@@ -113,18 +66,18 @@ def property_by_radius(
       keys: contestants to show.
       scale: of the radius, "absolute" or "relative".
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         figure = mpl_figure.Figure(
             figsize=(max(4.8, 2.6 * len(results) + 1), 5.2), layout="constrained"
         )
         axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
-        colors = palette(results)
+        colors = drawing.palette(results)
         for column, result in enumerate(results):
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
-                for style, one in _styled(result, keys, colors):
+                for style, one in drawing.styled(result, keys, colors):
                     values = np.concatenate([s.last(name, scale) for s in one.at[point]])
-                    _band(
+                    drawing.band(
                         axis,
                         np.asarray(result.measurement.radii),
                         values,
@@ -134,36 +87,36 @@ def property_by_radius(
                     )
                 axis.set(xscale="log", yscale="log")
                 if row == 0:
-                    axis.set_title(short(result.task))
+                    axis.set_title(drawing.short(result.task))
                 else:
                     axis.set_xlabel(
                         "radius" if scale == "absolute" else "radius / rms of the filter"
                     )
                 if column == 0:
                     axis.set_ylabel(f"{LABELS[name]}, {_AT[point]}")
-        legend_below(figure, *axes.ravel())
+        drawing.legend_below(figure, *axes.ravel())
     return figure
 
 
 def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
     """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
     index = result.measurement.headline
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
         axes = figure.subplots(2, len(PROPERTIES), sharex=True)
         for column, name in enumerate(PROPERTIES):
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
-                for style, one in _styled(result):
+                for style, one in drawing.styled(result):
                     curve = np.concatenate([s.curve(name, scale)[:, index] for s in one.at[point]])
-                    _band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
+                    drawing.band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
                 if row == 0:
                     axis.set_title(LABELS[name])
                 else:
                     axis.set_xlabel("ascent step")
                 if column == 0:
                     axis.set_ylabel(_AT[point])
-        legend_below(figure, axes[0, 0])
+        drawing.legend_below(figure, axes[0, 0])
     return figure
 
 
@@ -175,13 +128,13 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
     """
     base, rows = result.reference_result, list(result.others)
     index = result.measurement.headline
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         found = {(v.task, v.contestant, v.property, v.point): v for v in judged}
         for y, (key, one) in enumerate(rows):
             accuracy = compare(one.accuracy(), base.accuracy())
-            _interval(left, y, accuracy, 1.0, COLORS[0])
+            drawing.interval(left, y, accuracy, 1.0, drawing.COLORS[0])
             verdict = found[result.task, key, one.own_property, "completion"]
             scales = (
                 base.last(one.own_property, "completion", index).mean(),
@@ -190,21 +143,27 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
             )
             measured = (verdict.absolute, verdict.relative, verdict.matched)
             for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
-                _interval(right, y + 0.2 * (offset - 1), difference, 100 / unit, COLORS[offset + 1])
+                drawing.interval(
+                    right,
+                    y + 0.2 * (offset - 1),
+                    difference,
+                    100 / unit,
+                    drawing.COLORS[offset + 1],
+                )
         left.set_yticks(range(len(rows)), [one.name for _, one in rows])
         left.invert_yaxis()
         for axis in (left, right):
-            axis.axvline(0, color=_INK, linewidth=0.8)
+            axis.axvline(0, color=drawing.INK, linewidth=0.8)
         left.set(xlabel="points")
-        left.set_title(f"{short(result.task)}: test accuracy against {result.reference}")
+        left.set_title(f"{drawing.short(result.task)}: test accuracy against {result.reference}")
         right.set(
             xlabel=f"% of {result.reference}'s",
             title="Own property at completion (left is flatter)",
         )
         names = ("absolute radius", "relative radius", "at matched training loss")
-        for name, color in zip(names, COLORS[1:], strict=False):
+        for name, color in zip(names, drawing.COLORS[1:], strict=False):
             right.plot([], [], "o", color=color, label=name, markersize=4)
-        legend_below(figure, right)
+        drawing.legend_below(figure, right)
     return figure
 
 
@@ -214,10 +173,10 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
     Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
     diverged counts as an error of 100%.
     """
-    colors = palette(results)
+    colors = drawing.palette(results)
     keys = list(colors)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(results), columns, 0.9 + 0.24 * len(keys))
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, axes = drawing.panels(len(results), columns, 0.9 + 0.24 * len(keys))
         for axis, result in zip(axes, results, strict=True):
             for key, one in result.contestants.items():
                 error, color = _error(one), colors[key]
@@ -231,8 +190,8 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
                     markersize=5,
                     markeredgewidth=1.2,
                 )
-            axis.set(title=short(result.task), xlabel="test error (%)")
-            _log_if_some_fail(axis, "x")
+            axis.set(title=drawing.short(result.task), xlabel="test error (%)")
+            drawing.log_if_some_fail(axis, "x")
         axes[0].set_yticks(range(len(keys)), keys)
         axes[0].invert_yaxis()
     return figure
@@ -248,9 +207,9 @@ def validation(
       losses: by optimizer, one (nats) per meta-training seed; the others are left out.
       columns: at most so many panels beside each other.
     """
-    colors = palette(results)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(len(results), columns, 2.5, sharey=False)
+    colors = drawing.palette(results)
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, axes = drawing.panels(len(results), columns, 2.5, sharey=False)
         for axis, result in zip(axes, results, strict=True):
             for key, one in result.contestants.items():
                 if key in losses:
@@ -258,10 +217,10 @@ def validation(
                         losses[key], _error(one), "o", color=colors[key], alpha=0.75,
                         markersize=5, label=one.name,
                     )  # fmt: skip
-            axis.set(title=short(result.task), xlabel="validation loss (nats)")
-            _log_if_some_fail(axis, "y")
+            axis.set(title=drawing.short(result.task), xlabel="validation loss (nats)")
+            drawing.log_if_some_fail(axis, "y")
         axes[0].set_ylabel("test error (%)")
-        legend_below(figure, *axes)
+        drawing.legend_below(figure, *axes)
     return figure
 
 
@@ -270,7 +229,7 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
 
     Directions are random and normalized by filter (Li et al. 2018), the same for all contestants.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         figure = mpl_figure.Figure(
             figsize=(max(4.8, 2.4 * (len(slices) + 1)), 2.9), layout="constrained"
         )
@@ -280,13 +239,15 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
         bottom = min((plane.min() for plane in finite if plane.size), default=0.1)
         # Rounded, for processors differ in a power's last digit, and a contour in what is drawn.
         levels = [float(f"{level:.4g}") for level in np.geomspace(max(bottom, 1e-6), top, 12)]
-        for index, (color, (name, one)) in enumerate(zip(cycle(), slices.items(), strict=False)):
+        for index, (color, (name, one)) in enumerate(
+            zip(drawing.cycle(), slices.items(), strict=False)
+        ):
             axes[0].plot(one.at, one.line, color=color, label=name, linewidth=1.4)
             axis = axes[index + 1]
             if finite[index].size:
                 plane = one.plane.T
                 axis.contour(one.at, one.at, plane, levels=levels, cmap="viridis", linewidths=1)
-                axis.plot(0, 0, "+", color=_INK)
+                axis.plot(0, 0, "+", color=drawing.INK)
             else:
                 axis.text(0.5, 0.5, "diverged", ha="center", transform=axis.transAxes)
             axis.set_title(name)
@@ -294,26 +255,28 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
             axis.set_xlabel("direction 1")
             axis.grid(False)
         axes[0].set(yscale="log", xlabel="direction 1", ylabel="held-out loss (nats)")
-        axes[0].set_title(short(task))
-        legend_below(figure, axes[0])
+        axes[0].set_title(drawing.short(task))
+        drawing.legend_below(figure, axes[0])
     return figure
 
 
 def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure:
     """R^2 and norms over all polynomials, and the first fits with the data."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(drawing.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.4), layout="constrained")
         top, bottom = figure.subfigures(2, 1)
         left, right = top.subplots(1, 2)
         names = list(found.fits)
-        for index, (color, fits) in enumerate(zip(cycle(), found.fits.values(), strict=False)):
+        for index, (color, fits) in enumerate(
+            zip(drawing.cycle(), found.fits.values(), strict=False)
+        ):
             # R^2 has no lower end: what is below -1 is drawn there.
             spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(fits.r2))
             left.plot(np.maximum(fits.r2, -1), index + spread, ".", color=color, markersize=4)
-            left.plot(np.median(fits.r2), index, "|", color=_INK, markersize=22)
+            left.plot(np.median(fits.r2), index, "|", color=drawing.INK, markersize=22)
             right.ecdf(np.nan_to_num(fits.norm, nan=np.inf), color=color, linewidth=1.5)
         left.set_yticks(range(len(names)), names)
-        for color, label in zip(cycle(), left.get_yticklabels(), strict=False):
+        for color, label in zip(drawing.cycle(), left.get_yticklabels(), strict=False):
             label.set_color(color)  # The legend of all panels.
         left.invert_yaxis()
         left.set(xlabel="R² on held-out points (line: median)", title="Regression on noisy cubics")
@@ -321,8 +284,10 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
         right.set_title("Norm of the params")
         for example, axis in enumerate(bottom.subplots(1, examples)):
             axis.plot(found.x[example], found.y[example], ".", color="#808080", markersize=5)
-            axis.plot(found.grid, found.truth[example], color=_INK, linewidth=1, linestyle=":")
-            for color, fits in zip(cycle(), found.fits.values(), strict=False):
+            axis.plot(
+                found.grid, found.truth[example], color=drawing.INK, linewidth=1, linestyle=":"
+            )
+            for color, fits in zip(drawing.cycle(), found.fits.values(), strict=False):
                 axis.plot(found.grid, fits.fit[example], color=color, linewidth=1.3)
             axis.set(xlabel="x", title=f"Polynomial {example} (dotted: without noise)")
     return figure
@@ -337,11 +302,11 @@ def outer_training(
       curves: by optimizer and meta-training seed, as `load_metrics` has them; those of one
         optimizer share a colour.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, (left, right) = new_figure(2)
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, (left, right) = drawing.new_figure(2)
         one_by_one = [
             (columns, color, None if place else name)  # One line in the legend for all seeds.
-            for (name, seeds), color in zip(curves.items(), cycle(), strict=False)
+            for (name, seeds), color in zip(curves.items(), drawing.cycle(), strict=False)
             for place, columns in enumerate(seeds.values())
         ]
         for columns, color, label in one_by_one:
@@ -364,130 +329,6 @@ def outer_training(
     return figure
 
 
-def to_svg(figure: mpl_figure.Figure) -> str:
-    """The figure as an SVG element that takes its ink from the page (`currentColor`).
-
-    In a tenth of a point, and with names that follow from what is drawn: the last digits, and
-    Matplotlib's names, which are made from all of them, differ between processors.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(
-            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r"\b[1-9]\d*\.\d{3,6}\b", lambda number: f"{float(number[0]):.1f}", svg)
-    names = dict.fromkeys(re.findall(r'id="(\w*[0-9a-f]{10})"', svg))
-    for number, name in enumerate(names):
-        svg = svg.replace(name, f"@{number}@")
-    stem = hashlib.sha256(svg.encode()).hexdigest()[:10]
-    svg = re.sub(r"@(\d+)@", rf"s{stem}-\1", svg)
-    # As wide as the page, but a narrow figure's letters grow no larger than the text.
-    size = f'width="100%" style="max-width: {125 * figure.get_figwidth():.0f}px"'
-    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', rf"\1{size}", svg, count=1)
-
-
-def save_png(figure: mpl_figure.Figure, path: pathlib.Path) -> None:
-    """The figure on white, for places that know no themes; 256 colours, a third of the bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
-    with PIL.Image.open(buffer) as image:
-        image.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
-
-
-def cycle() -> Any:
-    """The colours, again and again."""
-    return (COLORS[i % len(COLORS)] for i in range(1000))
-
-
-def palette(results: Sequence[TaskResult]) -> dict[str, str]:
-    """A colour for every contestant of any task."""
-    keys = dict.fromkeys(key for result in results for key in result.contestants)
-    return dict(zip(keys, cycle(), strict=False))
-
-
-def _styled(
-    result: TaskResult,
-    keys: Sequence[str] | None = None,
-    colors: Mapping[str, str] | None = None,
-) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Contestants with their colours, default: of the task alone; baselines are dashed."""
-    colors = colors or palette([result])
-    for key, one in result.contestants.items():
-        if keys is None or key in keys:
-            style = "-" if one.is_learned else "--"
-            yield {"color": colors[key], "linestyle": style}, one
-
-
-def legend_below(figure: mpl_figure.Figure, *axes: Any) -> None:
-    """One legend for the whole figure, where it hides no curve."""
-    drawn = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    columns = max(1, int(figure.get_figwidth() / 1.9))
-    figure.legend(
-        drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, fontsize=8
-    )
-
-
-def short(task: str) -> str:
-    """The name of a task where there is little room: "Mnist, Sigmoid"."""
-    return (
-        task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
-    )
-
-
-def _panels(
-    count: int, columns: int, height: float, sharey: bool = True
-) -> tuple[mpl_figure.Figure, np.ndarray]:
-    """One panel per task, in lines of `columns` of them, each line `height` inches high."""
-    columns = min(columns, count)
-    lines = -(-count // columns)
-    size = (max(4.8, 1.2 + 2.0 * columns), lines * height)
-    figure = mpl_figure.Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
-
-
 def _error(one: Result) -> np.ndarray:
     """[seeds], percent; 100 where a run diverged."""
     return 100 - np.nan_to_num(one.accuracy().mean(axis=1), nan=0.0)
-
-
-def _log_if_some_fail(axis: Any, which: str) -> None:
-    """Errors of 2 and 3% can be told apart beside one of 90%."""
-    low, high = getattr(axis.dataLim, f"interval{which}")
-    if high > 5 * low:
-        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
-        getattr(axis, f"set_{which}scale")("log")
-        getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
-        getattr(axis, f"set_{which}ticks")([], minor=True)
-
-
-def _interval(axis: Any, y: float, difference: Difference, factor: float, color: str) -> None:
-    if np.isfinite(difference.mean):
-        ends = [difference.low * factor, difference.high * factor]
-        if np.all(np.isfinite(ends)):
-            axis.plot(ends, [y, y], color=color, linewidth=1.6)
-        axis.plot(difference.mean * factor, y, "o", color=color, markersize=4)
-
-
-def _band(axis: Any, x: np.ndarray, runs: np.ndarray, label: str, **style: Any) -> None:
-    mean = runs.mean(axis=0)
-    axis.plot(x, mean, label=label, linewidth=1.5, **style)
-    if len(runs) > 1:
-        std = runs.std(axis=0, ddof=1)
-        # On a logarithmic axis mean - std may be negative: end the band at the lowest run instead.
-        axis.fill_between(
-            x,
-            np.maximum(mean - std, runs.min(axis=0)),
-            mean + std,
-            color=style["color"],
-            alpha=0.15,
-            linewidth=0,
-        )

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 from matplotlib import figure as mpl_figure
 
-from regularized_lopt.evaluation import figures
+from regularized_lopt.evaluation import drawing
 from regularized_lopt.evaluation.claims import Claim
 
 Table = tuple[list[str], list[list[str]]]
@@ -90,7 +90,7 @@ class Page:
 
         In Markdown it is a link to `file`, which is not written here; None: it is left out.
         """
-        svg = figures.to_svg(figure)
+        svg = drawing.to_svg(figure)
         if file is not None:
             self._markdown.append(f"![{caption}]({file})\n\n*{caption}*")
         self._body.append(

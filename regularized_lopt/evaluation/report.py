@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 from regularized_lopt.evaluation import claims as claims_lib
+from regularized_lopt.evaluation import drawing, tables
 from regularized_lopt.evaluation import figures as figures_lib
 from regularized_lopt.evaluation import results as results_lib
 from regularized_lopt.evaluation import smoothness as smoothness_lib
-from regularized_lopt.evaluation import tables
 from regularized_lopt.evaluation import verdicts as verdicts_lib
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.laboratory import Laboratory
@@ -98,7 +98,7 @@ class Reporter:
 
     def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
         header, rows = tables.table_1(self._results, seeds)
-        return [header[0], *map(figures_lib.short, header[1:])], rows
+        return [header[0], *map(drawing.short, header[1:])], rows
 
     def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
@@ -263,7 +263,7 @@ class Reporter:
 
     def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
         (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
-        figures_lib.save_png(figure, self._out_dir / f"{name}.png")
+        drawing.save_png(figure, self._out_dir / f"{name}.png")
 
 
 def publish(laboratory: Laboratory, lead: str) -> None:

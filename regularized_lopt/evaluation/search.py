@@ -19,7 +19,7 @@ from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.evaluation import figures, results, sharing
+from regularized_lopt.evaluation import drawing, results, sharing
 from regularized_lopt.evaluation.experiment import Experiment
 from regularized_lopt.evaluation.laboratory import Laboratory
 from regularized_lopt.evaluation.properties import HEADLINE_RADIUS, SCALES, Measurement
@@ -191,11 +191,11 @@ def plot(trials: Sequence[Trial]) -> mpl_figure.Figure:
     """
     limit = 2 * min(trial.score for trial in trials)
     beyond = sum(trial.score > limit for trial in trials)
-    with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.new_figure(2)
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, axes = drawing.new_figure(2)
         variants = dict.fromkeys(trial.variant for trial in trials)
         for axis, scale in zip(axes, SCALES, strict=True):
-            for variant, color in zip(variants, figures.COLORS, strict=False):
+            for variant, color in zip(variants, drawing.COLORS, strict=False):
                 own = [t for t in trials if t.variant == variant and t.score <= limit]
                 for trial in own:
                     axis.plot(

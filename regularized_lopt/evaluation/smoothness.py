@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors, upstream
-from regularized_lopt.evaluation import figures
+from regularized_lopt.evaluation import drawing
 
 _WARMUP = 10
 
@@ -116,14 +116,14 @@ def update_by_history(
     present, past = (grid.reshape(-1) for grid in np.meshgrid(gradient, gradient))
     flat = updates_after(opt, jnp.tile(jnp.asarray(past), (num_steps, 1)), jnp.asarray(present))
     field = np.asarray(flat).reshape(len(gradient), len(gradient))
-    with matplotlib.rc_context(figures.STYLE):
-        figure, (left, right) = figures.new_figure(2)
-        for color, (name, before) in zip(figures.cycle(), pasts.items(), strict=False):
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, (left, right) = drawing.new_figure(2)
+        for color, (name, before) in zip(drawing.cycle(), pasts.items(), strict=False):
             update = np.asarray(updates_after(opt, jnp.asarray(before), jnp.asarray(gradient)))
             left.plot(gradient, update, color=color, label=name)
         left.set(xlabel="gradient", ylabel="update", title="Update by gradient, after ...")
         left.set_xscale("symlog", linthresh=smallest)
-        figures.legend_below(figure, left)
+        drawing.legend_below(figure, left)
         most = np.abs(field).max()
         mesh = right.pcolormesh(
             gradient, gradient, field, cmap="PuOr", vmin=-most, vmax=most, rasterized=True
@@ -162,15 +162,15 @@ def draw(
     curves: Mapping[str, Sequence[UpdateCurve]], num_warmup: int = _WARMUP
 ) -> mpl_figure.Figure:
     """The curves of several optimizers, a panel per scale."""
-    with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.new_figure(len(next(iter(curves.values()))))
+    with matplotlib.rc_context(drawing.STYLE):
+        figure, axes = drawing.new_figure(len(next(iter(curves.values()))))
         for index, axis in enumerate(axes):
-            for color, (name, of) in zip(figures.cycle(), curves.items(), strict=False):
+            for color, (name, of) in zip(drawing.cycle(), curves.items(), strict=False):
                 axis.plot(of[index].gradient, of[index].update, color=color, label=name)
             limit = of[index].gradient.max()
             axis.set(xlabel="gradient", ylabel="update")
             axis.locator_params(axis="x", nbins=4)
             axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
             axis.set_title(f"Gradients up to {limit:g}, after {num_warmup} steps")
-        figures.legend_below(figure, axes[-1])
+        drawing.legend_below(figure, axes[-1])
     return figure
