@@ -106,6 +106,14 @@ class Optimizers:
             if directories
         }
 
+    def validation_losses(self) -> dict[str, list[float]]:
+        """Of each that was meta-trained here, by seed: see `zoo.validation_loss`."""
+        return {
+            name: [zoo.validation_loss(directory) for directory in directories.values()]
+            for name, directories in self._trained_here()
+            if directories
+        }
+
     def _trained_here(self) -> Iterator[tuple[str, dict[int, pathlib.Path]]]:
         """Each that is not trained already, and where, by seed."""
         for name, source in self.experiment.optimizers.items():

@@ -195,14 +195,25 @@ class Reporter:
             )
 
     def meta_training(
-        self, page: Page, curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]
+        self,
+        page: Page,
+        curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+        losses: Mapping[str, Sequence[float]],
     ) -> None:
-        """A section on how the optimizers were made, and what went wrong meanwhile."""
+        """A section on how the optimizers were made, and what went wrong meanwhile.
+
+        Args:
+          page: to add to.
+          curves: by optimizer and meta-training seed.
+          losses: the validation losses (nats) by which a seed is chosen, by optimizer.
+        """
         page.table_section(
             "Meta-training",
-            tables.meta_training_table(curves),
-            "Skipped: outer steps whose loss or gradient was not finite. Drawn anew: trajectories "
-            "that exploded. Returns: to a checkpoint, with a lower learning rate of theta.",
+            tables.meta_training_table(curves, losses),
+            "Validation loss: the lowest in the last stage of the curriculum, by which a seed is "
+            "chosen. Skipped: outer steps whose loss or gradient was not finite. Drawn anew: "
+            "trajectories that exploded. Returns: to a checkpoint, with a lower learning rate of "
+            "theta.",
         )
         self._add(
             page,
@@ -210,22 +221,18 @@ class Reporter:
             "meta_training",
             "Losses are the plain ones, without regularizers.",
         )
-        losses = {
-            name: [float(np.nanmin(columns["validation_loss"])) for columns in seeds.values()]
-            for name, seeds in curves.items()
-            if all(np.isfinite(columns["validation_loss"]).any() for columns in seeds.values())
-        }
-        if sum(map(len, losses.values())) > 2:
+        made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
+        if sum(map(len, made.values())) > 2:
             page.table_section(
                 "What the validation loss of meta-training foretells",
-                tables.validation_table(self._results, losses),
-                "Spearman's rank correlation, over all optimizers and seeds, of the lowest "
-                "validation loss and the test accuracy at completion; -1: the lower the loss, the "
-                "higher the accuracy. p is for no relation, not corrected for the number of tasks.",
+                tables.validation_table(self._results, made),
+                "Spearman's rank correlation, over all optimizers and seeds, of the validation "
+                "loss and the test accuracy at completion; -1: the lower the loss, the higher the "
+                "accuracy. p is for no relation, not corrected for the number of tasks.",
             )
             self._add(
                 page,
-                figures_lib.validation(self._results, losses),
+                figures_lib.validation(self._results, made),
                 "validation",
                 "One dot per meta-training seed.",
             )
@@ -288,7 +295,7 @@ def publish(laboratory: Laboratory, lead: str) -> None:
     )
     if not laboratory.borrows_optimizers:
         if curves := laboratory.optimizers.curves():
-            reporter.meta_training(page, curves)
+            reporter.meta_training(page, curves, laboratory.optimizers.validation_losses())
         if updates := laboratory.update_curves():
             reporter.smoothness(page, updates)
     if (found := laboratory.early_evidence()) is not None:

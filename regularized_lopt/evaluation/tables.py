@@ -178,36 +178,32 @@ def early_evidence_table(found: EarlyEvidence) -> Table:
     return header, rows
 
 
-def meta_training_table(curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]) -> Table:
-    """One row per meta-training: how long it was, how well it went, and what it had to survive."""
-    header = [
-        "optimizer",
-        "outer steps",
-        "lowest validation loss",
-        "skipped",
-        "drawn anew",
-        "returns",
-    ]
+def meta_training_table(
+    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+    losses: Mapping[str, Sequence[float]],
+) -> Table:
+    """One row per meta-training: how long it was, how well it went, and what it had to survive.
+
+    Args:
+      curves: by optimizer and meta-training seed.
+      losses: validation losses (nats), by optimizer, one per seed; infinite: none was made.
+    """
+    header = ["optimizer", "outer steps", "validation loss", "skipped", "drawn anew", "returns"]
     rows = []
-    one_by_one = [
-        (name if len(seeds) == 1 else f"{name}, seed {seed}", columns)
-        for name, seeds in curves.items()
-        for seed, columns in seeds.items()
-    ]
-    for name, columns in one_by_one:
-        validated = columns["validation_loss"][np.isfinite(columns["validation_loss"])]
-        counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
-        rows.append(
-            [
-                name,
-                f"{columns['outer_step'].max():.0f}",
-                f"{validated.min():.4f}" if len(validated) else "none made",
-                *(
-                    f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
-                    for one in counts
-                ),
-            ]
-        )
+    for name, seeds in curves.items():
+        for (seed, columns), loss in zip(seeds.items(), losses[name], strict=True):
+            counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
+            rows.append(
+                [
+                    name if len(seeds) == 1 else f"{name}, seed {seed}",
+                    f"{columns['outer_step'].max():.0f}",
+                    f"{loss:.4f}" if np.isfinite(loss) else "none made",
+                    *(
+                        f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
+                        for one in counts
+                    ),
+                ]
+            )
     return header, rows
 
 

@@ -129,8 +129,13 @@ def best_of(train_log_dirs: Sequence[pathlib.Path]) -> int:
     Returns:
       The place of the one with the lowest validation loss in the last stage of its curriculum.
     """
-    metadata = [serialization.load_flat(one / THETA_FILE)[1] for one in train_log_dirs]
-    return int(np.argmin([one["stage"]["best_loss"] for one in metadata]))
+    return int(np.argmin([validation_loss(one) for one in train_log_dirs]))
+
+
+def validation_loss(train_log_dir: pathlib.Path) -> float:
+    """The lowest (nats) in the last stage of an outer training run's curriculum."""
+    _, metadata = serialization.load_flat(train_log_dir / THETA_FILE)
+    return float(metadata["stage"]["best_loss"])
 
 
 def save(
