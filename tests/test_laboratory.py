@@ -326,6 +326,7 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     losses = {"none": (0.2, 0.3, 0.4)}
     assert tables.validation_table([both], losses)[1] == [[RELU, "3", "-1.00", "0"]]
     assert tables.validation_table([both], {"none": (0.2, 0.4, 0.3)})[1][0][2] == "-0.50"
+    assert tables.validation_table([found], {"none": (0.2,)})[1] == []
     (dots,) = figures.validation([both], losses).axes[0].lines
     np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
     header, rows = tables.accuracy_table([both])

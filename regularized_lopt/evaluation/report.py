@@ -222,10 +222,10 @@ class Reporter:
             "Losses are the plain ones, without regularizers.",
         )
         made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
-        if sum(map(len, made.values())) > 2:
+        if (foretold := tables.validation_table(self._results, made))[1]:
             page.table_section(
                 "What the validation loss of meta-training foretells",
-                tables.validation_table(self._results, made),
+                foretold,
                 "Spearman's rank correlation, over all optimizers and seeds, of the validation "
                 "loss and the test accuracy at completion; -1: the lower the loss, the higher the "
                 "accuracy. p is for no relation, not corrected for the number of tasks.",
