@@ -93,9 +93,9 @@ class Optimizers:
     def chosen(self) -> dict[str, int]:
         """Of each that was meta-trained here from several seeds, the place of the best seed."""
         return {
-            name: zoo.best_of(list(directories.values()))
-            for name, directories in self._trained_here()
-            if len(directories) > 1
+            name: int(np.argmin(losses))
+            for name, losses in self.validation_losses().items()
+            if len(losses) > 1
         }
 
     def curves(self) -> dict[str, dict[int, dict[str, np.ndarray]]]:
