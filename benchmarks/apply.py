@@ -170,11 +170,13 @@ def updates(
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(carry[1]))
     updated = jax.jit(update, donate_argnums=0).lower(carry, grads, batch).compile()
     stepped = jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
+    analysis = updated.memory_analysis()
+    assert analysis is not None
     return (
         timed(lambda carry: updated(carry, grads, batch), carry, at_least),
         timed(lambda carry: stepped(carry, batch), other, at_least),
         held,
-        updated.memory_analysis().temp_size_in_bytes,
+        analysis.temp_size_in_bytes,
     )
 
 
@@ -295,7 +297,7 @@ def compare(
         *("state,\nB/coordinate", "temporary,\nB/coordinate"),
     ):
         table.add_column(column, justify="right" if column else "left")
-    for name, (held, temporary) in memory.items():
+    for name, (held, scratch) in memory.items():
         update = seconds["update", name]
         table.add_row(
             name,
@@ -304,18 +306,18 @@ def compare(
             f"{np.median(update / seconds['gradient', TORCH if name == TORCH else LO]):.2f}",
             f"{np.median(seconds['update', LO] / update):.2f}",
             f"{held / coordinates:.1f}",
-            "n/a" if temporary is None else f"{temporary / coordinates:.1f}",
+            "n/a" if scratch is None else f"{scratch / coordinates:.1f}",
         )
 
     rows = []
     for size in sizes:
         if size != sizes[0]:
-            run, _ = gradients(model.task, params, size, at_least)
-            again = {("update", LO): runs["update", LO], ("gradient", LO): run}
+            one, _ = gradients(model.task, params, size, at_least)
+            again = {("update", LO): runs["update", LO], ("gradient", LO): one}
             seconds = in_turns(again, rounds)
-        update, one = seconds["update", LO], seconds["gradient", LO]
-        ratio = np.median(update / one)
-        times = [f"{1e3 * np.median(x):.2f}" for x in (one, update)]
+        update, second = seconds["update", LO], seconds["gradient", LO]
+        ratio = np.median(update / second)
+        times = [f"{1e3 * np.median(x):.2f}" for x in (second, update)]
         verdict = "below" if ratio < 1 else "above"
         rows.append([model.title, f"{size:,}", *times, f"{ratio:.2f}", verdict])
         if ratio < 1:
@@ -333,7 +335,8 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="to see that everything runs")
     args = parser.parse_args()
     launch.reuse_freed_memory()
-    names, rounds, at_least, sizes = args.models, args.rounds, 0.2, BATCH_SIZES
+    names, rounds, at_least = args.models, args.rounds, 0.2
+    sizes: tuple[int, ...] = BATCH_SIZES
     if args.smallest:
         names, rounds, at_least, sizes = ["mlp"], 1, 0.0, BATCH_SIZES[:1]
     console = rich.console.Console(width=100)

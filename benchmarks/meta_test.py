@@ -11,6 +11,8 @@ it out.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +27,11 @@ from regularized_lopt.evaluation import contestants, training
 class HaikuLayout(LSTMLOpt):
     """`LSTMLOpt` with coordinates first and gates last, as hk.LSTM on [coordinates, features]."""
 
-    def initial_hidden(self, num_coordinates, dtype):
+    def initial_hidden(self, num_coordinates: int, dtype: Any) -> Any:
         hidden = super().initial_hidden(num_coordinates, dtype)
         return jax.tree.map(jnp.transpose, hidden)
 
-    def network(self, theta, hidden, gradient, params):
+    def network(self, theta: Any, hidden: Any, gradient: Any, params: Any) -> tuple[Any, Any]:
         x, new = self._features(gradient, params).T, []
         for layer, (h, c) in enumerate(hidden):
             weights = theta[f"lstm_{layer}"]
@@ -42,7 +44,7 @@ class HaikuLayout(LSTMLOpt):
         return self.config["output_scale"] * output[:, 0], tuple(new)
 
 
-def check_same(theta) -> None:
+def check_same(theta: Any) -> None:
     """Both layouts are the same optimizer."""
     gradient = jax.random.normal(jax.random.PRNGKey(0), (50,))
     moved = []
@@ -52,7 +54,7 @@ def check_same(theta) -> None:
         for scale in (1.0, 1e-3, 1e-6):
             state = opt.update(state, scale * gradient)
         moved.append(opt.get_params(state))
-    np.testing.assert_allclose(*moved, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4, atol=1e-6)
 
 
 def main() -> None:
@@ -60,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="Digits")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=100, help="A multiple of 10, for upstream.")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     launch.reuse_freed_memory()
@@ -77,7 +79,7 @@ def main() -> None:
     speeds = training.measure_layouts(trainer, [contestant])
     chosen = max(speeds, key=lambda layout: speeds[layout])
 
-    def ours(layout: training.Layout):
+    def ours(layout: training.Layout) -> Callable[[], Any]:
         one = training.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
         return lambda: one.train([contestant])
 

@@ -31,22 +31,26 @@ UNROLL = 20
 TRAJECTORY = 100
 
 
-def ours(task: upstream.Task, **kwargs: str) -> tuple[Callable[[], None], int]:
+def ours(
+    task: upstream.Task, meta: str = "none", optimizee: str = "none"
+) -> tuple[Callable[[], None], int]:
     """One estimate of ours, and the bytes XLA sets aside for it."""
     lopt = regularized_lopt.LSTMLOpt()
     step = RegularizedTruncatedStep(
         upstream.single_task_to_family(task),
         lopt,
         upstream.truncation_schedule.ConstantTruncationSchedule(TRAJECTORY),
-        regularizer=kwargs.pop("optimizee", "none"),
+        regularizer=optimizee,
     )
-    estimator = RegularizedTruncatedGrad(step, unroll_length=UNROLL, **kwargs)
+    estimator = RegularizedTruncatedGrad(step, unroll_length=UNROLL, regularizer=meta)
     weights, run = stepper(estimator, lopt)
     state = estimator.init_worker_state(weights, jax.random.PRNGKey(1))
     lowered = jax.jit(estimator.estimate).lower(
         weights.theta, state, jax.random.PRNGKey(2), estimator.get_datas(), weights.outer_state
     )
-    return run, lowered.compile().memory_analysis().temp_size_in_bytes
+    analysis = lowered.compile().memory_analysis()
+    assert analysis is not None
+    return run, analysis.temp_size_in_bytes
 
 
 def upstreams(task: upstream.Task) -> Callable[[], None]:
@@ -160,7 +164,7 @@ def main() -> None:
         runs: dict[str, Callable[[], None]] = {}
         for name, kwargs in {
             "ours, no regularizer": {},
-            "ours, SAM in meta space": {"regularizer": "sam"},
+            "ours, SAM in meta space": {"meta": "sam"},
             "ours, SAM in optimizee space": {"optimizee": "sam"},
         }.items():
             runs[name], memory[name] = ours(task, **kwargs)

@@ -86,7 +86,10 @@ def main() -> None:
     for name in regularizers.names()[1:]:
         for space in ("meta", "optimizee"):
             regularizer = configured(args.dataset, name, space)
-            runs[space, name] = run_for(task, **{space: regularizer})
+            if space == "meta":
+                runs[space, name] = run_for(task, meta=regularizer)
+            else:
+                runs[space, name] = run_for(task, optimizee=regularizer)
     gam = regularizers.GAM(form="hvp")
     runs["meta", "gam, Hessian-vector products"] = run_for(task, meta=gam)
     runs["optimizee", "gam, differences"] = run_for(
