@@ -129,7 +129,7 @@ def test_the_command_lists_entries_and_prints_cards(capsys):
 
 
 def test_publishing_a_run_makes_an_entry(tmp_path):
-    """From an entry's own files, as a run has them, and a table of two runs of each seed."""
+    """From an entry's own files, as a run has them, and a table of some runs of each seed."""
     name = zoo.names()[0]
     results = tmp_path / "results"
     results.mkdir()
@@ -137,8 +137,11 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
         "task,optimizer,meta_training_seed,point,step,held_out_loss,test_accuracy,"
         "gsam_absolute_r0.01,param_norm\n"
         "T,mine,1,poc,50,1,,0.3,\nT,mine,1,completion,100,1,0.9,0.2,7\n"
+        "T,mine,1,completion,100,1,0.8,0.3,9\nT,mine,1,completion,100,1,0.7,0.4,9\n"
         "T,mine,1,completion,100,,0.8,,9\nT,mine,0,completion,100,1,0.1,9,9\n"
         "T,other,1,completion,100,1,0.1,9,9\n"
+        # Of too few runs to state anything.
+        "U,mine,1,completion,100,1,0.9,0.2,7\nU,mine,1,completion,100,1,0.9,0.2,7\n"
     )
     measurement = {"num_examples": 512, "headline_starts": 2}
     (results / "results.json").write_text(
@@ -152,10 +155,10 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     serialization.save(worse / zoo.THETA_FILE, tree, metadata)
     card = publish.publish([worse, run], "again", results, "mine", "a command", entries=into)
     (row,) = card.figures
-    assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 2)
-    assert (row["measured_runs"], row["num_examples"], row["starts"]) == (1, 512, 2)
-    np.testing.assert_allclose(row["accuracy"], [85.0, np.std([90, 80], ddof=1)])
-    np.testing.assert_allclose(row["rise"], [0.2, 0.0])
+    assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 4)
+    assert (row["measured_runs"], row["num_examples"], row["starts"]) == (3, 512, 2)
+    np.testing.assert_allclose(row["accuracy"], [80.0, np.std([90, 80, 70, 80], ddof=1)])
+    np.testing.assert_allclose(row["rise"], [0.3, 0.1])
     entry = tmp_path / "entries/again"
     assert json.loads((entry / "card.json").read_text())["sha256"] == zoo.card(name).sha256
     assert regularized_lopt.load(entry).plot_meta_training()
@@ -163,6 +166,8 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
         publish.publish([run], "again", results, "theirs", "", entries=tmp_path)
     with pytest.raises(errors.UnknownNameError, match=r"meta-training seed of mine .*'2'.*0, 1"):
         publish.publish([worse, worse, run], "again", results, "mine", "", entries=tmp_path)
+    with pytest.raises(ValueError, match="no task on which the properties of mine, seed 0"):
+        publish.publish([run], "again", results, "mine", "", entries=tmp_path)
 
 
 def test_verifying_measures_what_the_card_states(tmp_path):

@@ -103,8 +103,6 @@ def _checks(task: str, row: dict[str, Any], result: Result) -> list[Check]:
     for name, label in _FIGURES.items():
         mean, std = row[name]
         count = row["measured_runs"] if name == "rise" else row["num_runs"]
-        half_width = math.inf  # One run has no spread.
-        if count > 1:
-            half_width = float(scipy.stats.t.ppf(0.975, count - 1) * std / math.sqrt(count))
+        half_width = float(scipy.stats.t.ppf(0.975, count - 1) * std / math.sqrt(count))
         checks.append(Check(task, label, mean, half_width, float(values[name].mean())))
     return checks

@@ -6,7 +6,9 @@
 copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. Of
 several runs, one per meta-training seed and in their order, it takes the one with the lowest
 validation loss in the last stage of its curriculum. The figures on the card are those of optimizer
-KEY and that seed in runs.csv and results.json, which a meta-test or the laboratory wrote into DIR.
+KEY and that seed in runs.csv and results.json, which a meta-test or the laboratory wrote into DIR,
+on all tasks there on which it has at least three runs and the properties of three: of fewer, the
+interval that `reproduce --verify` checks them against says nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ _MEASURED_BY = flags.DEFINE_string(
 )
 
 
+_LEAST_RUNS = 3
+
+
 def publish(
     train_log_dirs: Sequence[pathlib.Path],
     name: str,
@@ -51,6 +56,7 @@ def publish(
     """Writes an entry; see the module.
 
     Raises:
+      ValueError: the results have no task with three runs.
       FileNotFoundError: a file of the run or of the results is missing.
       errors.UnknownNameError: the results have no such optimizer.
       serialization.FileFormatError: the run's weights are damaged.
@@ -104,18 +110,26 @@ def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str,
     found = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
+        measured_runs = sum(row["held_out_loss"] != "" for row in of_task)
+        if measured_runs < _LEAST_RUNS:
+            continue
         found.append(
             {
                 "task": task,
                 "num_steps": int(of_task[0]["step"]),
                 "num_runs": len(of_task),
-                "measured_runs": sum(row["held_out_loss"] != "" for row in of_task),
+                "measured_runs": measured_runs,
                 "num_examples": measured[task]["measurement"]["num_examples"],
                 "starts": measured[task]["measurement"]["headline_starts"],
                 "accuracy": [100 * x for x in _mean_and_std(of_task, "test_accuracy")],
                 "rise": _mean_and_std(of_task, "gsam_absolute_r0.01"),
                 "norm": _mean_and_std(of_task, "param_norm"),
             }
+        )
+    if not found:
+        raise ValueError(
+            f"{results}/runs.csv has no task on which the properties of {optimizer}, seed {seed}, "
+            f"were measured on {_LEAST_RUNS} runs: raise Experiment.property_runs."
         )
     return found
 
