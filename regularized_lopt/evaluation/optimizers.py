@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -102,23 +103,28 @@ class Optimizers:
         """The curves (see `load_metrics`) of those that were meta-trained here, by seed."""
         return {
             name: {seed: load_metrics(directory) for seed, directory in directories.items()}
-            for name, directories in self._trained_here()
-            if directories
+            for name, directories in self._trained_here.items()
         }
 
     def validation_losses(self) -> dict[str, list[float]]:
         """Of each that was meta-trained here, by seed: see `zoo.validation_loss`."""
         return {
             name: [zoo.validation_loss(directory) for directory in directories.values()]
-            for name, directories in self._trained_here()
-            if directories
+            for name, directories in self._trained_here.items()
         }
 
-    def _trained_here(self) -> Iterator[tuple[str, dict[int, pathlib.Path]]]:
-        """Each that is not trained already, and where, by seed."""
-        for name, source in self.experiment.optimizers.items():
-            directories = {seed: self.directory_of(name, source, seed) for seed in self.seeds(name)}
-            yield name, {seed: one for seed, one in directories.items() if one is not None}
+    @functools.cached_property
+    def _trained_here(self) -> dict[str, dict[int, pathlib.Path]]:
+        """Of those that are not trained already, where they are, by seed."""
+        return {
+            name: {
+                seed: directory
+                for seed in self.seeds(name)
+                if (directory := self.directory_of(name, source, seed)) is not None
+            }
+            for name, source in self.experiment.optimizers.items()
+            if source.endswith(".gin")
+        }
 
 
 def _gin_lines() -> list[str]:
