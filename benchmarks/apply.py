@@ -315,9 +315,9 @@ def compare(
             one, _ = gradients(model.task, params, size, at_least)
             again = {("update", LO): runs["update", LO], ("gradient", LO): one}
             seconds = in_turns(again, rounds)
-        update, second = seconds["update", LO], seconds["gradient", LO]
-        ratio = np.median(update / second)
-        times = [f"{1e3 * np.median(x):.2f}" for x in (second, update)]
+        update, sam_s_second = seconds["update", LO], seconds["gradient", LO]
+        ratio = np.median(update / sam_s_second)
+        times = [f"{1e3 * np.median(x):.2f}" for x in (sam_s_second, update)]
         verdict = "below" if ratio < 1 else "above"
         rows.append([model.title, f"{size:,}", *times, f"{ratio:.2f}", verdict])
         if ratio < 1:

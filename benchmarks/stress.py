@@ -121,6 +121,7 @@ def survive(root: pathlib.Path, kills: int | None, seconds: float, seed: int) ->
         moments.append((moment, last))
     end = last + 7
     finish(killed, end)
+    read += len(checkpointed(killed))
     finish(alone, end)
     same = _same(killed, alone)
     assert same, f"Theta or curves of {killed} differ from those of {alone}."
@@ -131,7 +132,7 @@ def survive(root: pathlib.Path, kills: int | None, seconds: float, seed: int) ->
         "kills after which there was a newer checkpoint": str(advanced),
         "a start to the first outer step and its end": f"{restart:.1f} s",
         "outer steps in the end": str(end),
-        "checkpoints read back after the kills": str(read),
+        "checkpoints read back": str(read),
         "theta and curves": "identical to the bit to those of a run left alone",
     }
 

@@ -28,7 +28,7 @@ def run(name, *arguments):
 
 def rows(output):
     """Cells of each row of the tables, by the first one."""
-    lines = [line.strip(" │").split("│") for line in output.splitlines() if line.startswith("│")]
+    lines = [line.strip("│").split("│") for line in output.splitlines() if line.startswith("│")]
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
@@ -50,7 +50,7 @@ def test_applying_prints_costs_and_where_they_break_even():
 def test_stress_kills_restarts_and_finds_the_same_end():
     found = rows(run("stress", "--kills=2", "--rounds=0"))
     assert found["SIGKILLs"] == ["2 (of 2 asked for)"]
-    assert found["checkpoints read back after the kills"][0].isdigit()
+    assert int(found["checkpoints read back"][0]) >= 1
     assert int(found["outer steps in the end"][0]) >= 7
 
 
@@ -86,11 +86,10 @@ def test_meta_testing_is_compared_with_upstream_s_loops():
 
 @pytest.mark.slow
 def test_regularizers_are_compared_with_none():
-    output = run("regularizers", "--dataset=Digits", "--rounds=1", "--only", "l2")
-    lines = [line for line in output.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    assert [row[:2] for row in cells] == [["", "none"], ["meta", "l2"], ["optimizee", "l2"]]
-    assert cells[0][3] == "1.00"
+    found = rows(run("regularizers", "--dataset=Digits", "--rounds=1", "--only", "l2"))
+    spaces = [(space, cells[0]) for space, cells in found.items()]
+    assert spaces == [("", "none"), ("meta", "l2"), ("optimizee", "l2")]
+    assert found[""][2] == "1.00"
 
 
 @pytest.mark.slow
