@@ -1,7 +1,7 @@
 """Writes measured numbers into README.md, so that none is copied by hand.
 
-What stands between `<!-- table 1 -->` and `<!-- end table 1 -->`, and the same for "claims", is
-replaced by what results/paper says of it.
+What stands between `<!-- table 1 -->` and `<!-- end table 1 -->`, and the same for "failures" and
+"claims", is replaced by what results/paper says of it.
 
     python docs/update_readme.py
 """
@@ -18,9 +18,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results" / "paper"
 
 
-def table_1() -> str:
-    """Test accuracies."""
-    with (RESULTS / "table_1.csv").open(newline="") as file:
+def by_task(name: str) -> str:
+    """A table of results/paper with a column per task."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     return markdown_table([header[0], *map(short, header[1:])], rows)
 
@@ -50,7 +50,11 @@ def main() -> None:
     """Updates README.md."""
     readme = REPOSITORY / "README.md"
     text = readme.read_text()
-    for name, contents in {"table 1": table_1(), "claims": claims()}.items():
+    for name, contents in {
+        "table 1": by_task("table_1"),
+        "failures": by_task("failures"),
+        "claims": claims(),
+    }.items():
         text = replaced(text, name, contents)
     readme.write_text(text)
 

@@ -333,6 +333,9 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     assert rows[0][header.index("lowest")] == "60.00"
     lowest_run = both.contestants["sam"].accuracy().min()
     assert float(rows[1][header.index("lowest")]) == pytest.approx(lowest_run, abs=0.005)
+    # The best is the seed with 90%: the one with 60% fails, and so does the one that diverged.
+    assert tables.failures([both, found])[1] == [["none", "2 of 3", "0 of 1"]]
+    assert tables.failures([found])[1] == []
 
 
 def test_optimizers_may_have_different_numbers_of_seeds():

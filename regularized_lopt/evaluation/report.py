@@ -69,6 +69,13 @@ class Reporter:
                 "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
                 "better.",
             )
+            page.table_section(
+                "Meta-training seeds that fail",
+                _with_short_names(tables.failures(self._results)),
+                f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
+                "seeds and baselines. Where some do, means over seeds, and their intervals, say "
+                "little.",
+            )
         if chosen:
             self._chosen(page, chosen)
         if self._primary is not None:
@@ -97,8 +104,7 @@ class Reporter:
         return page
 
     def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
-        header, rows = tables.table_1(self._results, seeds)
-        return [header[0], *map(drawing.short, header[1:])], rows
+        return _with_short_names(tables.table_1(self._results, seeds))
 
     def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
@@ -271,6 +277,12 @@ class Reporter:
     def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
         (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
         drawing.save_png(figure, self._out_dir / f"{name}.png")
+
+
+def _with_short_names(table: Table) -> Table:
+    """Of the tasks, which head the columns."""
+    header, rows = table
+    return [header[0], *map(drawing.short, header[1:])], rows
 
 
 def publish(laboratory: Laboratory, lead: str) -> None:

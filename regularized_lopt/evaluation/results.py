@@ -30,15 +30,16 @@ def write(
     claims: Sequence[Claim],
     out_dir: pathlib.Path,
 ) -> None:
-    """Writes table_1.csv, table.csv, properties.csv, verdicts.csv, runs.csv and results.json.
+    """Writes the results as CSV files and results.json.
 
-    The first two have what a reader sees, properties.csv every property at every radius with its
-    interval, runs.csv one row per run and point, results.json the curves on the evaluation grid and
-    along the ascents at the headline radius.
+    table_1.csv, failures.csv, table.csv and verdicts.csv have what a reader sees, properties.csv
+    every property at every radius with its interval, runs.csv one row per run and point,
+    results.json the curves on the evaluation grid and along the ascents at the headline radius.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
         "table_1.csv": tables.table_1(results),
+        "failures.csv": tables.failures(results),
         "table.csv": tables.accuracy_table(results),
         "verdicts.csv": tables.verdict_table(judged),
     }

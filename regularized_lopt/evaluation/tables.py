@@ -33,6 +33,33 @@ def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = Non
     return ["optimizer", *(result.task for result in results)], rows
 
 
+FAILURE_MARGIN = 10.0
+"""A meta-training seed fails where it ends so many points below the best of all."""
+
+
+def failures(results: Sequence[TaskResult]) -> Table:
+    """One row per optimizer that has several seeds, one column per task: how many of them fail.
+
+    Where some do, a mean over seeds tells little. The best, of which they fall short by more than
+    `FAILURE_MARGIN`, is the highest mean over runs of any seed or baseline on that task. A seed
+    whose accuracy is not finite fails.
+    """
+    keys = dict.fromkeys(
+        key for result in results for key, one in result.contestants.items() if len(one.runs) > 1
+    )
+
+    def cell(result: TaskResult, key: str) -> str:
+        if key not in result.contestants:
+            return ""
+        every = [one.accuracy().mean(axis=1) for one in result.contestants.values()]
+        enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
+        own = result.contestants[key].accuracy().mean(axis=1)
+        return f"{np.sum(~(own >= enough))} of {len(own)}"
+
+    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
+    return ["optimizer", *(result.task for result in results)], rows
+
+
 def against_sam(results: Sequence[TaskResult]) -> Table:
     """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
     header = ["task", "optimizer", "baseline", "accuracy (points)", "property"]
