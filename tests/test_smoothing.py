@@ -10,7 +10,7 @@ from learned_optimization.learned_optimizers import base as lopt_base
 
 import regularized_lopt
 from regularized_lopt import regularizers, tasks
-from regularized_lopt.evaluation import smoothness
+from regularized_lopt.evaluation import smoothness, tables
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
@@ -192,3 +192,17 @@ def test_the_diagnostic_draws_updates_of_any_optimizer():
     assert np.all(np.isfinite(smoothness.update_curve(learned, num_warmup=3).update))
     figure = smoothness.smoothness({"SGD": regularized_lopt.upstream.SGD(0.5), "LSTM": learned})
     assert [len(axis.lines) for axis in figure.axes] == [2, 2]
+
+
+def test_the_steepest_slopes_are_compared_over_meta_training_seeds():
+    SGD = regularized_lopt.upstream.SGD
+    curves = {
+        name: [smoothness.update_curves(SGD(rate), limits=(0.1,)) for rate in rates]
+        for name, rates in {"none": (1.0, 2.0, 3.0), "smooth": (0.5, 1.5), "lone": (4.0,)}.items()
+    }
+    _, rows = tables.smoothness_table(curves, "none")
+    assert rows[0] == ["none", "2 ± 1", ""]
+    # Of unequal numbers of seeds, those that both have; their differences are all the same.
+    assert rows[1] == ["smooth", "1 ± 0.71", "-0.5 [-0.5, -0.5]"]
+    assert rows[2][:2] == ["lone", "4 ± 0"]
+    assert [row[2] for row in tables.smoothness_table(curves, "absent")[1]] == ["", "", ""]

@@ -98,6 +98,7 @@ def test_every_entry_loads_and_its_card_says_what_it_is(name):
         assert part in str(card)
     assert "<" not in card.regularizer  # As a function of Python's would have it.
     used = {loaded.metadata[f"regularizer_{s}_space"]["name"] for s in ("meta", "optimizee")}
+    used |= {"smoothing"} if loaded.metadata["smoothing"] else set()
     assert card.regularizer.split(" (")[0] in (used - {"none"} or used)
 
 
@@ -168,6 +169,13 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
         publish.publish([worse, worse, run], "again", results, "mine", "", entries=tmp_path)
     with pytest.raises(ValueError, match="no task on which the properties of mine, seed 0"):
         publish.publish([run], "again", results, "mine", "", entries=tmp_path)
+    # The smoothing term is on the card, too.
+    metadata["smoothing"] = {"strength": 2.0}
+    metadata["stage"]["best_loss"] -= 0.2
+    serialization.save(worse / zoo.THETA_FILE, tree, metadata)
+    smooth = publish.publish([run, worse], "smooth", results, "mine", "", entries=into)
+    assert smooth.regularizer.endswith("smoothing (strength 2.0)")
+    assert smooth.space.endswith("update")
 
 
 def test_verifying_measures_what_the_card_states(tmp_path):

@@ -140,18 +140,21 @@ class Laboratory:
         }
         return early_evidence.EarlyEvidence(**tree)
 
-    def update_curves(self) -> dict[str, list[smoothness.UpdateCurve]]:
-        """Updates by gradient of the learned optimizers, of the first meta-training seed."""
-        found = {}
+    def update_curves(self) -> dict[str, list[list[smoothness.UpdateCurve]]]:
+        """Updates by gradient of the learned optimizers: by meta-training seed, then by scale."""
+        found: dict[str, list[list[smoothness.UpdateCurve]]] = {}
         for name, source in self.experiment.optimizers.items():
-            contestant = self.optimizers.train(name, source, self.optimizers.seeds(name)[0])
-            if contestant.learning_rate is None:  # Not a baseline that was given.
+            for seed in self.optimizers.seeds(name):
+                contestant = self.optimizers.train(name, source, seed)
+                if contestant.learning_rate is not None:
+                    continue  # A baseline that was given.
                 tree = self.keeper.get(
                     self.cells.update_curves(name, identity(contestant)),
                     f"update curves {name}",
                     functools.partial(_update_curves, contestant),
                 )
-                found[name] = [smoothness.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
+                curves = [smoothness.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
+                found.setdefault(name, []).append(curves)
         return found
 
     def seconds_per_step(self, task: str, contestant: str) -> float | None:

@@ -244,12 +244,24 @@ class Reporter:
             )
 
     def smoothness(
-        self, page: Page, curves: Mapping[str, Sequence[smoothness_lib.UpdateCurve]]
+        self, page: Page, curves: Mapping[str, Sequence[Sequence[smoothness_lib.UpdateCurve]]]
     ) -> None:
-        """A section on the optimizers themselves: their updates as functions of the gradient."""
-        page.heading("Updates as functions of the gradient")
-        caption = "One coordinate, hidden state fixed (Fig. 7 of Xiong & Hsieh 2022)."
-        self._add(page, smoothness_lib.draw(curves), "smoothness", caption)
+        """A section on the optimizers themselves: their updates as functions of the gradient.
+
+        Args:
+          page: to add to.
+          curves: by optimizer, meta-training seed and scale.
+        """
+        page.table_section(
+            "Updates as functions of the gradient",
+            tables.smoothness_table(curves, self._results[0].reference),
+            "The steepest slope of the update of one coordinate, hidden state fixed, which the "
+            "smoothing term should lower. Means ± standard deviation over meta-training seeds; "
+            "differences with 95% intervals.",
+        )
+        caption = "One coordinate, hidden state fixed (Fig. 7 of Xiong & Hsieh 2022), first seed."
+        first = {name: of[0] for name, of in curves.items()}
+        self._add(page, smoothness_lib.draw(first), "smoothness", caption)
 
     def compute(self, page: Page, seconds: Mapping[str, float]) -> None:
         """A section on what all of it took."""

@@ -11,6 +11,7 @@ from regularized_lopt.evaluation import statistics
 from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.page import Table
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
+from regularized_lopt.evaluation.smoothness import UpdateCurve
 from regularized_lopt.evaluation.verdicts import TaskResult, Verdict, compare, units
 
 
@@ -254,6 +255,36 @@ def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequenc
         found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
         rows.append([result.task, str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
     return ["task", "optimizers", "rank correlation", "p"], rows
+
+
+def smoothness_table(
+    curves: Mapping[str, Sequence[Sequence[UpdateCurve]]], reference: str
+) -> Table:
+    """One row per optimizer: the steepest slope of its update at each scale, with differences.
+
+    Args:
+      curves: by optimizer, meta-training seed and scale.
+      reference: optimizer that the others are compared with, if it is among them.
+    """
+    slopes = {
+        name: np.array([[curve.roughness for curve in of] for of in seeds])
+        for name, seeds in curves.items()
+    }
+    header = ["optimizer"]
+    for curve in next(iter(curves.values()))[0]:
+        limit = f"gradients up to {curve.gradient.max():g}"
+        header += [f"steepest slope, {limit}", f"vs {reference} (95%)"]
+    rows = []
+    for name, own in slopes.items():
+        row = [name]
+        for scale in range(own.shape[1]):
+            row.append(_summary(own[:, scale, None]))
+            other = None if name == reference else slopes.get(reference)
+            row.append(
+                "" if other is None else str(compare(own[:, scale, None], other[:, scale, None]))
+            )
+        rows.append(row)
+    return header, rows
 
 
 def compute_table(seconds: Mapping[str, float]) -> Table:

@@ -21,8 +21,8 @@ def main(names: list[str]) -> None:
         table.add_column(column)
     for name in zoo.names():
         card = zoo.card(name)
-        own = [row["accuracy"] for row in card.figures if row["task"] == card.task]
-        reached = "{:.2f} ± {:.2f}".format(*own[0]) if own else ""
+        own = [row["accuracy"] for row in card.figures if row["task"] in card.task.split(" + ")]
+        reached = ", ".join("{:.2f} ± {:.2f}".format(*accuracy) for accuracy in own)
         table.add_row(name, card.task, card.regularizer, card.space, reached)
     rich.console.Console(width=120).print(table)
 

@@ -18,9 +18,10 @@ class Card:
 
     Attributes:
       name: the entry's.
-      task: what it was meta-trained on.
+      task: what it was meta-trained on; of several, with " + " between.
       regularizer: in the outer objective, with its parameters; "none" for none.
-      space: where the regularizer acted, "meta", "optimizee", both, or "none".
+      space: where the regularizer acted: "meta", "optimizee", "update" (the smoothing term), some
+        of them with " and " between, or "none".
       seed: of the meta-training.
       outer_steps: updates of theta.
       figures: what it reached at meta-test: per task `task`, `num_steps`, `num_runs`, the test

@@ -70,6 +70,8 @@ def publish(
         for space in ("meta", "optimizee")
         if metadata[f"regularizer_{space}_space"]["name"] != "none"
     }
+    if metadata["smoothing"]:
+        spaces["update"] = {"name": "smoothing", **metadata["smoothing"]}
     card = cards.Card(
         name=name,
         task=metadata["task"],
