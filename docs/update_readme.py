@@ -1,7 +1,7 @@
 """Writes measured numbers into README.md, so that none is copied by hand.
 
-What stands between `<!-- table 1 -->` and `<!-- end table 1 -->`, and the same for "failures" and
-"claims", is replaced by what results/paper says of it.
+What stands between `<!-- table 1 -->` and `<!-- end table 1 -->`, and the same for "failures",
+"claims" and "counts", is replaced by what the files in results/ say of it.
 
     python docs/update_readme.py
 """
@@ -15,22 +15,61 @@ from regularized_lopt.evaluation.drawing import short
 from regularized_lopt.evaluation.page import markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / "results" / "paper"
+RESULTS = REPOSITORY / "results"
+PAPER = RESULTS / "paper"
+INTERVAL = re.compile(r"\[(\S+), (\S+)\]$")
+
+
+def read(path: pathlib.Path) -> list[list[str]]:
+    """The rows of a CSV file, the header first."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
 
 
 def by_task(name: str) -> str:
     """A table of results/paper with a column per task."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
+    header, *rows = read(PAPER / f"{name}.csv")
     return markdown_table([header[0], *map(short, header[1:])], rows)
 
 
 def claims() -> str:
     """The paper's claims and how they fared."""
-    found = json.loads((RESULTS / "results.json").read_text())["claims"]
+    found = json.loads((PAPER / "results.json").read_text())["claims"]
     return markdown_table(
         ["claim", "verdict"], [[claim["text"], claim["verdict"]] for claim in found]
     )
+
+
+def counts() -> str:
+    """How often a flatness term left its mark, and how often optimizers of two surfaces fail."""
+    header, *rows = read(PAPER / "verdicts.csv")
+    bounds = []
+    for row in rows:
+        one = dict(zip(header, row, strict=True))
+        if one["optimizer"].split("_")[0] != one["property"]:  # SAM's, in either space, and so on.
+            continue
+        for name, cell in one.items():
+            twice = (
+                "matched" in name and one["point"] != "completion"
+            )  # It has no point of its own.
+            if name.endswith("(95%)") and not twice and (interval := INTERVAL.search(cell)):
+                bounds.append(tuple(map(float, interval.groups())))
+    return (
+        f"Of the {len(bounds)} intervals of the property that an optimizer's own flatness term "
+        "stands for (every task; absolute and relative radius, each at the point of convergence "
+        f"and at completion, and matched training loss) {sum(high < 0 for _, high in bounds)} lie "
+        f"below zero, flatter than without it, and {sum(low > 0 for low, _ in bounds)} above. "
+        f"Of all pairs of a seed and a task, {failing('none')} fail without a regularizer, and "
+        f"{failing('none_mixture')} of those meta-trained on two loss surfaces at once."
+    )
+
+
+def failing(optimizer: str) -> str:
+    """How many of its seeds fail, summed over the tasks of results/mixture: "5 of 25"."""
+    _, *rows = read(RESULTS / "mixture" / "failures.csv")
+    cells = next(row[1:] for row in rows if row[0] == optimizer)
+    pairs = [tuple(map(int, cell.split(" of "))) for cell in cells if cell]
+    return f"{sum(failed for failed, _ in pairs)} of {sum(seeds for _, seeds in pairs)}"
 
 
 def replaced(text: str, name: str, contents: str) -> str:
@@ -54,6 +93,7 @@ def main() -> None:
         "table 1": by_task("table_1"),
         "failures": by_task("failures"),
         "claims": claims(),
+        "counts": counts(),
     }.items():
         text = replaced(text, name, contents)
     readme.write_text(text)
