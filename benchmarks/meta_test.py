@@ -32,7 +32,7 @@ class HaikuLayout(LSTMLOpt):
         return jax.tree.map(jnp.transpose, hidden)
 
     def network(self, theta: Any, hidden: Any, gradient: Any, params: Any) -> tuple[Any, Any]:
-        x, new = self._features(gradient, params).T, []
+        x, new = self._features(hidden, gradient, params).T, []
         for layer, (h, c) in enumerate(hidden):
             weights = theta[f"lstm_{layer}"]
             gates = jnp.concatenate([x, h], axis=-1) @ weights["w"].T + weights["b"]

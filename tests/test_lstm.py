@@ -5,6 +5,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from regularized_lopt.learned_optimizers import preprocessing
 CONFIGS = [
     {},
     {"inputs": ("grad", "params")},
+    {"inputs": ("grad", "momentum"), "momentum_decays": (0.5, 0.9)},
+    {"inputs": ("momentum", "params", "grad"), "preprocess": False},
     {"preprocess": False, "num_layers": 1, "hidden_size": 3},
     {"output_bound": 0.5, "num_layers": 3},
 ]
@@ -61,6 +64,43 @@ def test_network_is_haiku_s_lstm():
         np.testing.assert_allclose(np.stack(got), expected[..., 0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("preprocess", [True, False])
+def test_momenta_are_those_of_optax_read_as_gradients_are(preprocess):
+    """The network on momenta of a decay is that on optax's averages, put in place of gradients."""
+    n, decay = 5, 0.7
+    gradients = jnp.asarray(np.random.default_rng(1).normal(size=(6, n)) * 0.01)
+    average = optax.ema(decay, debias=False)
+    plain = regularized_lopt.LSTMLOpt(preprocess=preprocess)
+    lopt = regularized_lopt.LSTMLOpt(
+        inputs=("grad", "momentum"), momentum_decays=(decay, 0.99), preprocess=preprocess
+    )
+    theta, features = plain.init(jax.random.PRNGKey(0)), 2 if preprocess else 1
+    w, zeros = theta["lstm_0"]["w"], jnp.zeros((80, features))
+    weights = [zeros, w[:, :features], zeros, w[:, features:]]  # grad, decay, 0.99, h
+    blind = {**theta, "lstm_0": {**theta["lstm_0"], "w": jnp.concatenate(weights, axis=1)}}
+    chex.assert_trees_all_equal_shapes(blind, lopt.init(jax.random.PRNGKey(0)))
+    ours, theirs = (one.initial_hidden(n, jnp.float32) for one in (lopt, plain))
+    state = average.init(gradients[0])
+    for gradient in gradients:
+        update, ours = lopt.network(blind, ours, gradient, jnp.zeros(n))
+        averaged, state = average.update(gradient, state)
+        expected, theirs = plain.network(theta, theirs, averaged, jnp.zeros(n))
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(ours[-1][0], averaged, rtol=1e-5, atol=1e-9)
+    chex.assert_trees_all_close(ours[:-1], theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("space", ["gradient", "preprocessed"])
+def test_as_a_function_of_its_input_it_makes_the_update_that_follows(space):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=4, inputs=("grad", "momentum"))
+    theta = lopt.init(jax.random.PRNGKey(0))
+    opt, grad = lopt.opt_fn(theta), jnp.linspace(-1e-2, 1e-2, 7)
+    state = opt.update(opt.init(jnp.zeros(7)), grad**2)
+    u, at, _ = lopt.update_fn(theta, state, grad, key=jax.random.PRNGKey(1), space=space)
+    moved = opt.update(state, grad)
+    np.testing.assert_allclose(u(at), moved.params - state.params, rtol=1e-5, atol=1e-8)
+
+
 def test_has_the_number_of_weights_of_the_original():
     theta = regularized_lopt.LSTMLOpt().init(jax.random.PRNGKey(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 5141  # As in Sonnet.
@@ -103,9 +143,13 @@ trees = st.recursive(
 
 
 @settings(max_examples=40)
-@given(tree=trees, scale=st.sampled_from([0.0, 1e-45, 1e-20, 1.0, 1e30]))
-def test_any_tree_keeps_structure_shapes_and_dtypes_and_stays_finite(tree, scale):
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+@given(
+    tree=trees,
+    scale=st.sampled_from([0.0, 1e-45, 1e-20, 1.0, 1e30]),
+    inputs=st.sampled_from([("grad",), ("grad", "momentum")]),
+)
+def test_any_tree_keeps_structure_shapes_and_dtypes_and_stays_finite(tree, scale, inputs):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, inputs=inputs)
     opt = lopt.opt_fn(lopt.init(jax.random.PRNGKey(0)))
     params = jax.tree.map(jnp.asarray, tree)
     grads = jax.tree.map(
@@ -118,11 +162,11 @@ def test_any_tree_keeps_structure_shapes_and_dtypes_and_stays_finite(tree, scale
 
 def test_float64_params_are_computed_in_float64():
     with jax.enable_x64(True):
-        lopt = regularized_lopt.LSTMLOpt()
+        lopt = regularized_lopt.LSTMLOpt(inputs=("grad", "momentum"))
         opt = lopt.opt_fn(lopt.init(jax.random.PRNGKey(0)))
         state = opt.update(opt.init({"w": jnp.ones(3, jnp.float64)}), {"w": jnp.ones(3)})
         assert opt.get_params(state)["w"].dtype == jnp.float64
-        assert state.hidden[0][0].dtype == jnp.float64
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.hidden)} == {jnp.dtype(jnp.float64)}
 
 
 def test_no_params_is_a_no_op():
@@ -161,6 +205,9 @@ def test_set_params_replaces_only_the_params():
     [
         ({"inputs": ("grads",)}, "Did you mean 'grad'"),
         ({"inputs": ("params",)}, "give"),
+        ({"inputs": ("grad", "grad")}, "each once"),
+        ({"inputs": ("grad", "momentum"), "momentum_decays": ()}, "give at least one"),
+        ({"inputs": ("grad", "momentum"), "momentum_decays": (1.0,)}, "momentum_decays = 1.0"),
         ({"hidden_size": 0}, "LSTMLOpt.hidden_size = 0"),
         ({"output_bound": -1.0}, "greater than 0"),
     ],

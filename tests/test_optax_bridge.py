@@ -88,12 +88,15 @@ def test_params_are_those_of_the_optimizer_over_50_steps_on_the_cnn():
     chex.assert_trees_all_equal(*(jax.jit(jax.vmap(form))(inits) for form in both_forms))
 
 
+@pytest.mark.parametrize("inputs", [("grad",), ("grad", "momentum")], ids=str)
 @pytest.mark.parametrize(
     "options", [{"chunk_size": 3}, {"chunk_size": 100}, {"per_leaf": True}], ids=str
 )
-def test_chunks_and_leaves_give_the_same_params(options):
+def test_chunks_and_leaves_give_the_same_params(options, inputs):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=5, inputs=inputs)
+    theta = lopt.init(jax.random.PRNGKey(0))
     chex.assert_trees_all_close(
-        train(as_optax(LOPT, THETA, **options), PARAMS), train(as_optax(LOPT, THETA), PARAMS),
+        train(as_optax(lopt, theta, **options), PARAMS), train(as_optax(lopt, theta), PARAMS),
         rtol=1e-5, atol=1e-6,
     )  # fmt: skip
 

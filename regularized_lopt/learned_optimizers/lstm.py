@@ -16,8 +16,10 @@ from regularized_lopt.learned_optimizers import preprocessing
 
 Theta = dict[str, dict[str, jax.Array]]
 Params = Any
+Hidden = tuple[Any, ...]
+"""Arrays [.., n], see `LSTMOptState.hidden`."""
 
-_INPUTS = ("grad", "params")
+_INPUTS = ("grad", "momentum", "params")
 
 
 @flax.struct.dataclass
@@ -28,13 +30,13 @@ class LSTMOptState:
       params: the optimizee's weights, any pytree.
       state: the optimizee's non-trained state (`ModelState` upstream), or None.
       hidden: per layer (h, c), each of shape [hidden_size, n]; n counts all coordinates of
-        `params`.
+        `params`. Then, where momenta are among the inputs, those: [number of decays, n].
       iteration: inner steps taken, int32 scalar.
     """
 
     params: Params
     state: Any
-    hidden: tuple[tuple[jax.Array, jax.Array], ...]
+    hidden: Hidden
     iteration: jax.Array
 
 
@@ -46,6 +48,10 @@ class LSTMLOpt(upstream.LearnedOptimizer):
     params <- params + output_scale * output. Each coordinate has its own hidden state, zero at the
     start. The gradient is an input, by default not differentiated through. Source: Andrychowicz et
     al. 2016; eq. 2 of arXiv 2510.08968 has the params among the inputs.
+
+    Preprocessed gradients are compressed, and the mean over batches of what is compressed points
+    elsewhere than the mean gradient. Momenta, m <- decay m + (1 - decay) g, average before that, as
+    inputs of later learned optimizers do (Metz et al. 2020, arXiv 2009.11243).
 
     All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
     and gates run over long contiguous rows.
@@ -60,6 +66,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         hidden_size: int = 20,
         num_layers: int = 2,
         inputs: str | Sequence[str] = ("grad",),
+        momentum_decays: Sequence[float] = (0.9,),
         preprocess: bool = True,
         preprocess_factor: float = 10.0,
         output_scale: float = 0.1,
@@ -71,9 +78,11 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         Args:
           hidden_size: units per layer, > 0.
           num_layers: LSTM layers, 1 to 100.
-          inputs: what each coordinate sees: ("grad",) or ("grad", "params").
-          preprocess: split gradients into log-magnitude and sign (2 features) instead of the raw
-            value (1).
+          inputs: what each coordinate sees: "grad", and "momentum" and "params" if wanted.
+          momentum_decays: of the averages of gradients among the inputs, each in (0, 1); each is
+            an input of its own. They start at 0 and are not corrected for it.
+          preprocess: split gradients and momenta into log-magnitude and sign (2 features) instead
+            of the raw value (1).
           preprocess_factor: k of the split, see `preprocessing.log_sign`, in (0, 80], for
             e^k to be a float32.
           output_scale: factor on the network's output, > 0 (0.1 here, 0.01 in the 2016 code).
@@ -94,11 +103,24 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         for name in inputs:
             errors.check_name("LSTMLOpt.inputs", name, _INPUTS)
         if "grad" not in inputs or len(set(inputs)) != len(inputs):
-            raise ValueError(f"LSTMLOpt.inputs = {inputs!r}: give ('grad',) or ('grad', 'params').")
+            raise ValueError(
+                f"LSTMLOpt.inputs = {inputs!r}: give 'grad', and of 'momentum' and 'params' what "
+                "is wanted, each once."
+            )
+        momentum_decays = tuple(float(decay) for decay in momentum_decays)
+        for decay in momentum_decays:
+            errors.check_in("LSTMLOpt.momentum_decays", decay, "(0, 1)")
+        if "momentum" in inputs and not momentum_decays:
+            raise ValueError(
+                "LSTMLOpt.momentum_decays = (): give at least one, or no 'momentum' in "
+                "LSTMLOpt.inputs."
+            )
         self.config: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "inputs": list(inputs),
+            # Named where it matters alone, so that it is no part of what names the others.
+            **({"momentum_decays": list(momentum_decays)} if "momentum" in inputs else {}),
             "preprocess": preprocess,
             "preprocess_factor": preprocess_factor,
             "output_scale": output_scale,
@@ -108,6 +130,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         self._hidden_size = hidden_size
         self._num_layers = num_layers
         self._inputs = inputs
+        self._decays = momentum_decays if "momentum" in inputs else ()
         self._preprocess = preprocess
         self._preprocess_factor = preprocess_factor
         self._output_scale = output_scale
@@ -131,7 +154,7 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         Weights are truncated normal with deviation 1/sqrt(fan-in), biases zero but 1 for the forget
         gate (as in Sonnet and Haiku).
         """
-        features = (2 if self._preprocess else 1) + len(self._inputs) - 1
+        features = (2 if self._preprocess else 1) * (1 + len(self._decays)) + self.needs_params
         sizes = [features] + [self._hidden_size] * self._num_layers
         keys = jax.random.split(rng, self._num_layers + 1)
         forget_bias = jnp.zeros((4, self._hidden_size)).at[2].set(1.0).reshape(-1)
@@ -149,24 +172,24 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         """Returns the `Optimizer` that `theta` parameterizes."""
         return _LSTMOptimizer(self, theta)
 
-    def initial_hidden(
-        self, num_coordinates: int, dtype: Any
-    ) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
         """Zeros; each an array of its own, so that a training loop may donate them."""
         shape = (self._hidden_size, num_coordinates)
-        return tuple(
+        layers = tuple(
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(self._num_layers)
         )
+        return layers + self._momenta(jnp.zeros((len(self._decays), num_coordinates), dtype))
 
     def network(
         self,
         theta: Theta,
-        hidden: tuple[tuple[jax.Array, jax.Array], ...],
+        hidden: Hidden,
         gradient: Float[Array, n],
         params: Float[Array, n],
-    ) -> tuple[Float[Array, n], tuple[tuple[jax.Array, jax.Array], ...]]:
+    ) -> tuple[Float[Array, n], Hidden]:
         """One step of the LSTM on n coordinates: (updates, next hidden state)."""
-        return self._cells(theta, hidden, self._features(gradient, params))
+        hidden = self._with_momenta_of(hidden, gradient)
+        return self._cells(theta, hidden, self._features(hidden, gradient, params))
 
     def update_fn(
         self,
@@ -201,38 +224,55 @@ class LSTMLOpt(upstream.LearnedOptimizer):
                 lambda leaf: leaf[..., index], (gradient, params, hidden)
             )
         if space == "preprocessed":
-            features = self._features(gradient, params)
+            hidden = self._with_momenta_of(hidden, gradient)
+            features = self._features(hidden, gradient, params)
             return lambda x: self._cells(theta, hidden, x)[0], features, jnp.ones_like(unit)
         return lambda g: self.network(theta, hidden, g, params)[0], gradient, unit
 
+    def _momenta(self, momenta: Float[Array, "decays n"]) -> tuple[Float[Array, "decays n"], ...]:
+        """As the end of the hidden state: nothing where there are none."""
+        return (momenta,) if self._decays else ()
+
+    def _with_momenta_of(self, hidden: Hidden, gradient: Float[Array, n]) -> Hidden:
+        """The hidden state with the gradient taken into its momenta."""
+        if not self._decays:
+            return hidden
+        *layers, momenta = hidden
+        decays = jnp.asarray(self._decays, momenta.dtype)[:, None]
+        return (*layers, decays * momenta + (1 - decays) * gradient)
+
     def _features(
-        self, gradient: Float[Array, n], params: Float[Array, n]
+        self, hidden: Hidden, gradient: Float[Array, n], params: Float[Array, n]
     ) -> Float[Array, "features n"]:
+        """What the first layer reads; the momenta are those at the end of `hidden`."""
         features = []
         for name in self._inputs:
             if name == "params":
                 features.append(params[None])
-            elif self._preprocess:
-                features.append(preprocessing.log_sign(gradient, self._preprocess_factor))
-            else:
-                features.append(gradient[None])
+                continue
+            for values in hidden[-1] if name == "momentum" else (gradient,):
+                features.append(
+                    preprocessing.log_sign(values, self._preprocess_factor)
+                    if self._preprocess
+                    else values[None]
+                )
         return jnp.concatenate(features) if len(features) > 1 else features[0]
 
     def _cells(
         self,
         theta: Theta,
-        hidden: tuple[tuple[jax.Array, jax.Array], ...],
+        hidden: Hidden,
         x: Float[Array, "features n"],
-    ) -> tuple[Float[Array, n], tuple[tuple[jax.Array, jax.Array], ...]]:
+    ) -> tuple[Float[Array, n], Hidden]:
         next_hidden = []
-        for layer, (h, c) in enumerate(hidden):
+        for layer, (h, c) in enumerate(hidden[: self._num_layers]):
             x, next_c = _lstm_layer(theta[f"lstm_{layer}"], x, h, c)
             next_hidden.append((x, next_c))
         linear = jax.tree.map(lambda t: t.astype(x.dtype), theta["linear"])
         output = (linear["w"] @ x + linear["b"][:, None])[0]
         if self._output_bound is not None:
             output = self._output_bound * jnp.tanh(output / self._output_bound)
-        return self._output_scale * output, tuple(next_hidden)
+        return self._output_scale * output, (*next_hidden, *hidden[self._num_layers :])
 
 
 class _LSTMOptimizer(upstream.Optimizer):
