@@ -66,6 +66,18 @@ def test_coordinates_prints_noise_and_time_of_each_share():
     assert min(milliseconds) > 0
 
 
+def test_batches_prints_directions_and_ends():
+    lines = run("batches", "--dataset=Digits", "--smallest").splitlines()
+    tables = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    (name, *cells), *ends = [[cell.strip() for cell in line] for line in tables]
+    assert name == "mnist_mlp_none"
+    cosines = [float(number) for cell in cells for number in cell.split("/")]
+    assert len(cosines) == 6
+    assert all(-1 <= cosine <= 1 for cosine in cosines)
+    assert [row[1] for row in ends] == ["128", "1024"] * 4
+    assert all(0 <= float(row[4]) <= 100 for row in ends)
+
+
 @pytest.mark.slow
 def test_outer_steps_are_compared_with_upstream_s():
     found = rows(run("outer_step", "--dataset=Digits", "--rounds=1"))
