@@ -36,9 +36,10 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
                 assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
 
 
-def test_each_trial_of_the_search_is_a_whole_experiment():
+@pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("search_")])
+def test_each_trial_of_a_search_is_a_whole_experiment(config):
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin(["gin_configs/search_mnist.gin"], [])
+    launch.parse_gin([f"gin_configs/{config}"], [])
     what = Search()
     for variant, source in what.variants.items():
         for bindings in what.trials[variant]:
