@@ -1,6 +1,7 @@
 """The benchmarks run, and what they compare does the same work."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -66,16 +67,22 @@ def test_coordinates_prints_noise_and_time_of_each_share():
     assert min(milliseconds) > 0
 
 
-def test_batches_prints_directions_and_ends():
+def test_batches_prints_descents_and_ends():
     lines = run("batches", "--dataset=Digits", "--smallest").splitlines()
-    tables = [line.strip("│").split("│") for line in lines if line.startswith("│")]
-    (name, *cells), *ends = [[cell.strip() for cell in line] for line in tables]
-    assert name == "mnist_mlp_none"
-    cosines = [float(number) for cell in cells for number in cell.split("/")]
-    assert len(cosines) == 6
-    assert all(-1 <= cosine <= 1 for cosine in cosines)
-    assert [row[1] for row in ends] == ["128", "1024"] * 4
-    assert all(0 <= float(row[4]) <= 100 for row in ends)
+    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    table = [[cell.strip() for cell in line] for line in cells]
+    names = ["mnist_mlp_none", "SGD (lr 2.2)", "Adam (lr 0.01)"]
+    assert [row[0] for row in table] == [*names, *np.repeat(names, 2)]
+    for row in table[:3]:
+        noisy, exact, cosine = np.transpose([re.findall(r"-?[\d.]+(?:e.\d+)?", c) for c in row[1:]])
+        assert np.all(exact.astype(float) > 0)
+        assert np.all(np.sign(noisy.astype(float)) == np.sign(cosine.astype(float)))
+        assert np.all(np.abs(cosine.astype(float)) <= 1)
+    # SGD is linear in the gradient: noise takes nothing but what the sample of batches leaves.
+    noisy, exact, _ = (float(number) for number in re.findall(r"[\d.]+(?:e.\d+)?", table[1][3]))
+    assert noisy == pytest.approx(exact, rel=0.3)
+    assert [row[1] for row in table[3:]] == ["128", "1024"] * 3
+    assert all(0 <= float(row[4]) <= 100 for row in table[3:])
 
 
 @pytest.mark.slow

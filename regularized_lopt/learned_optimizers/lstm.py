@@ -49,9 +49,9 @@ class LSTMLOpt(upstream.LearnedOptimizer):
     start. The gradient is an input, by default not differentiated through. Source: Andrychowicz et
     al. 2016; eq. 2 of arXiv 2510.08968 has the params among the inputs.
 
-    Preprocessed gradients are compressed, and the mean over batches of what is compressed points
-    elsewhere than the mean gradient. Momenta, m <- decay m + (1 - decay) g, average before that, as
-    inputs of later learned optimizers do (Metz et al. 2020, arXiv 2009.11243).
+    What the hidden state can average are compressed gradients, in which the noise of batches hides
+    the mean. Momenta, m <- decay m + (1 - decay) g, average before that, as inputs of later learned
+    optimizers do (Metz et al. 2020, arXiv 2009.11243).
 
     All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
     and gates run over long contiguous rows.
