@@ -55,7 +55,8 @@ _OTHERS = ("collections", "haiku", "jax", "jaxlib", "jaxtyping", "learned_optimi
 _OTHERS += ("matplotlib", "mpl_figure", "np", "numpy", "optax", "os", "pathlib")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
-    ("py:class", r"GradFn|LossFn|Params|Theta|regularized_lopt\..*\._\w+|truncated_step_lib\..*"),
+    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta"),
+    ("py:class", r"regularized_lopt\..*\._\w+|truncated_step_lib\..*"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]
 
@@ -126,6 +127,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../results/long/RESULTS.md": "long.md",
         "../results/radius/RESULTS.md": "radius.md",
         "../results/mixture/RESULTS.md": "mixture.md",
+        "../results/momentum/RESULTS.md": "momentum.md",
     }
 
     def here(link: re.Match[str]) -> str:
