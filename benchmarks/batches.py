@@ -104,6 +104,7 @@ def main() -> None:
 
     factory = image.FACTORIES[f"ImageMLP_{args.dataset}_20_Sigmoid"]
     make = functools.partial(factory, phase="meta_train")
+    task, all_of_it = make(), make(batch_size=MANY)
     loaded = {name: zoo.load(name) for name in args.lopt or ["mnist_mlp_none"]}
     compared = [
         *(contestants.learned(name, lopt.learned_opt, lopt.theta) for name, lopt in loaded.items()),
@@ -115,7 +116,7 @@ def main() -> None:
     table = rich.table.Table("optimizer", *[f"step {step:,}" for step in steps])
     for one in compared:
         opt = one.make(one.hyper)
-        found = descents(make(), make(batch_size=MANY), opt, steps, batches)
+        found = descents(task, all_of_it, opt, steps, batches)
         table.add_row(
             one.label, *[f"{d.noisy:.1e} / {d.exact:.1e} ({d.cosine:.2f})" for d in found]
         )

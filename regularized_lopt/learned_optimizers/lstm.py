@@ -178,7 +178,9 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         layers = tuple(
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(self._num_layers)
         )
-        return layers + self._momenta(jnp.zeros((len(self._decays), num_coordinates), dtype))
+        if not self._decays:
+            return layers
+        return (*layers, jnp.zeros((len(self._decays), num_coordinates), dtype))
 
     def network(
         self,
@@ -228,10 +230,6 @@ class LSTMLOpt(upstream.LearnedOptimizer):
             features = self._features(hidden, gradient, params)
             return lambda x: self._cells(theta, hidden, x)[0], features, jnp.ones_like(unit)
         return lambda g: self.network(theta, hidden, g, params)[0], gradient, unit
-
-    def _momenta(self, momenta: Float[Array, "decays n"]) -> tuple[Float[Array, "decays n"], ...]:
-        """As the end of the hidden state: nothing where there are none."""
-        return (momenta,) if self._decays else ()
 
     def _with_momenta_of(self, hidden: Hidden, gradient: Float[Array, n]) -> Hidden:
         """The hidden state with the gradient taken into its momenta."""
