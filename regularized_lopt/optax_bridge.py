@@ -67,8 +67,9 @@ def as_optax(
         2022, eq. 8); "graft": the learned update's direction, leaf by leaf, with `magnitude` times
         the l2 norm of the nominal one (Agarwal et al. 2020).
       magnitude: see `mix`, >= 0.
-      state_dtype: dtype in which hidden states are kept, e.g. `jnp.bfloat16`; computations are in
-        float32 (float64 where the params are). Default: no conversion.
+      state_dtype: dtype in which hidden states are kept, e.g. `jnp.bfloat16`; computations, and
+        momenta among the inputs, are in float32 (float64 where the params are). Default: no
+        conversion.
       chunk_size: coordinates to update at a time, > 0; bounds temporary memory. About 16,000 cost
         no time where there are a million; with `state_dtype`, nothing can be differentiated through
         the states. Default: all.

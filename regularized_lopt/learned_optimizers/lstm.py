@@ -173,14 +173,19 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         return _LSTMOptimizer(self, theta)
 
     def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
-        """Zeros; each an array of its own, so that a training loop may donate them."""
+        """Zeros; each an array of its own, so that a training loop may donate them.
+
+        Momenta are never narrower than float32: a step moves them by a share of 1 - decay, which
+        bfloat16 rounds away where that is small.
+        """
         shape = (self._hidden_size, num_coordinates)
         layers = tuple(
             (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(self._num_layers)
         )
         if not self._decays:
             return layers
-        return (*layers, jnp.zeros((len(self._decays), num_coordinates), dtype))
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return (*layers, jnp.zeros((len(self._decays), num_coordinates), wide))
 
     def network(
         self,
