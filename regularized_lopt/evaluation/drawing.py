@@ -67,9 +67,9 @@ def new_figure(
 def panels(
     count: int, columns: int, height: float, sharey: bool = True
 ) -> tuple[mpl_figure.Figure, np.ndarray]:
-    """One panel per task, in lines of `columns` of them, each line `height` inches high."""
-    columns = min(columns, count)
+    """One panel per task, at most `columns` in a line, each line `height` inches high."""
     lines = -(-count // columns)
+    columns = -(-count // lines)
     size = (max(4.8, 1.2 + 2.0 * columns), lines * height)
     figure = mpl_figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
