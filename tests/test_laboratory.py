@@ -22,6 +22,7 @@ from regularized_lopt.evaluation import (
     Experiment,
     Laboratory,
     Measurement,
+    claims,
     contestants,
     drawing,
     early_evidence,
@@ -304,6 +305,26 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     assert rows[0] == ["none", "100 ± 0"]
     assert rows[1:] == tables.table_1([both])[1][1:]
     assert tables.table_1([both])[1][0] != rows[0]
+
+
+def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
+    (found,) = lab(tmp_path).run()
+    none = dataclasses.replace(found.contestants["none"], learning_rate=None)
+    more = {"none_momentum": none, "sam_optimizee": none}
+    accuracy = claims.go_through(
+        [dataclasses.replace(found, contestants={**found.contestants, **more})], []
+    )[0]
+    told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
+    assert f"{RELU}, sam_optimizee" in told
+    assert not [line for line in told if "none" in line]
+
+
+def test_lines_of_panels_are_of_one_length_or_nearly():
+    for count, wanted in {1: (1, 1), 5: (1, 5), 6: (2, 3), 7: (2, 4), 11: (3, 4)}.items():
+        figure, axes = drawing.panels(count, 5, 1.0)
+        assert len(axes) == count
+        assert axes[0].get_subplotspec().get_gridspec().get_geometry() == wanted
+        assert sum(axis.axison for axis in figure.axes) == count
 
 
 def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):

@@ -78,6 +78,8 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     signs, evidence = [], []
     for result in results:
         for key, one in result.learned:
+            if _kind(key) == _kind(result.reference):  # It has no regularizer, either.
+                continue
             difference = compare(one.accuracy(), result.reference_result.accuracy())
             signs.append(difference.sign)
             evidence.append(f"{result.task}, {key}: {difference} points.")
@@ -94,6 +96,11 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     else:
         verdict = UNDECIDED if not counts[0] else f"holds in {counts[0]} of {len(signs)}"
     return Claim(text, verdict, tuple(evidence))
+
+
+def _kind(name: str) -> str:
+    """What an optimizer was meta-trained with, by its name: "none" of `none_momentum`."""
+    return name.split("_", maxsplit=1)[0]
 
 
 def _learned(
