@@ -67,6 +67,20 @@ def test_coordinates_prints_noise_and_time_of_each_share():
     assert min(milliseconds) > 0
 
 
+def test_inputs_prints_accuracies_by_the_size_of_inputs():
+    factors = ("--factor=1", "--factor=0.5", "--factor=0")
+    lines = run("inputs", "--dataset=Digits", "--smallest", *factors).splitlines()
+    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    table = [[cell.strip() for cell in line] for line in cells]
+    assert [row[:2] for row in table] == [
+        [name, factor] for name in ("sigmoid", "ReLU") for factor in ("1", "0.5", "0")
+    ]
+    assert int(table[1][2]) == pytest.approx(int(table[0][2]) / 2, abs=1)
+    for whole, _, nothing in (table[:3], table[3:]):
+        # Without anything to see there is one answer to all images.
+        assert float(nothing[-1]) < 15 < float(whole[-1])
+
+
 def test_batches_prints_descents_and_ends():
     lines = run("batches", "--dataset=Digits", "--smallest").splitlines()
     cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
