@@ -12,6 +12,7 @@ import pathlib
 import re
 
 from regularized_lopt.evaluation.drawing import short
+from regularized_lopt.evaluation.experiment import trained_with
 from regularized_lopt.evaluation.page import markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ def counts() -> str:
     bounds = []
     for row in rows:
         one = dict(zip(header, row, strict=True))
-        if one["optimizer"].split("_")[0] != one["property"]:  # SAM's, in either space, and so on.
+        if trained_with(one["optimizer"]) != one["property"]:  # SAM's, in either space, and so on.
             continue
         for name, cell in one.items():
             twice = (

@@ -27,10 +27,15 @@ def run(name, *arguments):
     return done.stdout
 
 
+def cells(output):
+    """Cells of each row of the tables."""
+    lines = [line.strip("│").split("│") for line in output.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
 def rows(output):
     """Cells of each row of the tables, by the first one."""
-    lines = [line.strip("│").split("│") for line in output.splitlines() if line.startswith("│")]
-    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    return {first: others for first, *others in cells(output)}
 
 
 def test_applying_prints_costs_and_where_they_break_even():
@@ -69,9 +74,7 @@ def test_coordinates_prints_noise_and_time_of_each_share():
 
 def test_inputs_prints_accuracies_by_the_size_of_inputs():
     factors = ("--factor=1", "--factor=0.5", "--factor=0")
-    lines = run("inputs", "--dataset=Digits", "--smallest", *factors).splitlines()
-    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
-    table = [[cell.strip() for cell in line] for line in cells]
+    table = cells(run("inputs", "--dataset=Digits", "--smallest", *factors))
     assert [row[:2] for row in table] == [
         [name, factor] for name in ("sigmoid", "ReLU") for factor in ("1", "0.5", "0")
     ]
@@ -82,9 +85,7 @@ def test_inputs_prints_accuracies_by_the_size_of_inputs():
 
 
 def test_batches_prints_descents_and_ends():
-    lines = run("batches", "--dataset=Digits", "--smallest").splitlines()
-    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
-    table = [[cell.strip() for cell in line] for line in cells]
+    table = cells(run("batches", "--dataset=Digits", "--smallest"))
     names = ["mnist_mlp_none", "SGD (lr 2.2)", "Adam (lr 0.01)"]
     assert [row[0] for row in table] == [*names, *np.repeat(names, 2)]
     for row in table[:3]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from regularized_lopt.evaluation import statistics
+from regularized_lopt.evaluation.experiment import trained_with
 from regularized_lopt.evaluation.verdicts import (
     ABSOLUTE_ONLY,
     DOES_NOT_HOLD,
@@ -78,7 +79,7 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     signs, evidence = [], []
     for result in results:
         for key, one in result.learned:
-            if _kind(key) == _kind(result.reference):  # It has no regularizer, either.
+            if trained_with(key) == trained_with(result.reference):  # No regularizer, either.
                 continue
             difference = compare(one.accuracy(), result.reference_result.accuracy())
             signs.append(difference.sign)
@@ -96,11 +97,6 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     else:
         verdict = UNDECIDED if not counts[0] else f"holds in {counts[0]} of {len(signs)}"
     return Claim(text, verdict, tuple(evidence))
-
-
-def _kind(name: str) -> str:
-    """What an optimizer was meta-trained with, by its name: "none" of `none_momentum`."""
-    return name.split("_", maxsplit=1)[0]
 
 
 def _learned(

@@ -182,5 +182,10 @@ class Experiment:
         return name in self.properties or _base(name) in properties.PROPERTIES
 
 
+def trained_with(name: str) -> str:
+    """What an optimizer was meta-trained with, by its name: "none" of `none_momentum`."""
+    return name.split("_", maxsplit=1)[0]
+
+
 def _base(name: str) -> str:
-    return name.split("_", maxsplit=1)[0].rsplit("+", maxsplit=1)[-1].lower()
+    return trained_with(name).rsplit("+", maxsplit=1)[-1].lower()
