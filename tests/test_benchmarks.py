@@ -12,6 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 import regularized_lopt
+from regularized_lopt import serialization
 from regularized_lopt.optax_bridge import as_optax
 
 
@@ -178,3 +179,45 @@ def test_pytorch_s_networks_have_our_params(apply, name):
     ours = sorted(leaf.size for leaf in jax.tree.leaves(params))
     network = apply.torch_network(model.layers)
     assert sorted(param.numel() for param in network.parameters()) == ours
+
+
+def test_outer_steps_are_timed_on_the_device_at_hand():
+    output = run("accelerator", "--smallest", "--steps=2")
+    assert jax.devices()[0].device_kind in output
+    trajectories, regularizer, coordinates, milliseconds, _ = rows(output)["Digits"]
+    assert (trajectories, regularizer, coordinates) == ("1", "none", "100%")
+    assert float(milliseconds) > 0
+
+
+def test_runs_on_two_devices_are_compared(tmp_path):
+    """Of two optimizers on one task; a third has no counterpart."""
+    rng = np.random.default_rng(0)
+    accuracy = {name: rng.uniform(0.5, 0.9, (3, 4)) for name in ("a", "b", "c")}
+    apart = {"a": np.array([0.0, 0.0, 0.03]), "b": np.array([-0.004, 0.004, 0.0])}
+    for device, names in (("one", "abc"), ("two", "ab")):
+        for name in names:
+            values = accuracy[name].copy()
+            values[:, -1] += apart.get(name, 0) if device == "two" else 0
+            serialization.save(
+                tmp_path / device / f"runs/{name}.npz",
+                {"test_accuracy": values},
+                {"spec": {"task": "ImageMLP_Mnist_20_Relu"},
+                 "made_with": {"device": device, "jax": "1"}},
+            )  # fmt: skip
+    output = run("devices", tmp_path / "one", tmp_path / "two")
+    assert "one, JAX 1 against two, JAX 1" in output
+    optimizers, first, second, means, runs, many = rows(output)["Mnist, Relu"]
+    ends = 100 * np.stack([accuracy[name][:, -1] for name in "ab"])
+    assert (optimizers, many) == ("2", "1 of 6")
+    assert float(first) == pytest.approx(ends.mean(), abs=0.006)
+    assert float(second) == pytest.approx(ends.mean() + 0.5, abs=0.006)
+    assert float(means) == pytest.approx(1.0, abs=0.006)
+    assert float(runs) == pytest.approx(np.sqrt((9 + 2 * 0.16) / 6), abs=0.006)
+    nothing = tmp_path / "three"
+    nothing.mkdir()
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "benchmarks/devices.py", tmp_path / "one", nothing],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "have no runs in common" in done.stderr

@@ -28,6 +28,7 @@ from regularized_lopt.evaluation import (
     early_evidence,
     figures,
     plan,
+    properties,
     results,
     statistics,
     store,
@@ -317,6 +318,52 @@ def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
     told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
     assert f"{RELU}, sam_optimizee" in told
     assert not [line for line in told if "none" in line]
+
+
+def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_path):
+    """Four optimizers whose differences at the radii are given, in standard deviations."""
+    radii = properties.Measurement().radii
+    (found,) = lab(tmp_path).run()
+    base = found.contestants["none"]
+
+    def at(means):
+        """Three seeds, one run each, with the given values at the radii and deviation 1."""
+        values = np.asarray(means) + np.array([-1.0, 0.0, 1.0])[:, None]
+        return {
+            "completion": [
+                properties.Surroundings(
+                    np.zeros(1), np.zeros(1), {"absolute": row[None, :, None]}, {}, None, None
+                )
+                for row in values
+            ]
+        }
+
+    def radius(*effects):
+        learned = {
+            str(i): dataclasses.replace(base, learning_rate=None, at=at(means))
+            for i, means in enumerate(effects)
+        }
+        reference = dataclasses.replace(
+            base, at={"completion": at(np.zeros(5))["completion"][1:2] * 3}
+        )
+        task = dataclasses.replace(
+            found, measurement=properties.Measurement(), contestants={"none": reference, **learned}
+        )
+        return claims.go_through([task], [])[5]
+
+    assert radii[2] == 0.01
+    shared = [np.array([0.1, 0.2, 0.9, 0.3, 0.2]) * scale for scale in (1, 1.1, 0.9, 1.4)]
+    claim = radius(*shared)
+    assert claim.verdict == verdicts.HOLDS
+    assert claim.evidence[2] == (
+        "Radius 0.01: differences are 0.99 standard deviations, on average."
+    )
+    assert "short of the best" in claim.evidence[3]
+    assert radius(*(np.roll(each, -1) for each in shared)).verdict == "0.005 reads best here"
+    # The highest mean, but not for every optimizer.
+    mixed = [[0.1, 0.1, 0.9, 0.1, 0.1], [0.1, 0.8, 0.2, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1]]
+    assert radius(*mixed).verdict == verdicts.UNDECIDED
+    assert radius(shared[0]).verdict == verdicts.UNDECIDED  # A single optimizer.
 
 
 def test_lines_of_panels_are_of_one_length_or_nearly():

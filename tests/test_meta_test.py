@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -388,6 +389,23 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     assert around.top[0] == pytest.approx(eigenvalues[np.argmax(np.abs(eigenvalues))], rel=0.01)
     deviation = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 2000)
     assert abs(around.trace[0] - np.trace(hessian)) < 4 * deviation
+
+
+def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatch):
+    task = tasks.get(DIGITS)
+    params = jax.vmap(task.init)(jax.random.split(KEY, 3))
+    what = properties.Measurement(radii=(0.01, 0.1), num_examples=64, num_probes=3)
+    one_by_one = properties.measure(task, params, what)
+    batched = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "vmap", lambda f, vmap=jax.vmap: batched.append(f) or vmap(f))
+    jax.clear_caches()
+    chex.assert_trees_all_close(
+        dataclasses.asdict(properties.measure(task, params, what)),
+        dataclasses.asdict(one_by_one),
+        rtol=1e-3,
+    )
+    assert batched
 
 
 def test_slices_are_normalized_by_filter(lopt_file):

@@ -15,6 +15,7 @@ from regularized_lopt.evaluation.verdicts import (
     HOLDS,
     POINTS,
     UNDECIDED,
+    Result,
     TaskResult,
     Verdict,
     compare,
@@ -185,30 +186,42 @@ def _relu(results: Sequence[TaskResult]) -> Claim:
 
 
 def _radius(results: Sequence[TaskResult]) -> Claim:
-    """Where differences stand out most from their spread over runs."""
+    """Where differences stand out most from their spread, over optimizers and tasks."""
     text = "Radius 0.01 reads best."
-    effects: dict[float, list[float]] = {}
-    signs = []
+    effects: list[dict[float, float]] = []
     for result in results:
         for _, one in result.learned:
-            for index, radius in enumerate(result.measurement.radii):
-                a = one.last(one.own_property, "completion", index)
-                b = result.reference_result.last(one.own_property, "completion", index)
-                signs.append(compare(a, b).sign)
-                difference = statistics.differences(*paired_units(a, b))
-                spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
-                if spread > 0:
-                    effects.setdefault(radius, []).append(abs(float(difference.mean() / spread)))
+            found = {
+                radius: _effect(result, one, index)
+                for index, radius in enumerate(result.measurement.radii)
+            }
+            if np.isfinite(list(found.values())).all():
+                effects.append(found)
     if not effects:
         return Claim(text, NOT_MEASURED, ())
-    means = {radius: float(np.mean(values)) for radius, values in effects.items()}
-    best = max(means, key=lambda radius: means[radius])
+    by_radius = {radius: np.array([found[radius] for found in effects]) for radius in effects[0]}
+    best = max(by_radius, key=lambda radius: by_radius[radius].mean())
+    lead = {
+        radius: statistics.paired_difference(by_radius[best], values)
+        for radius, values in by_radius.items()
+        if radius != best and len(effects) > 1
+    }
     evidence = tuple(
-        f"Radius {radius:g}: differences are {mean:.2f} standard deviations, on average."
-        for radius, mean in means.items()
+        f"Radius {radius:g}: differences are {values.mean():.2f} standard deviations, on average"
+        + (f", {lead[radius]} short of the best." if radius in lead else ".")
+        for radius, values in by_radius.items()
     )
-    if not any(signs):
-        verdict = UNDECIDED  # Which of several nothings stands out most says nothing.
+    if not lead or any(ahead.sign <= 0 for ahead in lead.values()):
+        verdict = UNDECIDED
     else:
         verdict = HOLDS if best == 0.01 else f"{best:g} reads best here"
     return Claim(text, verdict, evidence)
+
+
+def _effect(result: TaskResult, one: Result, index: int) -> float:
+    """|mean| over standard deviation of the differences to the reference, at one radius; or NaN."""
+    a = one.last(one.own_property, "completion", index)
+    b = result.reference_result.last(one.own_property, "completion", index)
+    difference = statistics.differences(*paired_units(a, b))
+    spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
+    return abs(float(difference.mean() / spread)) if spread > 0 else float("nan")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -205,7 +206,7 @@ def _ascend(
         centre = tuple(objective(params) for objective in objectives)
         return centre, tuple(dict(zip(SCALES, t / starts, strict=True)) for t in total)
 
-    return jax.lax.map(one_run, params)
+    return _over_runs(one_run, params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -223,9 +224,15 @@ def _curvature(
     objective = regularizers.Objective.of(lambda params: task.loss(params, key, batch))
     trace = regularizers.HessianTrace(num_probes=num_probes)
     top = regularizers.HessianTop(num_iterations=num_iterations)
-    return jax.lax.map(
+    return _over_runs(
         lambda p: (trace.curvature(objective, p, key), top.curvature(objective, p, key)), params
     )
+
+
+def _over_runs(function: Callable[[Any], Any], params: Any) -> Any:
+    """One run after the other on CPU, where side by side only moves more memory."""
+    one_by_one = jax.default_backend() == "cpu"
+    return jax.lax.map(function, params) if one_by_one else jax.vmap(function)(params)
 
 
 def matched_level(a: Runs, b: Runs) -> np.ndarray:
