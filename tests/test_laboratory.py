@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import gin
 import jax
 import jax.numpy as jnp
@@ -364,6 +365,72 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
     mixed = [[0.1, 0.1, 0.9, 0.1, 0.1], [0.1, 0.8, 0.2, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1]]
     assert radius(*mixed).verdict == verdicts.UNDECIDED
     assert radius(shared[0]).verdict == verdicts.UNDECIDED  # A single optimizer.
+
+
+def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
+    who = {**SAM, "b": contestants.baseline("SGD", 0.1)}
+    tasks_ = {"tasks": (RELU, SIGMOID), "measured": False, "baselines": ("Adam",)}
+    alone = lab(tmp_path, who=who, **tasks_)
+    planned = plan.plan(alone)
+    assert {cell.stage for cell in planned} == {"meta-train", "tune", "train"}
+    publish(alone, "")
+    assert all(cell.cached for cell in plan.plan(alone))
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"runs", "tune"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"table.csv", "runs.csv", "results.json", "report.html", "RESULTS.md"} <= written
+    assert not {"properties.csv", "verdicts.csv"} & written
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "Test accuracy in detail" in page
+    assert f"{RELU}/training_curves.png" in page
+    for word in ("property", "radius", "ascent"):
+        assert word not in page.replace("negative in a radius: flatter than that", "")
+    header = (tmp_path / "runs.csv").read_text().splitlines()[0]
+    assert "test_accuracy" in header
+    assert "hessian" not in header
+    # The same runs as those of a laboratory that measures.
+    lab(tmp_path / "measuring", who=who, **tasks_ | {"measured": True}).run()
+    for path in sorted((tmp_path / "cells/runs").iterdir()):
+        same, _ = serialization.load_flat(tmp_path / "measuring/cells/runs" / path.name)
+        chex.assert_trees_all_equal(same, serialization.load_flat(path)[0])
+
+
+def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
+    """Accuracies are given: [tasks, seeds]; one optimizer has not been on the second CNN."""
+    (found,) = lab(tmp_path, measured=False).run()
+    none = found.contestants["none"]
+    accuracy = {
+        "none": [[0.9, 0.8, 0.7], [0.5, 0.4, 0.6], [0.9, 0.9, 0.2]],
+        "sam": [[0.9, 0.9, 0.9], [0.7, 0.6, 0.9], [0.9, 0.9, 0.9]],
+        "gam": [[0.1, 0.2], None, [0.3, 0.2]],
+    }
+
+    def trained(row):
+        runs = [
+            dataclasses.replace(run, test_accuracy=np.full_like(run.test_accuracy, value))
+            for run, value in zip(none.runs * len(row), row, strict=True)
+        ]
+        return dataclasses.replace(none, runs=runs)
+
+    results_ = [
+        dataclasses.replace(
+            found,
+            task=task,
+            contestants={k: trained(rows[i]) for k, rows in accuracy.items() if rows[i]},
+        )
+        for i, task in enumerate(("Conv_A", "Conv_B", "ImageMLP_A"))
+    ]
+    header, rows = tables.over_tasks(results_)
+    # A single MLP is no more than its own column.
+    assert header == ["optimizer", "CNNs: tasks", "accuracy (%)", "fail", "vs none (points, 95%)"]
+    by_name = {name: others for name, *others in rows}
+    means = {k: 100 * np.mean(v[:2], axis=0) for k, v in accuracy.items() if k != "gam"}
+    difference = statistics.paired_difference(means["sam"], means["none"])
+    assert by_name["none"] == ["2", str(statistics.summarize(means["none"])), "4 of 6", ""]
+    assert by_name["sam"] == [
+        "2", str(statistics.summarize(means["sam"])), "2 of 6", str(difference)
+    ]  # fmt: skip
+    assert by_name["gam"] == [""] * 4
+    assert tables.over_tasks(results_[:1])[1] == []
 
 
 def test_lines_of_panels_are_of_one_length_or_nearly():

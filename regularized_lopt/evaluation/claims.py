@@ -44,8 +44,10 @@ class Claim:
 
 def go_through(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
     """All six, in the paper's order."""
+    accuracy = _accuracy(results)
+    results = [result for result in results if result.is_measured]
     return [
-        _accuracy(results),
+        accuracy,
         _learned(
             "SAM's property holds on all MLPs, CIFAR-10 included, and more at completion than at "
             "convergence.",

@@ -15,7 +15,7 @@ import PIL.Image
 from matplotlib import figure as mpl_figure
 
 from regularized_lopt.evaluation.statistics import Difference
-from regularized_lopt.evaluation.verdicts import Result, TaskResult
+from regularized_lopt.evaluation.verdicts import Result, TaskResult, names
 
 # Distinguishable for colour-blind readers and mid-tone, so that they stand out on white and on
 # black.
@@ -85,7 +85,7 @@ def cycle() -> Any:
 
 def palette(results: Sequence[TaskResult]) -> dict[str, str]:
     """A colour for every contestant of any task."""
-    keys = dict.fromkeys(key for result in results for key in result.contestants)
+    keys = names(results)
     return dict(zip(keys, cycle(), strict=False))
 
 

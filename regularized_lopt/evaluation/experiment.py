@@ -50,6 +50,7 @@ class Experiment:
       alpha: of the declared tests, in (0, 1).
       test: see `statistics.decide`.
       layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
+      measured: whether anything is measured around the params; else accuracies are all there is.
     """
 
     title: str = "Do learned optimizers find flat minima?"
@@ -75,6 +76,7 @@ class Experiment:
     alpha: float = 0.05
     test: str = "auto"
     layout: tuple[int, int] | None = None
+    measured: bool = True
 
     def __post_init__(self) -> None:
         if not self.optimizers or not self.tasks:
@@ -123,6 +125,11 @@ class Experiment:
     def _check_primary(self) -> None:
         if self.primary is None:
             return
+        if not self.measured:
+            raise ValueError(
+                f"Experiment.primary = {self.primary} declares tests of a property, and "
+                "Experiment.measured = False has none measured: set one of them otherwise."
+            )
         for task in self.tasks:
             errors.check_name(
                 "optimizer of Experiment.primary", self.primary[0], self.contestants_on(task)

@@ -114,15 +114,22 @@ class OneTask:
         all_runs: Mapping[str, Sequence[Runs]],
     ) -> verdicts.Result:
         own, first = contestants[name], contestants[name][0]
-        is_reference = name == self.experiment.reference
-        is_learned = name in self.experiment.optimizers
-        return verdicts.Result(
+        result = verdicts.Result(
             name=first.label,
             own_property=self.experiment.property_of(name),
             targeted=self.experiment.is_targeted(name),
             gradients_per_step=first.gradients_per_step,
             learning_rate=first.learning_rate,
             runs=all_runs[name],
+            at={},
+            matched=[],
+        )
+        if not self.experiment.measured:
+            return result
+        is_reference = name == self.experiment.reference
+        is_learned = name in self.experiment.optimizers
+        return dataclasses.replace(
+            result,
             at={point: [self._measure(one, point) for one in own] for point in verdicts.POINTS},
             matched=[] if is_reference else self._matched(name, contestants, all_runs),
             slices=self._slices(first) if is_learned else None,
@@ -182,8 +189,10 @@ class OneTask:
         trained = (time.monotonic() - compiled) / len(group)
         for cell, one in group:
             runs = store.fields(found[cell.file_name])
-            ends = self.cells.ends(self.name, one.name, identity(one))
-            self.keeper.cells.save(ends, store.fields(runs.pop("ends")))
+            params = store.fields(runs.pop("ends"))
+            if self.experiment.measured:  # Large, and of no other use.
+                ends = self.cells.ends(self.name, one.name, identity(one))
+                self.keeper.cells.save(ends, params)
             self.keeper.cells.save(cell, runs)
             steps = trainer.num_runs * self.experiment.num_steps
             self.keeper.timings[f"step {self.name} {one.name}"] = trained / steps

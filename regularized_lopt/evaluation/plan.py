@@ -148,6 +148,8 @@ class _Plan:
             f"train {task} {name}",
             lambda rates: rates.training(task, name),
         )
+        if not self._experiment.measured:
+            return
         for point in verdicts.POINTS:
             yield self._line(
                 "measure",

@@ -76,6 +76,14 @@ class Reporter:
                 "seeds and baselines. Where some do, means over seeds, and their intervals, say "
                 "little.",
             )
+            if (over := tables.over_tasks(self._results))[1]:
+                page.table_section(
+                    "Over several tasks",
+                    over,
+                    "Test accuracy at completion, of each meta-training seed the mean over tasks. "
+                    "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
+                    "a task.",
+                )
         if chosen:
             self._chosen(page, chosen)
         if self._primary is not None:
@@ -94,11 +102,13 @@ class Reporter:
             page.table_section(
                 "Against SAM in the inner loss, with a tuned learning rate",
                 against,
-                "Differences at completion with 95% intervals; negative in the last two columns: "
-                "flatter than the baseline, which takes two gradients per step.",
+                "Differences at completion with 95% intervals, to a baseline that takes two "
+                "gradients per step; negative in a radius: flatter than that.",
             )
-        for name in dict.fromkeys(one.own_property for r in self._results for _, one in r.learned):
-            self._property(page, name)
+        if measured := [result for result in self._results if result.is_measured]:
+            learned = [one for result in measured for _, one in result.learned]
+            for name in dict.fromkeys(one.own_property for one in learned):
+                self._property(page, name)
         for result in self._results:
             self._task(page, result, seconds_per_step)
         return page
@@ -151,7 +161,6 @@ class Reporter:
         directory = self._out_dir / result.task
         directory.mkdir(parents=True, exist_ok=True)
         runs = len(result.reference_result.runs[0].train_loss)
-        radius = result.measurement.radii[result.measurement.headline]
         page.heading(f"{result.task}: {runs} runs of {result.num_steps} steps")
         self._add(
             page,
@@ -159,6 +168,25 @@ class Reporter:
             f"{result.task}/training_curves",
             "Mean over runs; bands: one standard deviation.",
         )
+        if result.is_measured:
+            self._surroundings(page, result)
+        costs = (
+            [(one, seconds_per_step(result.task, key)) for key, one in result.contestants.items()]
+            if seconds_per_step
+            else []
+        )
+        if any(seconds is not None for _, seconds in costs):
+            page.note("What a step of one run costs, compilation excluded, evaluations included:")
+            page.table(
+                ["optimizer", "gradients per step", "ms per step"],
+                [
+                    [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
+                    for one, s in costs
+                ],
+            )
+
+    def _surroundings(self, page: Page, result: TaskResult) -> None:
+        radius = result.measurement.radii[result.measurement.headline]
         self._add(
             page,
             figures_lib.differences(result, self.judged),
@@ -184,20 +212,6 @@ class Reporter:
                 figures_lib.loss_slices(slices, result.task),
                 f"{result.task}/loss_slices",
                 "Around the PoC of run 0; 1 is as far as the filters are long.",
-            )
-        costs = (
-            [(one, seconds_per_step(result.task, key)) for key, one in result.contestants.items()]
-            if seconds_per_step
-            else []
-        )
-        if any(seconds is not None for _, seconds in costs):
-            page.note("What a step of one run costs, compilation excluded, evaluations included:")
-            page.table(
-                ["optimizer", "gradients per step", "ms per step"],
-                [
-                    [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
-                    for one, s in costs
-                ],
             )
 
     def meta_training(

@@ -41,18 +41,19 @@ def write(
         "table_1.csv": tables.table_1(results),
         "failures.csv": tables.failures(results),
         "table.csv": tables.accuracy_table(results),
-        "verdicts.csv": tables.verdict_table(judged),
+        **({"verdicts.csv": tables.verdict_table(judged)} if judged else {}),
     }
     for name, (header, rows) in as_seen.items():
         write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
-    write_csv(out_dir / "properties.csv", property_rows(results))
+    if any(result.is_measured for result in results):
+        write_csv(out_dir / "properties.csv", property_rows(results))
     write_csv(out_dir / "runs.csv", run_rows(results))
     (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
 
 def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
     """Every property, scale, point and radius, with its difference to the reference."""
-    for result in results:
+    for result in (result for result in results if result.is_measured):
         for key, one in result.contestants.items():
             for point in POINTS:
                 for name in PROPERTIES:
@@ -85,9 +86,8 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
         for key, one in result.contestants.items():
             for seed, runs in enumerate(one.runs):
                 for point in POINTS:
-                    around = one.at[point][seed]
+                    around = one.at[point][seed] if result.is_measured else None
                     for run in range(len(runs.train_loss)):
-                        measured = run < len(around.loss)
                         at_poc = point == "poc"
                         row = {
                             "task": result.task,
@@ -97,23 +97,39 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                             "point": point,
                             "step": int(runs.poc_step[run]) + 1 if at_poc else result.num_steps,
                             "poc_declared": bool(runs.poc_declared[run]),
-                            "held_out_loss": float(around.loss[run]) if measured else "",
-                            "grad_norm": float(around.grad_norm[run]) if measured else "",
-                            "hessian_trace": float(around.trace[run]) if measured else "",
-                            "hessian_top": float(around.top[run]) if measured else "",
+                            **(_around(around, run) if around is not None else {}),
                             "test_accuracy": "" if at_poc else float(runs.test_accuracy[run, -1]),
                             "test_loss": "" if at_poc else float(runs.test_loss[run, -1]),
                             "train_loss": "" if at_poc else float(runs.final_train_loss[run]),
                             "param_norm": "" if at_poc else float(runs.param_norm[run, -1]),
                         }
-                        for name in PROPERTIES:
-                            for scale in SCALES:
-                                last = around.last(name, scale)
-                                for index, radius in enumerate(result.measurement.radii):
-                                    row[f"{name}_{scale}_r{radius:g}"] = (
-                                        float(last[run, index]) if measured else ""
-                                    )
+                        if around is not None:
+                            row |= _nearby(around, run, result.measurement.radii)
                         yield row
+
+
+def _around(around: Surroundings, run: int) -> dict[str, Any]:
+    """At the params of a run; empty cells for one that was not measured."""
+    found = {
+        "held_out_loss": around.loss,
+        "grad_norm": around.grad_norm,
+        "hessian_trace": around.trace,
+        "hessian_top": around.top,
+    }
+    return {name: float(values[run]) if run < len(values) else "" for name, values in found.items()}
+
+
+def _nearby(around: Surroundings, run: int, radii: Sequence[float]) -> dict[str, Any]:
+    """Every property in every ball around them."""
+    row: dict[str, Any] = {}
+    for name in PROPERTIES:
+        for scale in SCALES:
+            last = around.last(name, scale)
+            for index, radius in enumerate(radii):
+                row[f"{name}_{scale}_r{radius:g}"] = (
+                    float(last[run, index]) if run < len(last) else ""
+                )
+    return row
 
 
 def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:

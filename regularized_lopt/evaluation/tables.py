@@ -12,7 +12,7 @@ from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.page import Table
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
 from regularized_lopt.evaluation.smoothness import UpdateCurve
-from regularized_lopt.evaluation.verdicts import TaskResult, Verdict, compare, units
+from regularized_lopt.evaluation.verdicts import TaskResult, Verdict, compare, names, units
 
 
 def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
@@ -22,15 +22,13 @@ def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = Non
       results: by task.
       seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
     """
-    keys = dict.fromkeys(key for result in results for key in result.contestants)
-
     def cell(result: TaskResult, key: str) -> str:
         if key not in result.contestants:
             return ""
         accuracy = result.contestants[key].accuracy()
         return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
 
-    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
+    rows = [[key, *(cell(result, key) for result in results)] for key in names(results)]
     return ["optimizer", *(result.task for result in results)], rows
 
 
@@ -52,19 +50,26 @@ def failures(results: Sequence[TaskResult]) -> Table:
     def cell(result: TaskResult, key: str) -> str:
         if key not in result.contestants:
             return ""
-        every = [one.accuracy().mean(axis=1) for one in result.contestants.values()]
-        enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
-        own = result.contestants[key].accuracy().mean(axis=1)
-        return f"{np.sum(~(own >= enough))} of {len(own)}"
+        failing = _failing(result, key)
+        return f"{np.sum(failing)} of {len(failing)}"
 
     rows = [[key, *(cell(result, key) for result in results)] for key in keys]
     return ["optimizer", *(result.task for result in results)], rows
 
 
+def _failing(result: TaskResult, key: str) -> np.ndarray:
+    """[seeds], which of an optimizer's do."""
+    every = [one.accuracy().mean(axis=1) for one in result.contestants.values()]
+    enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
+    return ~(result.contestants[key].accuracy().mean(axis=1) >= enough)
+
+
 def against_sam(results: Sequence[TaskResult]) -> Table:
     """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
-    header = ["task", "optimizer", "baseline", "accuracy (points)", "property"]
-    header += ["absolute radius", "relative radius"]
+    header = ["task", "optimizer", "baseline", "accuracy (points)"]
+    measured = all(result.is_measured for result in results)
+    if measured:
+        header += ["property", "absolute radius", "relative radius"]
     rows = []
     for result in results:
         baselines = {k: r for k, r in result.contestants.items() if r.gradients_per_step > 1}
@@ -73,8 +78,9 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
                 continue
             for other in baselines.values():
                 accuracy = compare(one.accuracy(), other.accuracy())
-                row = [result.task, key, other.name, str(accuracy), LABELS[one.own_property]]
-                for scale in SCALES:
+                row = [result.task, key, other.name, str(accuracy)]
+                row += [LABELS[one.own_property]] if measured else []
+                for scale in SCALES if measured else ():
                     own, theirs = (
                         r.last(one.own_property, "completion", result.measurement.headline, scale)
                         for r in (one, other)
@@ -82,6 +88,48 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
                     row.append(str(compare(own, theirs)))
                 rows.append(row)
     return header, rows
+
+
+def over_tasks(results: Sequence[TaskResult]) -> Table:
+    """One row per optimizer that has several seeds: its mean over the MLPs, and over the CNNs.
+
+    A seed's accuracy is averaged over the tasks, two at least, that the optimizer and the reference
+    are on; seeds are the units of the paired difference.
+    """
+    header, reference = ["optimizer"], results[0].reference
+    keys = [
+        key
+        for key in names(results)
+        if any(key in r.contestants and len(r.contestants[key].runs) > 1 for r in results)
+    ]
+    rows: list[list[str]] = [[key] for key in keys]
+    for name, inside in (("MLPs", True), ("CNNs", False)):
+        group = [result for result in results if ("MLP" in result.task) is inside]
+        if len(group) < 2:
+            continue
+        header += [f"{name}: tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)"]
+        for key, row in zip(keys, rows, strict=True):
+            own = [result for result in group if key in result.contestants]
+            row.extend(_over(own, key) if len(own) > 1 else [""] * 4)
+    return header, rows if len(header) > 1 else []
+
+
+def _over(results: Sequence[TaskResult], key: str) -> list[str]:
+    """Of one optimizer on all of several tasks."""
+
+    def seeds(name: str) -> np.ndarray:
+        """[seeds, 1], the mean over tasks."""
+        by_task = [result.contestants[name].accuracy().mean(axis=1) for result in results]
+        return np.mean(by_task, axis=0)[:, None]
+
+    fail = sum(int(np.sum(_failing(result, key))) for result in results)
+    reference = results[0].reference
+    return [
+        str(len(results)),
+        _summary(seeds(key)),
+        f"{fail} of {len(results) * len(seeds(key))}",
+        "" if key == reference else str(compare(seeds(key), seeds(reference))),
+    ]
 
 
 def accuracy_table(results: Sequence[TaskResult]) -> Table:

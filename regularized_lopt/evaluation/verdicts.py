@@ -50,8 +50,8 @@ class Result:
       gradients_per_step: of the loss.
       learning_rate: of a baseline; None: it was learned.
       runs: per seed.
-      at: per point ("poc", "completion"), per seed.
-      matched: per seed; empty for the reference.
+      at: per point ("poc", "completion"), per seed; empty: nothing was measured.
+      matched: per seed; empty for the reference, and where nothing was measured.
       slices: of the loss around the PoC of the first run, if they were asked for.
       targeted: whether it was trained for its own property, which else is merely what to show.
     """
@@ -107,6 +107,11 @@ class TaskResult:
     contestants: Mapping[str, Result]
 
     @property
+    def is_measured(self) -> bool:
+        """Whether anything was measured around the params."""
+        return bool(self.reference_result.at)
+
+    @property
     def others(self) -> Iterator[tuple[str, Result]]:
         """All contestants but the reference."""
         return ((k, r) for k, r in self.contestants.items() if k != self.reference)
@@ -120,6 +125,12 @@ class TaskResult:
     def reference_result(self) -> Result:
         """The contestant that others are compared with."""
         return self.contestants[self.reference]
+
+
+def names(results: Sequence[TaskResult]) -> list[str]:
+    """Keys of all contestants in order of appearance, the learned ones before the baselines."""
+    learned = {k: one.is_learned for result in results for k, one in result.contestants.items()}
+    return sorted(learned, key=lambda name: not learned[name])
 
 
 def units(values: np.ndarray) -> np.ndarray:
@@ -178,7 +189,7 @@ def judge(
     alpha: float = 0.05,
     test: str = "auto",
 ) -> list[Verdict]:
-    """A verdict for every contestant, property and point of every task.
+    """A verdict for every contestant, property and point of every task that was measured.
 
     Args:
       results: by task.
@@ -207,6 +218,7 @@ def judge(
             else None,
         )
         for result in results
+        if result.is_measured
         for key, _ in result.others
         for name in PROPERTIES
         for point in POINTS
