@@ -421,7 +421,8 @@ def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     ]
     header, rows = tables.over_tasks(results_)
     # A single MLP is no more than its own column.
-    assert header == ["optimizer", "CNNs: tasks", "accuracy (%)", "fail", "vs none (points, 95%)"]
+    columns = ("tasks", "accuracy (%)", "fail", "vs none (points, 95%)")
+    assert header == ["optimizer", *(f"CNNs: {column}" for column in columns)]
     by_name = {name: others for name, *others in rows}
     means = {k: 100 * np.mean(v[:2], axis=0) for k, v in accuracy.items() if k != "gam"}
     difference = statistics.paired_difference(means["sam"], means["none"])

@@ -32,19 +32,22 @@ def write(
 ) -> None:
     """Writes the results as CSV files and results.json.
 
-    table_1.csv, failures.csv, table.csv and verdicts.csv have what a reader sees, properties.csv
-    every property at every radius with its interval, runs.csv one row per run and point,
-    results.json the curves on the evaluation grid and along the ascents at the headline radius.
+    table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
+    properties.csv every property at every radius with its interval, runs.csv one row per run and
+    point, results.json the curves on the evaluation grid and along the ascents at the headline
+    radius. A table without rows is not written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
         "table_1.csv": tables.table_1(results),
         "failures.csv": tables.failures(results),
         "table.csv": tables.accuracy_table(results),
-        **({"verdicts.csv": tables.verdict_table(judged)} if judged else {}),
+        "over_tasks.csv": tables.over_tasks(results),
+        "verdicts.csv": tables.verdict_table(judged),
     }
     for name, (header, rows) in as_seen.items():
-        write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
+        if rows:
+            write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
     if any(result.is_measured for result in results):
         write_csv(out_dir / "properties.csv", property_rows(results))
     write_csv(out_dir / "runs.csv", run_rows(results))

@@ -22,6 +22,7 @@ def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = Non
       results: by task.
       seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
     """
+
     def cell(result: TaskResult, key: str) -> str:
         if key not in result.contestants:
             return ""
@@ -107,7 +108,8 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
         group = [result for result in results if ("MLP" in result.task) is inside]
         if len(group) < 2:
             continue
-        header += [f"{name}: tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)"]
+        columns = ("tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)")
+        header += [f"{name}: {column}" for column in columns]
         for key, row in zip(keys, rows, strict=True):
             own = [result for result in group if key in result.contestants]
             row.extend(_over(own, key) if len(own) > 1 else [""] * 4)
