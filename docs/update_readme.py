@@ -1,7 +1,7 @@
 """Writes measured numbers into README.md, so that none is copied by hand.
 
 What stands between `<!-- table 1 -->` and `<!-- end table 1 -->`, and the same for "failures",
-"claims" and "counts", is replaced by what the files in results/ say of it.
+"claims", "counts" and "cnns", is replaced by what the files in results/ say of it.
 
     python docs/update_readme.py
 """
@@ -85,6 +85,17 @@ def counts() -> str:
     )
 
 
+def cnns() -> str:
+    """What seeds reach over CNNs on average, and how often they fail there."""
+    rows = []
+    for part, seeds in (("accuracy", "0 to 4"), ("replication", "0 to 9")):
+        header, *found = read(RESULTS / part / "over_tasks.csv")
+        columns = [i for i, name in enumerate(header) if name.startswith("CNNs")]
+        rows += [[row[0], seeds, *(row[i] for i in columns)] for row in found if row[columns[0]]]
+    names = [header[i].removeprefix("CNNs: ") for i in columns]
+    return markdown_table(["optimizer", "seeds", *names], rows)
+
+
 def failing(part: str, optimizer: str) -> str:
     """How many of its seeds fail, summed over the tasks of a part of results/: "5 of 25"."""
     pairs = [tuple(map(int, cell.split(" of "))) for cell in of(part, "failures", optimizer)]
@@ -124,6 +135,7 @@ def main() -> None:
         "failures": by_task("failures"),
         "claims": claims(),
         "counts": counts(),
+        "cnns": cnns(),
     }.items():
         text = replaced(text, name, contents)
     readme.write_text(text)

@@ -338,7 +338,8 @@ def publish(laboratory: Laboratory, lead: str) -> None:
             reporter.smoothness(page, updates)
     if (found := laboratory.early_evidence()) is not None:
         reporter.early_evidence(page, found)
-    reporter.compute(page, dict(laboratory.keeper.spent.items()))
+    if spent := dict(laboratory.keeper.spent.items()):
+        reporter.compute(page, spent)
     page.write(laboratory.out_dir / "report.html")
     notes = laboratory.out_dir / NOTES
     page.write_markdown(
