@@ -519,6 +519,7 @@ def table_of(laboratory):
             "Unknown property of Experiment.primary 'sma'. Did you mean 'sam'",
         ),
         ({"primary": ("sam", "sam"), "tasks": (RELU,) * 10}, "more than 9 cannot be decided"),
+        ({"primary": ("sam", "sam"), "measured": False}, "has none measured: set one of them"),
         ({"baselines": ("Adma",)}, "Unknown Experiment.baselines 'Adma'. Did you mean 'Adam'"),
         ({"num_runs": 0}, "Experiment.num_runs = 0"),
         ({"tasks": ()}, "must name at least one each"),
