@@ -18,39 +18,23 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import rich.console
 import rich.progress
 import rich.table
+from accelerator import Case, build
 
-from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, tasks
-from regularized_lopt.outer_training import (
-    RegularizedTruncatedStep,
-    curriculum,
-    devices,
-    theta_optimizer,
-)
-from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt import LSTMLOpt, launch
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """Seconds of an outer step on all of this process's devices, and the bytes of its gradient."""
-    family = tasks.as_family(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train")
-    schedule = curriculum.CurriculumTruncationSchedule()
-    step_lib = RegularizedTruncatedStep(family, LSTMLOpt(), schedule, num_tasks=args.tasks)
-    estimator = RegularizedTruncatedGrad(step_lib, mesh=devices.make_mesh(None, [args.tasks]))
-    loop = Loop(estimator, curriculum.Curriculum(), theta_optimizer(), jax.random.PRNGKey(0))
-    state, data = loop.init(), estimator.get_datas()
-    length = jnp.asarray(100, jnp.int32)
-    state, _ = jax.block_until_ready(loop.outer_step(state, data, length))
+    step, _ = build(Case(args.dataset, trajectories=args.tasks, fraction=1.0))
     began = time.perf_counter()
     for _ in range(args.steps):
-        state, _ = jax.block_until_ready(loop.outer_step(state, data, length))
+        step()
     seconds = (time.perf_counter() - began) / args.steps
-    return {
-        "seconds": seconds,
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.theta)),
-    }
+    theta = LSTMLOpt().init(jax.random.PRNGKey(0))
+    return {"seconds": seconds, "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(theta))}
 
 
 def in_a_process(count: int) -> dict[str, float]:

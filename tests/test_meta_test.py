@@ -406,6 +406,7 @@ def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatc
         rtol=1e-3,
     )
     assert batched
+    jax.clear_caches()  # Of what was traced for another device.
 
 
 def test_slices_are_normalized_by_filter(lopt_file):

@@ -46,10 +46,8 @@ def write(
         "verdicts.csv": tables.verdict_table(judged),
     }
     for name, (header, rows) in as_seen.items():
-        if rows:
-            write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
-    if any(result.is_measured for result in results):
-        write_csv(out_dir / "properties.csv", property_rows(results))
+        write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
+    write_csv(out_dir / "properties.csv", property_rows(results))
     write_csv(out_dir / "runs.csv", run_rows(results))
     (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
@@ -216,11 +214,16 @@ def _digits(value: float) -> str:
 
 
 def write_csv(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows, whose columns are all that any of them has; numbers with six digits."""
+    """Writes rows, whose columns are all that any of them has; numbers with six digits.
+
+    Without rows there is no file.
+    """
     listed = [
         {key: _digits(cell) if isinstance(cell, float) else cell for key, cell in row.items()}
         for row in rows
     ]
+    if not listed:
+        return
     fields = list(dict.fromkeys(field for row in listed for field in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
