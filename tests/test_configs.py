@@ -1,5 +1,7 @@
 """Every gin configuration that is shipped: it parses, and its outer step can be traced."""
 
+import dataclasses
+
 import gin
 import jax
 import pytest
@@ -16,6 +18,7 @@ from regularized_lopt.outer_training import (
     RegularizedTruncatedStep,
     theta_optimizer,
 )
+from regularized_lopt.outer_training.curriculum import CurriculumState
 
 RELU = "ImageMLP_Digits_20_Relu"
 STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
@@ -50,6 +53,9 @@ def test_each_trial_of_a_search_is_a_whole_experiment(config):
             Curriculum().check(estimator.unroll_length)
 
 
+WHOLE_CURRICULA = {"reproduce_curriculum.gin": 32_400, "reproduce_full_curriculum.gin": 162_000}
+
+
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
 def test_is_an_experiment_of_the_laboratory(config):
     gin.add_config_file_search_path(str(REPOSITORY))
@@ -63,13 +69,28 @@ def test_is_an_experiment_of_the_laboratory(config):
         launch.parse_gin([source], experiment.bindings if "mlp" in source else [])
         steps = gin.get_bindings("outer_train")["num_outer_steps"]
         if "mlp" in source and config != "reproduce_digits.gin":
-            assert steps == (162_000 if "full" in config else 6000 if "twice" in source else 3000)
+            usual = 6000 if "twice" in source else 3000
+            assert steps == WHOLE_CURRICULA.get(config, usual)
             # What follows theta's learning rate ends with it.
             assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == steps
             for name in ("gsam", "gam"):
                 if name in source:
                     assert gin.get_bindings("proportional_schedule")["num_steps"] == steps
+            if config in WHOLE_CURRICULA:
+                assert _outer_steps_of(Curriculum()) == steps
         Curriculum().check(RegularizedTruncatedGrad(STEP).unroll_length)
+
+
+def _outer_steps_of(curriculum):
+    """Outer steps until it ends whatever validations say."""
+    unroll_length = RegularizedTruncatedGrad(STEP).unroll_length
+    stage, steps = CurriculumState(), 0
+    while not stage.finished:
+        steps += 1
+        stage = dataclasses.replace(stage, steps_in_stage=stage.steps_in_stage + 1)
+        if curriculum.validation_due(stage, unroll_length):
+            stage, _ = curriculum.on_validation(stage, float(steps))  # Never better.
+    return steps
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS)
