@@ -1,5 +1,6 @@
 """The laboratory as a whole: cells, restarts, verdicts, and a planted difference."""
 
+import csv
 import dataclasses
 import pathlib
 import random
@@ -394,6 +395,39 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
         chex.assert_trees_all_equal(same, serialization.load_flat(path)[0])
 
 
+def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(tmp_path):
+    learned = dataclasses.replace(contestants.baseline("SGD", 0.1), learning_rate=None)
+    who = {**SAM, "b": learned}
+    mixed = lab(
+        tmp_path,
+        who=who,
+        tasks=(SIGMOID, RELU),
+        measured=(RELU,),
+        primary=("b", "sam"),
+        baselines=("SGD+SAM",),
+    )
+    publish(mixed, "")
+    assert all(cell.cached for cell in plan.plan(mixed))
+    by_task = {
+        name: {row["task"] for row in csv.DictReader((tmp_path / f"{name}.csv").open())}
+        for name in ("properties", "verdicts", "runs", "table")
+    }
+    assert by_task["properties"] == by_task["verdicts"] == {RELU}
+    assert by_task["runs"] == by_task["table"] == {RELU, SIGMOID}
+    found = mixed.run()
+    judged = verdicts.judge(found, mixed.experiment.primary)
+    assert [v.task for v in judged if v.decision is not None] == [RELU]
+    page = (tmp_path / "RESULTS.md").read_text()
+    (header,) = (line for line in page.splitlines() if "| baseline |" in line)
+    against = [line for line in page.splitlines() if line.startswith(f"| {SIGMOID} | b |")]
+    assert "absolute radius" in header
+    assert any(line.endswith("|  |  |  |") for line in against)
+    # Nothing but the accuracies of the other task is on its way to a claim.
+    (accuracy, *others) = claims.go_through(found, judged)
+    assert any(SIGMOID in line for line in accuracy.evidence)
+    assert not any(SIGMOID in line for claim in others for line in claim.evidence)
+
+
 def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     """Accuracies are given: [tasks, seeds]; one optimizer has not been on the second CNN."""
     (found,) = lab(tmp_path, measured=False).run()
@@ -520,6 +554,8 @@ def table_of(laboratory):
         ),
         ({"primary": ("sam", "sam"), "tasks": (RELU,) * 10}, "more than 9 cannot be decided"),
         ({"primary": ("sam", "sam"), "measured": False}, "has none measured: set one of them"),
+        ({"primary": ("sam", "sam"), "measured": ()}, "has none measured: set one of them"),
+        ({"measured": (SIGMOID,)}, "Unknown task of Experiment.measured"),
         ({"baselines": ("Adma",)}, "Unknown Experiment.baselines 'Adma'. Did you mean 'Adam'"),
         ({"num_runs": 0}, "Experiment.num_runs = 0"),
         ({"tasks": ()}, "must name at least one each"),

@@ -27,7 +27,8 @@ class Experiment:
       phase: whose images: "meta_test", or "meta_train" to choose hyperparameters by (its held-out
         images then stand for the test set), see `tasks.data`.
       reference: which of `optimizers` the others are compared with.
-      primary: (optimizer, property) of the declared tests, one per task, at most 9; or None.
+      primary: (optimizer, property) of the declared tests, one per measured task, at most 9; or
+        None.
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
       baselines: of `contestants.BASELINES`, their learning rates tuned first.
@@ -50,7 +51,8 @@ class Experiment:
       alpha: of the declared tests, in (0, 1).
       test: see `statistics.decide`.
       layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
-      measured: whether anything is measured around the params; else accuracies are all there is.
+      measured: tasks on which properties are measured around the params; True: all, False: none.
+        On the others accuracies are all there is.
     """
 
     title: str = "Do learned optimizers find flat minima?"
@@ -76,7 +78,7 @@ class Experiment:
     alpha: float = 0.05
     test: str = "auto"
     layout: tuple[int, int] | None = None
-    measured: bool = True
+    measured: bool | tuple[str, ...] = True
 
     def __post_init__(self) -> None:
         if not self.optimizers or not self.tasks:
@@ -101,6 +103,9 @@ class Experiment:
             for task, count in getattr(self, name).items():
                 errors.check_name(f"task of Experiment.{name}", task, self.tasks)
                 errors.check_count(f"Experiment.{name}[{task!r}]", count)
+        if not isinstance(self.measured, bool):
+            for task in self.measured:
+                errors.check_name("task of Experiment.measured", task, self.tasks)
         self._check_primary()
 
     def _check_contestants(self) -> None:
@@ -125,19 +130,21 @@ class Experiment:
     def _check_primary(self) -> None:
         if self.primary is None:
             return
-        if not self.measured:
+        measured = [task for task in self.tasks if self.measures(task)]
+        if not measured:
             raise ValueError(
                 f"Experiment.primary = {self.primary} declares tests of a property, and "
-                "Experiment.measured = False has none measured: set one of them otherwise."
+                f"Experiment.measured = {self.measured} has none measured: set one of them "
+                "otherwise."
             )
-        for task in self.tasks:
+        for task in measured:
             errors.check_name(
                 "optimizer of Experiment.primary", self.primary[0], self.contestants_on(task)
             )
         errors.check_name("property of Experiment.primary", self.primary[1], properties.PROPERTIES)
-        if len(self.tasks) > 9:
+        if len(measured) > 9:
             raise ValueError(
-                f"Experiment.primary declares a test for each of {len(self.tasks)} tasks; "
+                f"Experiment.primary declares a test for each of {len(measured)} tasks; "
                 "more than 9 cannot be decided by a reasonable number of runs."
             )
 
@@ -174,6 +181,10 @@ class Experiment:
     def tuning_steps_of(self, task: str) -> int:
         """Inner steps of the runs by which baselines are tuned on a task."""
         return self.tuning_steps.get(task, self.num_steps)
+
+    def measures(self, task: str) -> bool:
+        """Whether properties are measured on a task."""
+        return self.measured if isinstance(self.measured, bool) else task in self.measured
 
     def measured_runs(self, task: str) -> int:
         """How many runs of a task have their properties measured."""

@@ -124,7 +124,7 @@ class OneTask:
             at={},
             matched=[],
         )
-        if not self.experiment.measured:
+        if not self.experiment.measures(self.name):
             return result
         is_reference = name == self.experiment.reference
         is_learned = name in self.experiment.optimizers
@@ -190,7 +190,7 @@ class OneTask:
         for cell, one in group:
             runs = store.fields(found[cell.file_name])
             params = store.fields(runs.pop("ends"))
-            if self.experiment.measured:  # Large, and of no other use.
+            if self.experiment.measures(self.name):  # Large, and of no other use.
                 ends = self.cells.ends(self.name, one.name, identity(one))
                 self.keeper.cells.save(ends, params)
             self.keeper.cells.save(cell, runs)

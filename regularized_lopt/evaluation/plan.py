@@ -148,7 +148,7 @@ class _Plan:
             f"train {task} {name}",
             lambda rates: rates.training(task, name),
         )
-        if not self._experiment.measured:
+        if not self._experiment.measures(task):
             return
         for point in verdicts.POINTS:
             yield self._line(

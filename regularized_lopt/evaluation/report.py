@@ -108,7 +108,7 @@ class Reporter:
         if measured := [result for result in self._results if result.is_measured]:
             learned = [one for result in measured for _, one in result.learned]
             for name in dict.fromkeys(one.own_property for one in learned):
-                self._property(page, name)
+                self._property(page, name, measured)
         for result in self._results:
             self._task(page, result, seconds_per_step)
         return page
@@ -137,16 +137,16 @@ class Reporter:
             "matched training loss.",
         )
 
-    def _property(self, page: Page, name: str) -> None:
-        reference = self._results[0].reference
+    def _property(self, page: Page, name: str, measured: Sequence[TaskResult]) -> None:
+        reference = measured[0].reference
         keys = [reference] + [
-            key for r in self._results for key, one in r.learned if one.own_property == name
+            key for r in measured for key, one in r.learned if one.own_property == name
         ]
         page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
         for scale in ("absolute", "relative"):
             self._add(
                 page,
-                figures_lib.property_by_radius(self._results, name, keys, scale),
+                figures_lib.property_by_radius(measured, name, keys, scale),
                 f"{name}_by_{scale}_radius",
                 f"After the last ascent step, by {scale} radius; lower is flatter. Bands: one "
                 "standard deviation.",

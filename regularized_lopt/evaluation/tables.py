@@ -68,8 +68,7 @@ def _failing(result: TaskResult, key: str) -> np.ndarray:
 def against_sam(results: Sequence[TaskResult]) -> Table:
     """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
     header = ["task", "optimizer", "baseline", "accuracy (points)"]
-    measured = all(result.is_measured for result in results)
-    if measured:
+    if any(result.is_measured for result in results):
         header += ["property", "absolute radius", "relative radius"]
     rows = []
     for result in results:
@@ -80,14 +79,15 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
             for other in baselines.values():
                 accuracy = compare(one.accuracy(), other.accuracy())
                 row = [result.task, key, other.name, str(accuracy)]
-                row += [LABELS[one.own_property]] if measured else []
-                for scale in SCALES if measured else ():
+                if result.is_measured:
+                    row.append(LABELS[one.own_property])
+                for scale in SCALES if result.is_measured else ():
                     own, theirs = (
                         r.last(one.own_property, "completion", result.measurement.headline, scale)
                         for r in (one, other)
                     )
                     row.append(str(compare(own, theirs)))
-                rows.append(row)
+                rows.append(row + [""] * (len(header) - len(row)))
     return header, rows
 
 

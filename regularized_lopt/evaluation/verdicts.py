@@ -203,7 +203,8 @@ def judge(
     if primary is not None:
         family = {}
         for result in results:
-            if primary[0] in result.contestants and primary[0] != result.reference:
+            tested = primary[0] in result.contestants and primary[0] != result.reference
+            if result.is_measured and tested:
                 pair = property_pair(result, primary[0], primary[1], "completion", "absolute")
                 family[result.task] = statistics.differences(*paired_units(*pair))
         decisions = statistics.decide(family, alpha, test) if family else {}
