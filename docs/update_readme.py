@@ -72,9 +72,9 @@ def counts() -> str:
     )
     return (
         f"* Of {len(bounds)} intervals of the property that an optimizer's own flatness term "
-        "stands for (every task; absolute and relative radius, each at the point of convergence "
-        f"and at completion, and matched training loss) {below} lie below zero, flatter than "
-        f"without it, and {above} above.\n"
+        "stands for (every task on which it was measured; absolute and relative radius, each at "
+        f"convergence and at completion, and matched training loss) {below} lie below zero, "
+        f"flatter than without it, and {above} above.\n"
         f"* Of the pairs of a seed and a task {failing('paper', 'none')} fail without a "
         f"regularizer, {everywhere}. Meta-trained without one, but on two loss surfaces at once, "
         f"{two} fail, where with one surface {one} do on the same tasks.\n"

@@ -53,9 +53,6 @@ def test_each_trial_of_a_search_is_a_whole_experiment(config):
             Curriculum().check(estimator.unroll_length)
 
 
-WHOLE_CURRICULA = {"reproduce_curriculum.gin": 32_400, "reproduce_full_curriculum.gin": 162_000}
-
-
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
 def test_is_an_experiment_of_the_laboratory(config):
     gin.add_config_file_search_path(str(REPOSITORY))
@@ -69,15 +66,15 @@ def test_is_an_experiment_of_the_laboratory(config):
         launch.parse_gin([source], experiment.bindings if "mlp" in source else [])
         steps = gin.get_bindings("outer_train")["num_outer_steps"]
         if "mlp" in source and config != "reproduce_digits.gin":
-            usual = 6000 if "twice" in source else 3000
-            assert steps == WHOLE_CURRICULA.get(config, usual)
-            # What follows theta's learning rate ends with it.
-            assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == steps
+            times = {"twice": 6000, "ninefold": 26_400}.get(source[:-4].rsplit("_", 1)[-1], 3000)
+            assert steps == (162_000 if "full" in config else times)
+            # What follows theta's learning rate ends with it, and that with the curriculum.
+            whole = _outer_steps_of(Curriculum())
+            assert steps == whole or "ninefold" in source
+            assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == whole
             for name in ("gsam", "gam"):
                 if name in source:
-                    assert gin.get_bindings("proportional_schedule")["num_steps"] == steps
-            if config in WHOLE_CURRICULA:
-                assert _outer_steps_of(Curriculum()) == steps
+                    assert gin.get_bindings("proportional_schedule")["num_steps"] == whole
         Curriculum().check(RegularizedTruncatedGrad(STEP).unroll_length)
 
 
