@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-RESULTS := paper radius mixture momentum transfer accuracy replication long
+RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long
 
 .PHONY: quickstart test lint docs results stress clean
 quickstart: $(VENV)/.installed

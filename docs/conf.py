@@ -126,6 +126,7 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../results/transfer/RESULTS.md": "transfer.md",
         "../results/accuracy/RESULTS.md": "accuracy.md",
         "../results/replication/RESULTS.md": "replication.md",
+        "../results/ninefold/RESULTS.md": "ninefold.md",
         "../results/long/RESULTS.md": "long.md",
         "../results/radius/RESULTS.md": "radius.md",
         "../results/mixture/RESULTS.md": "mixture.md",

@@ -83,13 +83,25 @@ def main() -> None:
         return
     if _REWRITE.value:
         _check_complete(plan(laboratory), _OUT_DIR.value)
+    publish(laboratory, _lead(laboratory))
+
+
+def _lead(laboratory: Laboratory) -> str:
+    """What is compared on what, in a sentence."""
+    experiment = laboratory.experiment
+    tasks = experiment.tasks
     seeds = {len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers}
-    publish(
-        laboratory,
-        f"{', '.join(experiment.optimizers)} and tuned baselines on {len(experiment.tasks)} "
-        f"task(s): {experiment.num_runs} paired runs of {experiment.num_steps} steps, meta-trained "
-        f"with {' or '.join(map(str, sorted(seeds)))} seed(s).",
+    baselines = " and tuned baselines" if any(map(experiment.baselines_on, tasks)) else ""
+    return (
+        f"{', '.join(experiment.optimizers)}{baselines} on {_count({len(tasks)}, 'task')}: "
+        f"{_count(set(map(experiment.runs_of, tasks)), 'paired run')} of {experiment.num_steps} "
+        f"steps, meta-trained with {_count(seeds, 'seed')}."
     )
+
+
+def _count(numbers: set[int], noun: str) -> str:
+    """{2, 10}, "run": "2 or 10 runs"."""
+    return f"{' or '.join(map(str, sorted(numbers)))} {noun}{'' if numbers == {1} else 's'}"
 
 
 if __name__ == "__main__":

@@ -626,6 +626,7 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
     assert "the others: about 0.0 minutes." in after
     page = (out_dir / "report.html").read_text()
     for text in (
+        "none, sam and tuned baselines on 1 task: 2 paired runs of 25 steps, meta-trained with 1 se",
         "Declared tests",
         "claims",
         "undecided",
@@ -678,6 +679,9 @@ def test_rewriting_computes_nothing(reproduced, tmp_path):
 def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduced, tmp_path):
     shutil.copytree(reproduced[0] / "cells", tmp_path / "cells")
     shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+    without = "--gin_bindings=Experiment.baselines = ()"
+    run_module("reproduce", *reproduction(tmp_path), without, shared, "--rewrite")
+    assert "\nnone, sam on 1 task: 2 paired" in (tmp_path / "RESULTS.md").read_text()
     run_module("reproduce", *reproduction(tmp_path), shared, "--rewrite")
     pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
     assert ["## Meta-training" in page for page in pages] == [True, False]
