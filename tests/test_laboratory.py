@@ -626,7 +626,8 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
     assert "the others: about 0.0 minutes." in after
     page = (out_dir / "report.html").read_text()
     for text in (
-        "none, sam and tuned baselines on 1 task: 2 paired runs of 25 steps, meta-trained with 1 se",
+        "none, sam and tuned baselines on 1 task: 2 paired runs of 25 steps",
+        "meta-trained with 1 seed.",
         "Declared tests",
         "claims",
         "undecided",
