@@ -26,7 +26,8 @@ CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"
 EXPERIMENTS = [
     name
     for name in CONFIGS
-    if name != "base.gin" and not name.startswith(("upstream_", "reproduce_", "search_"))
+    if name not in ("base.gin", "ninefold.gin")
+    and not name.startswith(("upstream_", "reproduce_", "search_"))
 ]
 
 

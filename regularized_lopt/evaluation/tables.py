@@ -12,7 +12,7 @@ from regularized_lopt.evaluation.early_evidence import EarlyEvidence
 from regularized_lopt.evaluation.page import Table
 from regularized_lopt.evaluation.properties import LABELS, PROPERTIES, SCALES
 from regularized_lopt.evaluation.smoothness import UpdateCurve
-from regularized_lopt.evaluation.verdicts import TaskResult, Verdict, compare, names, units
+from regularized_lopt.evaluation.verdicts import Result, TaskResult, Verdict, compare, names, units
 
 
 def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
@@ -80,15 +80,16 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
                 accuracy = compare(one.accuracy(), other.accuracy())
                 row = [result.task, key, other.name, str(accuracy)]
                 if result.is_measured:
-                    row.append(LABELS[one.own_property])
-                for scale in SCALES if result.is_measured else ():
-                    own, theirs = (
-                        r.last(one.own_property, "completion", result.measurement.headline, scale)
-                        for r in (one, other)
-                    )
-                    row.append(str(compare(own, theirs)))
+                    row += _own_property_against(one, other, result.measurement.headline)
                 rows.append(row + [""] * (len(header) - len(row)))
     return header, rows
+
+
+def _own_property_against(one: Result, other: Result, radius: int) -> list[str]:
+    """What `one` should have learned, and its difference to `other` at completion, by scale."""
+    name = one.own_property
+    last = [[r.last(name, "completion", radius, scale) for r in (one, other)] for scale in SCALES]
+    return [LABELS[name], *(str(compare(own, theirs)) for own, theirs in last)]
 
 
 def over_tasks(results: Sequence[TaskResult]) -> Table:
