@@ -1,4 +1,8 @@
-"""Error messages that say what was given, what is allowed and what to do."""
+"""Error messages that say what was given, what is allowed and what to do.
+
+Ranges are checked of numbers that are known. One that is traced, as by `optax.inject_hyperparams`
+under `jax.jit`, was checked when it was given.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+
+import jax
 
 _T = TypeVar("_T")
 
@@ -29,20 +35,27 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
     raise UnknownNameError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.")
 
 
+def is_traced(value: Any) -> bool:
+    """Whether it is a number that will be known only when a compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless value > 0, and finite."""
-    if not 0 < value < math.inf:
+    if not is_traced(value) and not 0 < value < math.inf:
         raise ValueError(f"{name} = {value!r}: it must be greater than 0, and finite.")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raises ValueError unless value >= 0, and finite."""
-    if not 0 <= value < math.inf:
+    if not is_traced(value) and not 0 <= value < math.inf:
         raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite.")
 
 
 def check_in(name: str, value: float, interval: str) -> None:
     """Raises ValueError unless value lies in an interval such as "(0, 1]", which has its 1."""
+    if is_traced(value):
+        return
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = low < value < high
     inside |= value == low and interval[0] == "["
@@ -52,7 +65,15 @@ def check_in(name: str, value: float, interval: str) -> None:
 
 
 def check_count(name: str, value: int, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Raises ValueError unless least <= value <= most, by default what 32 bits can count."""
+    """Raises ValueError unless least <= value <= most, by default what 32 bits can count.
+
+    Counts set shapes, so that one that is traced is refused.
+    """
+    if is_traced(value):
+        raise ValueError(
+            f"{name} is traced, and a program is compiled for its value: give a plain number (to "
+            "optax.inject_hyperparams as one of its static_args)."
+        )
     if not least <= value <= most:
         raise ValueError(f"{name} = {value!r}: it must be a whole number from {least} to {most}.")
 

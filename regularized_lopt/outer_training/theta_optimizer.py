@@ -6,6 +6,7 @@ import optax
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
+from regularized_lopt.regularizers.schedules import is_zero
 
 _SCHEDULES = ("constant", "cosine", "linear")
 _OPTIMIZERS = ("adam", "sgd")
@@ -65,5 +66,6 @@ def theta_optimizer(
     if clip_norm is not None:
         errors.check_positive("theta_optimizer.clip_norm", clip_norm)
     rate = theta_learning_rate()
-    step = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum or None)
+    decay = None if is_zero(momentum) else momentum
+    step = optax.adam(rate) if name == "adam" else optax.sgd(rate, decay)
     return step if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), step)

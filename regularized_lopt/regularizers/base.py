@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, check, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, at, check, is_one, is_zero
 
 Point = Any
 Scalar = Float[Array, ""]
@@ -163,7 +163,7 @@ class Regularizer:
         if is_zero(self.weight):
             return loss_fn(point)
         regularized = self.regularized_value(loss_fn, point, key=key, step=step)
-        if self.weight == 1:
+        if is_one(self.weight):
             return regularized
         return mix(loss_fn(point), regularized, at(self.weight, step))
 
@@ -310,7 +310,7 @@ def mix(plain: Any, regularized: Any, weight: Any) -> Any:
     """plain + weight * (regularized - plain) leaf by leaf, exact at weights 0 and 1."""
     if is_zero(weight):
         return plain
-    if isinstance(weight, int | float) and weight == 1:
+    if is_one(weight):
         return regularized
 
     def leaf(g: jax.Array, r: jax.Array) -> jax.Array:

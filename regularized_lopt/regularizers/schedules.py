@@ -69,6 +69,11 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
+def is_one(value: Any) -> bool:
+    """Whether it is the number 1, known before anything runs."""
+    return isinstance(value, int | float) and value == 1
+
+
 @configurable()
 def proportional_schedule(
     minimum: float = gin.REQUIRED,
