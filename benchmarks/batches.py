@@ -21,7 +21,7 @@ import rich.table
 
 from regularized_lopt import launch, zoo
 from regularized_lopt.evaluation import contestants, training
-from regularized_lopt.learned_optimizers.lstm import flatten
+from regularized_lopt.learned_optimizers.leaves import flatten
 from regularized_lopt.tasks import image
 
 BATCHES = (128, 1024)

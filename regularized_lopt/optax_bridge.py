@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from regularized_lopt import errors, upstream
-from regularized_lopt.learned_optimizers import LSTMLOpt
-from regularized_lopt.learned_optimizers.lstm import flatten, is_trained, unflatten
+from regularized_lopt.learned_optimizers import LSTMLOpt, leaves
+from regularized_lopt.learned_optimizers.lstm import check_hidden
 
 MIXES = ("add", "graft")
 
@@ -53,8 +53,12 @@ def as_optax(
     """The learned optimizer as a gradient transformation: it turns gradients into updates.
 
     The updates are to be added to the params as they are (`optax.apply_updates`): there is no
-    learning rate. They have the structure, shapes and dtypes of the gradients. Without options the
-    params are those of the `Optimizer` (`learned_opt.opt_fn(theta)`), bit by bit in float32.
+    learning rate. They have the structure, shapes and dtypes of the gradients; those of integers
+    and booleans are zeros, in the param's dtype where the gradient is float0 (`jax.grad` with
+    `allow_int`). Without options the params are those of the `Optimizer`
+    (`learned_opt.opt_fn(theta)`), bit by bit in float32. `init` takes `jax.ShapeDtypeStruct`s, too.
+    What is no float of 16 bits or more, integer or boolean, such as a complex leaf, is refused by
+    `init` and `update`, as are gradients that are not of the params that `init` had.
 
     Args:
       learned_opt: the optimizer; one that is no `LSTMLOpt` takes no `state_dtype`, `chunk_size` or
@@ -78,14 +82,19 @@ def as_optax(
     Raises:
       ValueError: an argument is out of its range, or one that this optimizer does not take.
     """
-    for name, value in (("clip", clip), ("chunk_size", chunk_size)):
-        if value is not None:
-            errors.check_positive(f"as_optax {name}", value)
+    if clip is not None:
+        errors.check_positive("as_optax clip", clip)
+    if chunk_size is not None:
+        errors.check_count("as_optax chunk_size", chunk_size)
+    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
+        raise ValueError(
+            f"as_optax state_dtype = {jnp.dtype(state_dtype).name}: give a float, e.g. bfloat16."
+        )
     errors.check_not_negative("as_optax magnitude", magnitude)
     errors.check_name("mix", mix, MIXES)
     if isinstance(learned_opt, LSTMLOpt):
         transformation = _lstm(learned_opt, theta, state_dtype, chunk_size, per_leaf)
-    elif state_dtype or chunk_size or per_leaf:
+    elif state_dtype is not None or chunk_size is not None or per_leaf:
         raise ValueError(
             "as_optax takes state_dtype, chunk_size and per_leaf for an LSTMLOpt alone, not for "
             f"{type(learned_opt).__name__}."
@@ -94,6 +103,7 @@ def as_optax(
         transformation = from_optimizer(learned_opt.opt_fn(theta))
     if nominal is not None:
         transformation = _mixed(transformation, nominal, mix, magnitude)
+    transformation = _checked(transformation)
     if clip is not None:
         transformation = optax.chain(transformation, _clip(clip))
     return optax.with_extra_args_support(transformation)
@@ -105,16 +115,20 @@ def _lstm(
     network = functools.partial(_network, learned_opt, theta, state_dtype, chunk_size)
 
     def init(params: Any) -> LSTMState:
-        def zeros(leaf: Any) -> Any:
-            leaf = jnp.asarray(leaf)
-            dtype = state_dtype or jnp.promote_types(leaf.dtype, jnp.float32)
-            hidden = learned_opt.initial_hidden(leaf.size, dtype)
-            return jax.tree.map(lambda h: h.reshape(h.shape[0], *leaf.shape), hidden)
+        def zeros(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
+            hidden = learned_opt.initial_hidden(count, state_dtype or dtype)
+            return jax.tree.map(lambda h: h.reshape(h.shape[0], *shape), hidden)
+
+        def leaf_s(leaf: Any) -> Any:
+            if not leaves.is_trained(leaf):
+                return ()
+            return zeros(leaves.size(leaf), jnp.shape(leaf), leaves.common_dtype(leaf))
 
         if per_leaf:
-            hidden = jax.tree.map(lambda leaf: zeros(leaf) if is_trained(leaf) else (), params)
+            hidden = jax.tree.map(leaf_s, params)
         else:
-            hidden = zeros(flatten(params))
+            count = leaves.size(params)
+            hidden = zeros(count, (count,), leaves.common_dtype(params))
         return LSTMState(jnp.zeros((), jnp.int32), hidden)
 
     def update(
@@ -125,24 +139,61 @@ def _lstm(
             raise ValueError(
                 f"{learned_opt.name} reads the params: call update(grads, state, params)."
             )
+        grads: list[Any] = jax.tree.leaves(updates)
         treedef: Any = jax.tree.structure(updates)
-        grads = jax.tree.leaves(updates)
-        at = grads if params is None else treedef.flatten_up_to(params)
-        parts: list[jax.Array | None]
+        at = grads if params is None else jax.tree.leaves(params)
+        trained = [i for i, param in enumerate(at) if leaves.is_trained(param)]
+        moved = [jnp.zeros_like(grad) for grad in grads]
+        own, where = [grads[i] for i in trained], [at[i] for i in trained]
         if per_leaf:
-            hidden, parts = treedef.flatten_up_to(state.hidden), [None] * len(grads)
-            for i, (grad, param) in enumerate(zip(grads, at, strict=True)):
-                if is_trained(grad):
-                    parts[i], hidden[i] = network(hidden[i], jnp.asarray(grad), jnp.asarray(param))
+            hidden = _leaf_by_leaf(treedef, state.hidden)
+            parts: list[Any] = []
+            paths = leaves.paths(updates)
+            for i, grad, param in zip(trained, own, where, strict=True):
+                check_hidden(hidden[i], jnp.shape(grad), f"the gradients' leaf {paths[i]} has")
+                part, hidden[i] = network(hidden[i], jnp.asarray(grad), jnp.asarray(param))
+                parts.append(part)
             hidden = treedef.unflatten(hidden)
         else:
-            new, hidden = network(state.hidden, flatten(grads), flatten(at))
-            parts = unflatten(new, grads)
-        moved = [
-            jnp.zeros_like(grad) if part is None else part.astype(jnp.result_type(grad))
-            for grad, part in zip(grads, parts, strict=True)
-        ]
+            check_hidden(state.hidden, (leaves.size(own),), "the gradients have")
+            new, hidden = network(state.hidden, leaves.flatten(own), leaves.flatten(where))
+            parts = leaves.unflatten(new, own)
+        for i, grad, part in zip(trained, own, parts, strict=True):
+            moved[i] = part.astype(leaves.dtype(grad))
         return treedef.unflatten(moved), LSTMState(optax.safe_increment(state.iteration), hidden)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _leaf_by_leaf(treedef: Any, hidden: Any) -> list[Any]:
+    """The hidden state of each leaf, () of those that are not trained."""
+    try:
+        return treedef.flatten_up_to(hidden)  # type: ignore[no-any-return]
+    except ValueError as error:
+        raise ValueError(
+            "The state's leaves are not those of the gradients: make a new one, by init with these "
+            "params."
+        ) from error
+
+
+def _checked(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The same, but refuses leaves that it would not train, and reads float0 as zeros."""
+    transformation = optax.with_extra_args_support(transformation)
+
+    def init(params: Any) -> Any:
+        leaves.check(params)
+        return transformation.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if params is None:
+            leaves.check(updates, "gradients")
+        else:
+            params = leaves.aligned(params, updates)
+            leaves.check(params)
+        updates = leaves.without_float0(updates, params)
+        return transformation.update(updates, state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -160,7 +211,11 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
         return state._replace(params=params)
 
     def init(params: Any) -> Any:
-        return with_params(opt.init(params, key=jax.random.PRNGKey(0)), ())
+        params = jax.tree.map(
+            lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
+            params,
+        )
+        return _strongly_typed(with_params(opt.init(params, key=jax.random.PRNGKey(0)), ()))
 
     def update(
         updates: Any,
@@ -173,16 +228,23 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
         del extra_args
         if params is None:
             raise ValueError(f"{opt.name} needs the params: call update(grads, state, params).")
-        new = opt.update(with_params(state, params), updates, loss=value, key=key)
+        loss = None if value is None else jnp.asarray(value)
+        new = opt.update(with_params(state, params), updates, loss=loss, key=key)
         moved = jax.tree.map(
             lambda after, before, u: jnp.subtract(after, before).astype(jnp.result_type(u)),
             opt.get_params(new),
             params,
             updates,
         )
-        return moved, with_params(new, ())
+        return moved, _strongly_typed(with_params(new, ()))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _strongly_typed(state: Any) -> Any:
+    """Without weak types, as of Python numbers: they would compile a step twice."""
+    arrays = jax.tree.map(jnp.asarray, state)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), arrays)
 
 
 def _clip(bound: float) -> optax.GradientTransformation:

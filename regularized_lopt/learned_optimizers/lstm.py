@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import preprocessing
+from regularized_lopt.learned_optimizers import leaves, preprocessing
 
 Theta = dict[str, dict[str, jax.Array]]
 Params = Any
@@ -222,7 +222,8 @@ class LSTMLOpt(upstream.LearnedOptimizer):
           (update_fn, its input here, the unit to measure the input in). The unit is the root mean
           square of the whole gradient, or 1 for features.
         """
-        gradient, params, hidden = flatten(grad), flatten(opt_state.params), opt_state.hidden
+        gradient, params = leaves.flatten(grad), leaves.flatten(opt_state.params)
+        hidden = opt_state.hidden
         unit = jnp.sqrt(jnp.mean(gradient**2))
         if fraction < 1:
             count = max(1, round(fraction * gradient.size))
@@ -278,6 +279,25 @@ class LSTMLOpt(upstream.LearnedOptimizer):
         return self._output_scale * output, (*next_hidden, *hidden[self._num_layers :])
 
 
+def check_hidden(hidden: Hidden, shape: tuple[int, ...], whose: str) -> None:
+    """Refuses hidden states of other coordinates.
+
+    Args:
+      hidden: see `LSTMOptState`.
+      shape: of the coordinates, [n], or that of a leaf.
+      whose: what the message calls them, e.g. "the params have".
+
+    Raises:
+      ValueError: they are of another shape.
+    """
+    for array in jax.tree.leaves(hidden):
+        if array.shape[1:] != shape:
+            raise ValueError(
+                f"The state is of coordinates {list(array.shape[1:])}, {whose} {list(shape)}: make "
+                "a new one, by init with these params."
+            )
+
+
 class _LSTMOptimizer(upstream.Optimizer):
     """`LSTMLOpt` with its weights: the interface of upstream's optimizers."""
 
@@ -297,13 +317,17 @@ class _LSTMOptimizer(upstream.Optimizer):
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> LSTMOptState:
-        """Starts a run: zero hidden state. `num_steps` and `key` are accepted and not needed."""
+        """Starts a run: zero hidden state. `num_steps` and `key` are accepted and not needed.
+
+        Raises:
+          ValueError: a leaf of the params could not be trained, see `leaves.check`.
+        """
         del num_steps, key, kwargs
-        flat = flatten(params)
+        leaves.check(params)
         return LSTMOptState(
             params=params,
             state=model_state,
-            hidden=self._lopt.initial_hidden(flat.size, flat.dtype),
+            hidden=self._lopt.initial_hidden(leaves.size(params), leaves.common_dtype(params)),
             iteration=jnp.asarray(0, jnp.int32),
         )
 
@@ -319,18 +343,25 @@ class _LSTMOptimizer(upstream.Optimizer):
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> LSTMOptState:
-        """One inner step: params <- params + network(grad); `grad` is shaped like the params."""
+        """One inner step: params <- params + network(grad); `grad` is shaped like the params.
+
+        Raises:
+          ValueError: it is not, or the state is of other params.
+        """
         del loss, key, kwargs
-        flat = flatten(opt_state.params)
+        leaves.check_gradients(grad, opt_state.params)
+        flat = leaves.flatten(opt_state.params)
+        check_hidden(opt_state.hidden, flat.shape, "the params have")
         if flat.size == 0:
             updates, hidden = flat, opt_state.hidden
         else:
-            gradient = flatten(grad).astype(flat.dtype)
+            trained = leaves.trained_gradients(grad, opt_state.params)
+            gradient = leaves.flatten(trained).astype(flat.dtype)
             if not self._lopt.second_derivatives:
                 gradient = jax.lax.stop_gradient(gradient)
             updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
         return LSTMOptState(
-            params=_add_flat(opt_state.params, updates),
+            params=leaves.add_flat(opt_state.params, updates),
             state=model_state,
             hidden=hidden,
             iteration=opt_state.iteration + 1,
@@ -353,45 +384,3 @@ def _lstm_layer(
 
 def _truncated_normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(shape[1])
-
-
-def is_trained(leaf: Any) -> bool:
-    """Whether a leaf of the params is trained: a floating one."""
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def flatten(tree: Params) -> Float[Array, n]:
-    """All floating leaves in one vector, float32 or (where a leaf is) float64."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree) if is_trained(leaf)]
-    dtype = jnp.result_type(jnp.float32, *[leaf.dtype for leaf in leaves])
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    return jnp.concatenate([leaf.reshape(-1).astype(dtype) for leaf in leaves])
-
-
-def unflatten(flat: Float[Array, n], leaves: Sequence[Any]) -> list[jax.Array | None]:
-    """The inverse of `flatten`: each leaf's part in its shape; None for those not trained."""
-    parts: list[jax.Array | None] = []
-    offset = 0
-    for leaf in leaves:
-        if not is_trained(leaf):
-            parts.append(None)
-            continue
-        size = jnp.size(leaf)
-        parts.append(flat[offset : offset + size].reshape(jnp.shape(leaf)))
-        offset += size
-    return parts
-
-
-def _add_flat(params: Params, updates: Float[Array, n]) -> Params:
-    """params + updates, each leaf in its own dtype; leaves that are not floating are kept."""
-    leaves, treedef = jax.tree.flatten(params)
-    added = []
-    for leaf, update in zip(leaves, unflatten(updates, leaves), strict=True):
-        if update is None:
-            added.append(leaf)
-            continue
-        old = jnp.asarray(leaf)
-        # In the wider dtype, so that small updates are rounded once.
-        added.append((old.astype(updates.dtype) + update).astype(old.dtype))
-    return jax.tree.unflatten(treedef, added)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from regularized_lopt.learned_optimizers.lstm import LSTMLOpt, LSTMOptState, flatten
+from regularized_lopt.learned_optimizers.leaves import flatten
+from regularized_lopt.learned_optimizers.lstm import LSTMLOpt, LSTMOptState
 
 
 def sample(

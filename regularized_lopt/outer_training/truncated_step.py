@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import lstm
+from regularized_lopt.learned_optimizers import leaves
 from regularized_lopt.outer_training import devices
 from regularized_lopt.tasks import data as data_lib
 
@@ -268,7 +268,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             return losses[0], jnp.stack(losses)
 
         grad, losses = jax.grad(loss, has_aux=True)(params)
-        return losses, lstm.flatten(grad)
+        return losses, leaves.flatten(grad)
 
     def _outer_loss(
         self,

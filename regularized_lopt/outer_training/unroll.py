@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import regularizers
-from regularized_lopt.learned_optimizers import lstm
+from regularized_lopt.learned_optimizers import leaves
 from regularized_lopt.outer_training import coordinates, devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 
@@ -95,7 +95,7 @@ class Unroll(NamedTuple):
                 smoothness = step_lib.smoothing_one(
                     self.smoothing, weights, before, grad, smoothing_key
                 )
-            inner_grad = lstm.flatten(grad) if sampled else None
+            inner_grad = leaves.flatten(grad) if sampled else None
             return state, (loss, state.inner_step, inner_grad, outer, smoothness)
 
         # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
