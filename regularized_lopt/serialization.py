@@ -27,6 +27,10 @@ class FileFormatError(ValueError):
     """A file that is damaged, foreign, of a newer format, or of another structure than expected."""
 
 
+class OtherPrecisionError(ValueError):
+    """A file of a process with `jax_enable_x64`, read without it, or the other way round."""
+
+
 def save(
     path: str | os.PathLike[str],
     tree: Any,
@@ -128,11 +132,19 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
     return arrays, about["metadata"]
 
 
-def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
+def load(
+    path: str | os.PathLike[str], like: Any, any_precision: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """Reads a file of `save` into the structure of `like`: (tree of numpy arrays, metadata).
+
+    Args:
+      path: the file.
+      like: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      any_precision: convert numbers of 64 bits where `like` has 32, and the other way round.
 
     Raises:
       FileFormatError: also if the file's structure, shapes or dtypes are not those of `like`.
+      OtherPrecisionError: they are, but for `jax_enable_x64`.
     """
     arrays, metadata = load_flat(path)
     expected = {
@@ -140,15 +152,23 @@ def load(path: str | os.PathLike[str], like: Any) -> tuple[Any, dict[str, Any]]:
         for key, leaf in _flatten(like).items()
     }
     found = {key: (array.shape, array.dtype) for key, array in arrays.items()}
-    if expected != found:
-        different = sorted(key for key in expected | found if expected.get(key) != found.get(key))
+    wanted, there = _narrow(expected), _narrow(found)
+    if wanted != there:
+        different = sorted(key for key in wanted | there if wanted.get(key) != there.get(key))
         first = different[0]
         raise FileFormatError(
             f"{path} holds another structure: {len(different)} entries differ, first {first}: "
             f"found {found.get(first)}, expected {expected.get(first)}."
         )
+    if expected != found and not any_precision:
+        wide = any(of.itemsize > expected[key][1].itemsize for key, (_, of) in found.items())
+        raise OtherPrecisionError(
+            f"{path} was written with jax_enable_x64 {'on' if wide else 'off'}, which is "
+            f"{'off' if wide else 'on'} here: set JAX_ENABLE_X64={int(wide)} to go on from it."
+        )
     return jax.tree.unflatten(
-        jax.tree.structure(like), [arrays[key] for key in _flatten(like)]
+        jax.tree.structure(like),
+        [arrays[key].astype(expected[key][1], copy=False) for key in _flatten(like)],
     ), metadata
 
 
@@ -156,6 +176,12 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _narrow(arrays: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, Any]:
+    """Shapes and dtypes as they are without `jax_enable_x64`."""
+    wide = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
+    return {key: (shape, wide.get(of.name, of.name)) for key, (shape, of) in arrays.items()}
 
 
 def _digest(about: str, arrays: dict[str, np.ndarray]) -> str:

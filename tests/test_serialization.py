@@ -1,10 +1,14 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import digits_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regularized_lopt import serialization
+import regularized_lopt
+from regularized_lopt import launch, serialization
+from regularized_lopt.outer_training import outer_train
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
 
@@ -69,3 +73,41 @@ def test_a_failed_write_leaves_the_old_file_and_no_scratch(tmp_path, monkeypatch
         serialization.save(path, TREE, {"seed": 2})
     assert serialization.load_flat(path)[1] == {"seed": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["to 64 bits", "to 32 bits"])
+def test_numbers_of_the_other_precision_are_named_or_converted(tmp_path, wide):
+    trees = {
+        False: {"x": np.ones(2, np.float32), "n": np.int32(3), "b": np.ones(1, bool)},
+        True: {"x": np.ones(2, np.float64), "n": np.int64(3), "b": np.ones(1, bool)},
+    }
+    serialization.save(tmp_path / "x.npz", trees[wide])
+    with pytest.raises(serialization.OtherPrecisionError, match=f"set JAX_ENABLE_X64={int(wide)}"):
+        serialization.load(tmp_path / "x.npz", trees[not wide])
+    loaded, _ = serialization.load(tmp_path / "x.npz", trees[not wide], any_precision=True)
+    for name, leaf in trees[not wide].items():
+        np.testing.assert_array_equal(loaded[name], leaf, strict=True)
+    with pytest.raises(serialization.FileFormatError, match=r"1 entries differ, first .'n'.: found"):
+        serialization.load(tmp_path / "x.npz", {**trees[not wide], "n": np.ones(2)}, True)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["to 64 bits", "to 32 bits"])
+def test_a_run_goes_on_in_its_own_precision_alone_and_its_theta_in_any(tmp_path, wide):
+    launch.parse_gin([], digits_config(2, "LSTMLOpt.hidden_size = 2"), [])
+
+    def train(num_outer_steps):
+        return outer_train(tmp_path, num_outer_steps=num_outer_steps, progress=False)
+
+    with jax.enable_x64(wide):
+        theta = train(2).theta
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(theta)} == {f"float{64 if wide else 32}"}
+    with jax.enable_x64(not wide):
+        with pytest.raises(serialization.OtherPrecisionError, match="was written with jax_enable"):
+            train(3)
+        params = jnp.ones(3)
+        opt = regularized_lopt.load(tmp_path).opt()
+        moved = opt.get_params(opt.update(opt.init(params), params))
+        assert moved.dtype == params.dtype
+        assert np.all(moved != params)
+    with jax.enable_x64(wide):
+        assert train(3).metrics[-1]["outer_step"] == 3

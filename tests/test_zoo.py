@@ -104,6 +104,32 @@ def test_every_entry_loads_and_its_card_says_what_it_is(name):
     assert card.regularizer.split(" (")[0] in (used - {"none"} or used)
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_entry_loads_and_applies_with_x64_and_without(name, x64):
+    with jax.enable_x64(x64):
+        loaded, params = regularized_lopt.load(name), jnp.ones(2)
+        opt, tx = loaded.opt(), loaded.as_optax()
+        moved = opt.get_params(opt.update(opt.init(params), params))
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(loaded.theta)} == {params.dtype}
+        assert moved.dtype == updates.dtype == params.dtype
+        np.testing.assert_allclose(params + updates, moved, rtol=1e-6)
+
+
+def test_a_file_without_its_constructor_s_arguments_is_refused(tmp_path):
+    path = tmp_path / "lopt.npz"
+    serialization.save(path, LOPT.init(jax.random.PRNGKey(0)), {"learned_opt": "LSTMLOpt"})
+    with pytest.raises(serialization.FileFormatError, match="LSTMLOpt without its config"):
+        regularized_lopt.load(path)
+    with pytest.raises(serialization.FileFormatError, match="not of an outer training run"):
+        zoo.validation_loss(_renamed(path, zoo.THETA_FILE).parent)
+
+
+def _renamed(path, name):
+    return path.rename(path.with_name(name))
+
+
 def test_an_entry_that_is_not_what_its_card_says_is_refused(tmp_path, monkeypatch):
     name = zoo.names()[0]
     shutil.copytree(zoo.ENTRIES, tmp_path / "entries")

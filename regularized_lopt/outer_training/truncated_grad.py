@@ -256,7 +256,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             inner_loss=jnp.concatenate([aux.inner_loss.T for aux in auxes], axis=1),
             iteration=jnp.concatenate([aux.iteration.T for aux in auxes], axis=1),
             nonfinite=~finite,
-            redrawn=jnp.sum(jnp.concatenate(ended).astype(jnp.int32)),
+            redrawn=jnp.sum(jnp.concatenate(ended), dtype=jnp.int32),
             smoothness=smoothness,
         )
 

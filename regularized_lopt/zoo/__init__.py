@@ -134,7 +134,10 @@ def best_of(train_log_dirs: Sequence[pathlib.Path]) -> int:
 
 def validation_loss(train_log_dir: pathlib.Path) -> float:
     """The lowest (nats) in the last stage of an outer training run's curriculum."""
-    _, metadata = serialization.load_flat(train_log_dir / THETA_FILE)
+    path = train_log_dir / THETA_FILE
+    _, metadata = serialization.load_flat(path)
+    if "stage" not in metadata:
+        raise serialization.FileFormatError(f"{path} is not of an outer training run.")
     return float(metadata["stage"]["best_loss"])
 
 
@@ -161,7 +164,7 @@ def save(
 
 
 def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
-    """Reads a trained optimizer.
+    """Reads a trained optimizer; its weights are floats of this process, see `jax_enable_x64`.
 
     Args:
       name_or_path: an entry of the zoo (see `names`), a file of `save`, or the directory of an
@@ -187,6 +190,11 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
             f"{path} holds a {name}; known: {', '.join(CLASSES)}. Import the module that registers "
             "it first (launchers: --gin_import)."
         )
+    if not isinstance(metadata.get("config"), dict):
+        raise serialization.FileFormatError(
+            f"{path} holds a {name} without its config, the constructor's arguments: write it "
+            "again, by regularized_lopt.save."
+        )
     try:
         learned_opt: Any = CLASSES[name](**metadata["config"])
     except TypeError as error:
@@ -194,9 +202,7 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
             f"{path} holds a {name} with arguments that this version of it does not know ({error})."
         ) from error
     like = jax.eval_shape(learned_opt.init, jax.random.PRNGKey(0))
-    theta, _ = serialization.load(
-        path, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    )
+    theta, _ = serialization.load(path, like, any_precision=True)
     return LoadedLOpt(learned_opt, jax.tree.map(jax.numpy.asarray, theta), metadata, path)
 
 
