@@ -93,6 +93,9 @@ class _FlatnessAwareTask(upstream.Task):
     def loss_with_state(self, params: Any, state: Any, key: jax.Array, data: Any) -> Any:
         return self._task.loss_with_state(params, state, key, data)
 
+    def loss_and_aux(self, params: Any, key: jax.Array, data: Any) -> Any:
+        return self._task.loss_and_aux(params, key, data)
+
     def normalizer(self, loss: jax.Array) -> jax.Array:
         return self._task.normalizer(loss)
 

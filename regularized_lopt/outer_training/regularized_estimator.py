@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
+from regularized_lopt.tasks import data
 
 
 class RegularizedEstimator(upstream.GradientEstimator):
@@ -170,8 +171,9 @@ def _redrawn(state: Any) -> Any:
 class _Tape:
     """Datasets that remember the batches drawn from them, to be drawn again after `rewind`."""
 
-    def __init__(self, datasets: Any):
+    def __init__(self, datasets: Any, task: str):
         self._datasets = datasets
+        self._task = task
         self._batches: dict[str, list[Any]] = {}
         self._position: dict[str, int] = {}
 
@@ -184,7 +186,7 @@ class _Tape:
         while True:
             position = self._position.get(name, 0)
             if position == len(batches):
-                batches.append(next(self._datasets.split(name)))
+                batches += data.pull(self._datasets, name, 1, self._task)
             self._position[name] = position + 1
             yield batches[position]
 
@@ -201,7 +203,7 @@ def _recorded_datasets(estimator: Any) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     datasets = family.datasets
-    tape = _Tape(datasets)
+    tape = _Tape(datasets, family.name)
     family.datasets = tape
     try:
         yield tape.rewind

@@ -81,7 +81,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             loss (in absolute value) ends, and another one is drawn; in (0, inf], inf for never.
 
         Raises:
-          ValueError: a parameter is out of range, or the task has no parameters.
+          ValueError: a parameter is out of range, or the task has no parameters, or some that are
+            not trained.
         """
         errors.check_count("RegularizedTruncatedStep.num_tasks", num_tasks)
         errors.check_in("RegularizedTruncatedStep.explosion_factor", explosion_factor, "(0, inf]")
@@ -97,13 +98,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         self.regularizer = regularizers.get(regularizer)
         self.outer_data_split = outer_data_split
         self.explosion_factor = explosion_factor
-        params = jax.eval_shape(
-            lambda key: task_family.sample_task(key).init(key), jax.random.PRNGKey(0)
-        )
-        if sum(leaf.size for leaf in jax.tree.leaves(params)) == 0:
-            raise ValueError(
-                f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
-            )
+        _check_params(task_family)
 
     # Data: resident on the device and sampled inside the jit, or pulled from the task's own
     # iterators.
@@ -149,9 +144,9 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     def _pull(self, split: str, num_steps: int) -> Any:
         if self.task_family.datasets is None:
             return ()
-        iterator = self.task_family.datasets.split(split)
-        rows = [_stack([next(iterator) for _ in range(self.num_tasks)]) for _ in range(num_steps)]
-        return _stack(rows)
+        count, family = self.num_tasks, self.task_family
+        batches = data_lib.pull(family.datasets, split, num_steps * count, family.name)
+        return _stack([_stack(batches[i : i + count]) for i in range(0, len(batches), count)])
 
     # One task.
 
@@ -394,6 +389,21 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     def cfg_name(self) -> str:
         return f"{type(self.learned_opt).__name__}_{self.regularizer.name}"
+
+
+def _check_params(task_family: upstream.TaskFamily) -> None:
+    """Refuses a task without params, or with such as have no gradient."""
+
+    def init(key: jax.Array) -> Any:
+        # Tasks with a model state may define this alone.
+        return task_family.sample_task(key).init_with_state(key)[0]
+
+    params = jax.eval_shape(init, jax.random.PRNGKey(0))
+    leaves.check_all_trained(params, task_family.name)
+    if leaves.size(params) == 0:
+        raise ValueError(
+            f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
+        )
 
 
 def _update_fn(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
@@ -282,10 +283,25 @@ class Function(Regularizer):
         del grad, ascent
         assert objective.value is not None
         loss_fn = objective.value
-        return jax.grad(lambda where: self.function(loss_fn, where, key=key, step=step))(point)
+        return jax.grad(lambda where: self._call(loss_fn, where, key, step))(point)
 
     def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
-        return self.function(loss_fn, point, key=key, step=step)
+        return self._call(loss_fn, point, key, step)
+
+    def _call(self, loss_fn: LossFn, point: Point, key: Any, step: Any) -> Scalar:
+        value = self.function(loss_fn, point, key=key, step=step)
+        is_number = isinstance(value, float | np.ndarray | np.generic | jax.Array)
+        if not is_number or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise self._returned(f"a {type(value).__name__}")
+        if np.shape(value):
+            raise self._returned(f"an array of shape {np.shape(value)}")
+        return value
+
+    def _returned(self, what: str) -> TypeError:
+        return TypeError(
+            f"The regularizer {self.name!r} returned {what}: it must return the flatness-aware "
+            "loss alone, a float."
+        )
 
 
 def describe(value: Any) -> Any:

@@ -357,3 +357,40 @@ class ResidentDatasets(upstream.Datasets):
         while True:
             index = rng.integers(0, len(arrays["label"]), self.batch_size)
             yield self.normalize({name: value[index] for name, value in arrays.items()})  # type: ignore[arg-type]
+
+
+def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list[Any]:
+    """The next batches of a task's own iterator.
+
+    Args:
+      datasets: upstream's.
+      split: upstream's name of the split.
+      count: how many, >= 1.
+      task: what messages call the task.
+
+    Raises:
+      BadDataError: the iterator ends, or the batches differ in structure or shape.
+    """
+    iterator = datasets.split(split)
+    try:
+        batches = [next(iterator) for _ in range(count)]
+    except StopIteration:
+        raise BadDataError(
+            f"{task}: the iterator of its split {split!r} has ended. Give one that goes on for "
+            "ever (tf.data: repeat())."
+        ) from None
+    first, *rest = map(_shapes, batches)
+    for shapes in rest:
+        for path in first | shapes:
+            if first.get(path) != shapes.get(path):
+                raise BadDataError(
+                    f"{task}: batches of its split {split!r} differ in shape: {path} has "
+                    f"{first.get(path)} in one and {shapes.get(path)} in another. Give all of them "
+                    "one shape (tf.data: batch(..., drop_remainder=True))."
+                )
+    return batches
+
+
+def _shapes(batch: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    return {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in leaves}
