@@ -13,6 +13,7 @@ installed, with the same network and theta; its updates are compared with its ow
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -87,7 +88,9 @@ def optimizers(
         "LO, leaf by leaf": as_optax(lopt, theta, per_leaf=True),
     }
     if coordinates > CHUNK_SIZE:
-        chosen[f"LO, chunks of {CHUNK_SIZE:,}"] = as_optax(lopt, theta, chunk_size=CHUNK_SIZE)
+        chunks = functools.partial(as_optax, lopt, theta, chunk_size=CHUNK_SIZE)
+        chosen[f"LO, chunks of {CHUNK_SIZE:,}"] = chunks()
+        chosen["LO, the same, bfloat16 states"] = chunks(state_dtype=jnp.bfloat16)
     return chosen
 
 
