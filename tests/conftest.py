@@ -5,7 +5,11 @@ import pathlib
 # Most of the time goes into compiling small programs, half of that into optimizing machine code.
 # Launchers that tests start inherit this; the quickstart and the documentation run without.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    # Machine code that is not optimized may else differ in a last bit between two programs that
+    # share a computation, by what else they hold: in how many parts they are compiled.
+    " --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import gin

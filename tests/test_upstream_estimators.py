@@ -1,5 +1,9 @@
 """Upstream's own estimators with our regularizers, on whichever generation is installed."""
 
+import os
+import subprocess
+import sys
+
 import gin
 import jax
 import jax.numpy as jnp
@@ -153,7 +157,14 @@ class Spy(regularized_lopt.LSTMLOpt):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("regularizer", ["sam", "hessian_trace"])
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        pytest.param(each, marks=() if each in ("sam", "hessian_trace") else pytest.mark.slow)
+        for each in regularizers.names()
+        if each != "none"
+    ],
+)
 def test_in_optimizee_space_the_inner_trajectory_is_bit_identical(name, regularizer):
     """The hypothesis: the user's loss, gradients and batches are those of plain training."""
     outs, seen = [], []
@@ -169,6 +180,24 @@ def test_in_optimizee_space_the_inner_trajectory_is_bit_identical(name, regulari
         np.testing.assert_array_equal(a, b)
     assert not np.allclose(flat(outs[0].grad), flat(outs[1].grad), rtol=1e-5, atol=0)
     assert float(outs[0].mean_loss) != float(outs[1].mean_loss)
+
+
+@pytest.mark.slow
+def test_it_is_bit_identical_as_xla_compiles_for_users_too():
+    """Tests lower XLA's optimization, which is what may fuse differently with a regularizer."""
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider"),
+            *("-k", "bit_identical and (sam or hessian_trace) and not xla"),
+            *("tests/test_upstream_estimators.py", "tests/test_truncated_grad.py"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
 
 
 class SetsParams(lopt_base.LearnedOptimizer):
@@ -293,9 +322,6 @@ def test_the_wheel_s_config_runs_in_local_train(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(WHEEL, reason="only upstream main has run_outer_train_single")
 def test_main_s_config_runs_in_run_outer_train_single(tmp_path):
-    import subprocess
-    import sys
-
     result = subprocess.run(
         [
             *(sys.executable, "-m", "learned_optimization.run_outer_train_single"),
