@@ -45,6 +45,8 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     columns = load_metrics(directory)
     np.testing.assert_array_equal(columns["outer_step"], np.arange(1, 13))
     assert np.all(np.isfinite(columns["loss"]))
+    assert np.all(columns["gradient_correction"] > 0)
+    assert np.all(columns["loss_correction"] == 0)
     # Stages of 10 and 20 inner steps, validated every two trajectories: at 4, 8 | 16, ...
     assert columns["trajectory_length"].tolist() == [10.0] * 8 + [20.0] * 4
     assert np.flatnonzero(np.isfinite(columns["validation_loss"])).tolist() == [3, 7]
@@ -52,6 +54,18 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     assert list(directory.glob("events.out.tfevents*"))
     names = sorted(file.name for file in (directory / "checkpoints").iterdir())
     assert names == ["best.npz", "checkpoint_00000010.npz", "checkpoint_00000012.npz"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "space"),
+    [
+        (SAM, "meta"),
+        ("RegularizedTruncatedStep.regularizer = 'sam'", "optimizee"),
+    ],
+)
+def test_a_regularizer_that_changes_nothing_is_reported(tmp_path, binding, space):
+    with pytest.warns(UserWarning, match=f"sam in {space} space changes nothing"):
+        train(tmp_path / "run", 1, binding, "SAM.weight = 0.0")
 
 
 def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypatch):

@@ -450,6 +450,48 @@ def test_every_regularizer_leaves_the_trajectory_bit_identical(name, space):
     assert not np.array_equal(flat(plain_grads), flat(grads))
 
 
+def corrections(regularizer, space, **kwargs):
+    """(of the gradient in meta space, of the loss in optimizee space) at the first estimate."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    given = {"regularizer": regularizer}
+    step = {"num_tasks": 2, **(given if space == "optimizee" else {})}
+    meta = given if space == "meta" else {}
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=2, step=step, **meta, **kwargs)
+    w = weights(lopt.init(KEY))
+    state = estimator.init_worker_state(w, KEY)
+    out = jax.jit(estimator.estimate)(w.theta, state, ROOT, estimator.get_datas(), w.outer_state)
+    return float(out.gradient_correction), float(out.loss_correction)
+
+
+@pytest.mark.parametrize("space", ["meta", "optimizee"])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_regularizer_is_seen_to_change_the_objective(name, space):
+    few = {"num_probes": 1} if name in ("hessian_trace", "hessian_frobenius") else {}
+    gradient, loss = corrections(regularizers.get(name, **few), space)
+    seen, other = (gradient, loss) if space == "meta" else (loss, gradient)
+    assert 0 < seen < np.inf
+    assert other == 0
+
+
+@pytest.mark.parametrize("space", ["meta", "optimizee"])
+@pytest.mark.parametrize("weight", [0.0, lambda step: 0.0 * step])
+def test_a_weight_of_0_is_seen_to_change_nothing(weight, space):
+    assert corrections(regularizers.SAM(weight=weight), space) == (0, 0)
+    assert corrections(regularizers.SAM(), space) != (0, 0)
+
+
+def test_the_correction_is_that_of_the_gradients():
+    """Relative, as the definition has it; per task, the mean over tasks (here all alike)."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    (plain,), _, _ = run(make(TwoLayer(), lopt=lopt, unroll_length=2), theta)
+    (sam,), _, _ = run(make(TwoLayer(), lopt=lopt, unroll_length=2, regularizer="sam"), theta)
+    expected = np.linalg.norm(flat(sam) - flat(plain)) / np.linalg.norm(flat(plain))
+    for per_task in (False, True):
+        seen, _ = corrections("sam", "meta", per_task_perturbation=per_task)
+        np.testing.assert_allclose(seen, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("space", ["meta", "optimizee"])
 @pytest.mark.parametrize("name", ["sam", "asam", "gsam", "gam"])
 def test_a_radius_that_overflows_is_finite_or_skipped_and_counted(name, space):

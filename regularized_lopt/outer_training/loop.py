@@ -146,6 +146,8 @@ class Loop:
         scalars = {
             "loss": estimate.mean_loss,
             "grad_norm": optax.tree.norm(estimate.grad),
+            "gradient_correction": estimate.gradient_correction,
+            "loss_correction": estimate.loss_correction,
             "trajectory_length": trajectory_length,
             "nonfinite": state.nonfinite_total,
             "redrawn": state.redrawn_total,

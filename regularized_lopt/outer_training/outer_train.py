@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -169,7 +170,7 @@ def outer_train(
                 if is_best:
                     run_dir.checkpoints.save_best(loop.on_host(state), dataclasses.asdict(stage))
             if step % log_every == 0 or step == num_outer_steps or extra:
-                scalars = {name: float(value) for name, value in scalars.items()}
+                scalars = _as_floats(scalars, estimator)
                 log.write(step, {**scalars, **extra, "seconds": time.monotonic() - clock})
                 bar.set_postfix(
                     loss=f"{scalars['loss']:.4f}",
@@ -230,6 +231,22 @@ def _estimator(
     mesh = devices.make_mesh(num_devices, [step.num_tasks for step in steps])
     estimator = RegularizedTruncatedGrad(steps if several else steps[0], mesh=mesh)
     return estimator, " + ".join(family.name for family in families)
+
+
+def _as_floats(scalars: dict[str, Any], estimator: RegularizedTruncatedGrad) -> dict[str, float]:
+    """The scalars of an outer step; warns, once, of a regularizer that changed nothing at it."""
+    scalars = {name: float(value) for name, value in scalars.items()}
+    for space, change, regularizer in (
+        ("meta", "gradient_correction", estimator.regularizer),
+        ("optimizee", "loss_correction", estimator.truncated_step.regularizer),
+    ):
+        if regularizer.name != "none" and scalars[change] == 0:
+            warnings.warn(
+                f"Regularizer {regularizer.name} in {space} space changes nothing: see its weight, "
+                "and its radius or strength.",
+                stacklevel=2,
+            )
+    return scalars
 
 
 def _save_theta(

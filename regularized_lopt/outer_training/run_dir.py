@@ -154,6 +154,8 @@ class MetricsLog:
         "outer_step",
         "loss",
         "grad_norm",
+        "gradient_correction",
+        "loss_correction",
         "trajectory_length",
         "validation_loss",
         "nonfinite",

@@ -18,6 +18,7 @@ from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 from regularized_lopt.outer_training import unroll as unroll_lib
+from regularized_lopt.regularizers import tree
 
 TruncatedStep = truncated_step_lib.RegularizedTruncatedStep
 
@@ -29,6 +30,10 @@ class Estimate:
     Attributes:
       grad: gradient of the outer objective w.r.t. theta; zeros if anything in it was not finite.
       mean_loss: plain outer loss, averaged over tasks, of the unperturbed pass.
+      gradient_correction: ||G_reg - g|| / ||g|| of the regularizer in meta space (of each task and
+        averaged, with `per_task_perturbation`); exactly 0 where it changes nothing.
+      loss_correction: |L_reg - L| / |L| of the regularizer in optimizee space, L averaged over
+        tasks; exactly 0 where it changes nothing.
       unroll_state: where the next unroll continues, leading axis [num_tasks]; of a mixture, a
         tuple of these.
       inner_loss: inner losses along the unroll, [unroll_length, num_tasks].
@@ -41,6 +46,8 @@ class Estimate:
 
     grad: Any
     mean_loss: Float[Array, ""]
+    gradient_correction: Float[Array, ""]
+    loss_correction: Float[Array, ""]
     unroll_state: Any
     inner_loss: Float[Array, "steps tasks"]
     iteration: jax.Array
@@ -206,8 +213,11 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             )
         ]
 
-        def regularized(loss_fn: Any, theta: Any, key: jax.Array) -> tuple[Any, Any]:
-            return self.regularizer.value_and_grad(loss_fn, theta, key=key, step=step, has_aux=True)
+        def regularized(loss_fn: Any, theta: Any, key: jax.Array) -> tuple[Any, Any, Any]:
+            value, plain, grad = self.regularizer.value_and_gradients(
+                loss_fn, theta, key=key, step=step, has_aux=True
+            )
+            return value, grad, _relative(tree.norm(tree.subtract(grad, plain)), tree.norm(plain))
 
         if self.per_task_perturbation:
             keys = self._split(regularizer_key)
@@ -215,18 +225,21 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
                 problem.per_task_gradient(regularized, theta, key)
                 for problem, key in zip(problems, keys, strict=True)
             ]
-            auxes = tuple(aux for aux, _ in results)
-            grad = jax.tree.map(lambda *gs: sum(gs), *(g for _, g in results))
+            auxes = tuple(aux for aux, *_ in results)
+            grad = jax.tree.map(lambda *gs: sum(gs), *(g for _, g, _ in results))
+            correction = jnp.mean(jnp.concatenate([each for *_, each in results]))
         else:
 
             def objective(theta: Any) -> tuple[jax.Array, Any]:
                 losses, auxes = zip(*(problem.loss(theta) for problem in problems), strict=True)
                 return sum(losses), auxes
 
-            (_, auxes), grad = regularized(objective, theta, regularizer_key)
-        return self._estimate(grad, auxes, self._tuple(state), step)
+            (_, auxes), grad, correction = regularized(objective, theta, regularizer_key)
+        return self._estimate(grad, correction, auxes, self._tuple(state), step)
 
-    def _estimate(self, grad: Any, auxes: Any, states: Any, step: Any) -> Estimate:
+    def _estimate(
+        self, grad: Any, correction: jax.Array, auxes: Any, states: Any, step: Any
+    ) -> Estimate:
         def mean(trees: Any) -> Any:
             """Over tasks, then over truncated steps by weight."""
             return jax.tree.map(
@@ -249,6 +262,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         return Estimate(
             grad=jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grad),
             mean_loss=plain,
+            gradient_correction=correction,
+            loss_correction=_relative(mean([aux.loss_correction for aux in auxes]), plain),
             unroll_state=self._join(
                 _end(aux.state, state, ends)
                 for aux, state, ends in zip(auxes, states, ended, strict=True)
@@ -341,16 +356,18 @@ class _Problem(NamedTuple):
         )
         return self.weight * jnp.mean(losses), aux
 
-    def per_task_gradient(self, regularized: Any, theta: Any, key: jax.Array) -> tuple[Any, Any]:
-        """(aux of every task, weighted mean of the tasks' own regularized gradients)."""
+    def per_task_gradient(
+        self, regularized: Any, theta: Any, key: jax.Array
+    ) -> tuple[Any, Any, Float[Array, tasks]]:
+        """(aux of every task, weighted mean of their own regularized gradients, corrections)."""
 
         def one(theta: Any, state: Any, key: jax.Array, data: Any, regularizer_key: Any) -> Any:
-            (_, aux), grad = regularized(
+            (_, aux), grad, correction = regularized(
                 lambda theta: self._one(theta, state, key, data), theta, regularizer_key
             )
-            return aux, grad
+            return aux, grad, correction
 
-        aux, grads = unroll_lib.over_tasks(
+        aux, grads, corrections = unroll_lib.over_tasks(
             self.unroll.step_lib,
             one,
             theta,
@@ -360,7 +377,8 @@ class _Problem(NamedTuple):
             jax.random.split(key, len(self.keys)),
             mesh=self.mesh,
         )
-        return aux, jax.tree.map(lambda g: self.weight * jnp.mean(g, axis=0), grads)
+        grad = jax.tree.map(lambda g: self.weight * jnp.mean(g, axis=0), grads)
+        return aux, grad, corrections
 
     def _one(self, theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
         return self.unroll(theta, state, key, data, self.outer_state)
@@ -376,6 +394,11 @@ def _end(
         return state.replace(is_done=state.is_done | ends)
 
     return jax.vmap(one)(new, old, ends)
+
+
+def _relative(change: jax.Array, to: jax.Array) -> jax.Array:
+    """|change| / |to|; 0 where nothing changes."""
+    return jnp.where(change == 0, 0.0, jnp.abs(change) / jnp.abs(to))
 
 
 def _normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ class UnrollAux(NamedTuple):
 
     Attributes:
       loss: plain outer loss.
+      loss_correction: what a regularizer in optimizee space adds to it; 0 without one.
       state: where the next unroll continues.
       inner_loss: inner losses, [T].
       iteration: inner steps taken at each of them, [T].
@@ -32,6 +33,7 @@ class UnrollAux(NamedTuple):
     """
 
     loss: Float[Array, ""]
+    loss_correction: Float[Array, ""]
     state: truncated_step_lib.UnrollState
     inner_loss: Float[Array, steps]
     iteration: jax.Array
@@ -113,6 +115,7 @@ class Unroll(NamedTuple):
         else:
             outer_losses, cotangent = outer
             regularized, plain = ramp @ outer_losses
+        loss_correction = regularized - plain
         if sampled:
             surrogate = coordinates.surrogate(
                 step_lib.learned_opt,
@@ -129,6 +132,7 @@ class Unroll(NamedTuple):
         )
         aux = UnrollAux(
             loss=plain,
+            loss_correction=loss_correction,
             state=step_lib.finish_one(state, outer_state, finish_key),
             inner_loss=inner_losses,
             iteration=iterations,

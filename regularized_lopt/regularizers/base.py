@@ -146,6 +146,21 @@ class Regularizer:
         has_aux: bool = False,
     ) -> tuple[Any, Point]:
         """Like `jax.value_and_grad`: the PLAIN value (and aux), but the regularized gradient."""
+        value, _, regularized = self.value_and_gradients(
+            loss_fn, point, key=key, step=step, has_aux=has_aux
+        )
+        return value, regularized
+
+    def value_and_gradients(
+        self,
+        loss_fn: Callable[[Point], Any],
+        point: Point,
+        *,
+        key: Any = None,
+        step: Any = 0,
+        has_aux: bool = False,
+    ) -> tuple[Any, Point, Point]:
+        """(PLAIN value (and aux), plain gradient, regularized gradient)."""
         value, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(point)
 
         def scalar(where: Point) -> Scalar:
@@ -157,7 +172,7 @@ class Regularizer:
             objective = Objective.of(scalar, finite)
             return self.regularized_gradient(objective, point, grad, key=key, step=step)
 
-        return value, jax.lax.cond(finite, regularized, lambda: grad)
+        return value, grad, jax.lax.cond(finite, regularized, lambda: grad)
 
     def value(self, loss_fn: LossFn, point: Point, *, key: Any = None, step: Any = 0) -> Scalar:
         """L + w (L_reg - L); differentiable in `point` and in what `loss_fn` closes over."""
