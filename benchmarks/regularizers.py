@@ -17,7 +17,7 @@ import rich.table
 from outer_step import TRAJECTORY, UNROLL, measure, stepper
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, tasks, upstream
+from regularized_lopt import gin_files, launch, regularizers, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def configured(dataset: str, name: str, space: str) -> regularizers.Regularizer:
     """The regularizer with the parameters of its configuration."""
     suffix = "_optimizee" if space == "optimizee" else ""
     gin.clear_config()
-    launch.parse_gin([f"gin_configs/{dataset.lower()}_mlp_{name}{suffix}.gin"], [])
+    gin_files.parse_gin([f"gin_configs/{dataset.lower()}_mlp_{name}{suffix}.gin"], [])
     return regularizers.get(name)
 
 

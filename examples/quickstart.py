@@ -15,7 +15,7 @@ import time
 
 import gin
 
-from regularized_lopt import launch, zoo
+from regularized_lopt import gin_files, launch, zoo
 from regularized_lopt.evaluation import Measurement, figures, meta_test, report
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.outer_train import load_metrics
@@ -45,7 +45,7 @@ def main() -> None:
     for name, config in CONFIGS.items():
         gin.clear_config()
         with contextlib.chdir(REPOSITORY):  # What the configuration includes is named from there.
-            launch.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
+            gin_files.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
         run_dir = args.out_dir / pathlib.Path(config).stem
         outer_train(run_dir)
         opts[name] = zoo.load(run_dir)

@@ -8,14 +8,10 @@ from regularized_lopt import launch
 from regularized_lopt.evaluation import Experiment, Laboratory
 from regularized_lopt.evaluation.report import publish
 
-_TASK = flags.DEFINE_string("task", "ImageMLP_Digits_20_Relu", "Task on which they are compared.")
-_NUM_RUNS = flags.DEFINE_integer("num_runs", 5, "Paired runs per optimizer.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 500, "Inner steps per run.")
-_OUT_DIR = flags.DEFINE_string("out_dir", "runs/compare", "Where the report goes.")
-
 
 def main(values: Sequence[str]) -> None:
     """Compares trained optimizers, the first of which is the reference."""
+    given = flags.FLAGS
     optimizers = launch.named_paths(values)
     if len(optimizers) < 2:
         raise ValueError(
@@ -24,14 +20,22 @@ def main(values: Sequence[str]) -> None:
     experiment = Experiment(
         title=" against ".join(optimizers),
         optimizers=optimizers,
-        tasks=(_TASK.value,),
+        tasks=(given.task,),
         reference=next(iter(optimizers)),
         baselines=(),
-        num_runs=_NUM_RUNS.value,
-        num_steps=_NUM_STEPS.value,
+        num_runs=given.num_runs,
+        num_steps=given.num_steps,
     )
-    publish(Laboratory(experiment, _OUT_DIR.value), f"On {_TASK.value}.")
+    publish(Laboratory(experiment, given.out_dir), f"On {given.task}.")
+
+
+def define_flags() -> None:
+    """Those of this launcher."""
+    flags.DEFINE_string("task", "ImageMLP_Digits_20_Relu", "Task on which they are compared.")
+    flags.DEFINE_integer("num_runs", 5, "Paired runs per optimizer.")
+    flags.DEFINE_integer("num_steps", 500, "Inner steps per run.")
+    flags.DEFINE_string("out_dir", "runs/compare", "Where the report goes.")
 
 
 if __name__ == "__main__":
-    launch.run(main, takes_arguments=True)
+    launch.run(main, define_flags, takes_arguments=True)

@@ -40,6 +40,11 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def reason(error: BaseException) -> str:
+    """An exception's text on one line; where it has none, its type."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless value > 0, and finite."""
     if not is_traced(value) and not 0 < value < math.inf:

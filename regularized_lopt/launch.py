@@ -3,71 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import inspect
 import pathlib
 import platform
-import re
 import sys
-import tokenize
 from collections.abc import Callable, Sequence
 
-import gin
 from absl import app, flags, logging
 
-from regularized_lopt import errors
+from regularized_lopt import errors, gin_files
 from regularized_lopt.outer_training.interruption import Interrupted
-
-CONFIG_FILE = flags.DEFINE_multi_string("config_file", [], "Gin files, read in order.")
-GIN_BINDINGS = flags.DEFINE_multi_string(
-    "gin_bindings", [], "Gin bindings, applied after the files."
-)
-GIN_IMPORT = flags.DEFINE_multi_string(
-    "gin_import", [], "Modules to import first, e.g. one with a task of yours."
-)
-
-
-def parse_gin(
-    config_files: Sequence[str], bindings: Sequence[str], imports: Sequence[str] = ()
-) -> None:
-    """Reads gin files and bindings.
-
-    Raises:
-      ValueError: an unknown name, with the nearest known one, or no gin; on one line.
-      OSError: a file that does not exist.
-      ImportError: a module that does not.
-    """
-    for module in imports:
-        importlib.import_module(module)
-    try:
-        gin.parse_config_files_and_bindings(list(config_files), list(bindings))
-    except ValueError as error:
-        _raise_with_nearest(error)
-    except (SyntaxError, tokenize.TokenError) as error:
-        line = getattr(error, "text", None) or ""
-        message = f"This is no gin: {line.strip()} {error}"
-        raise ValueError(" ".join(message.split())) from error
-
-
-def _raise_with_nearest(error: ValueError) -> None:
-    message = " ".join(str(error).split())
-    if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
-        errors.check_name("gin configurable", match[1], _own_configurables())
-    if match := re.search(
-        r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
-    ):
-        parameters = inspect.signature(gin.get_configurable(match[1])).parameters
-        errors.check_name(
-            f"parameter of {match[1]}", match[2], [name for name in parameters if name != "self"]
-        )
-    raise ValueError(message) from error
-
-
-def _own_configurables() -> list[str]:
-    """Gin has no public list of what is registered; upstream's own would hide ours in it."""
-    selectors = [selector for selector, _ in gin.config._REGISTRY.items()]
-    own = [name for name in selectors if name.startswith("regularized_lopt.")]
-    return [name.rpartition(".")[-1] for name in own]
 
 
 def named_paths(values: Sequence[str]) -> dict[str, str]:
@@ -107,27 +51,42 @@ def reuse_freed_memory() -> None:
 
 def _print(error: Exception, prefix: str = "") -> None:
     """The reason, without where gin's value came from, which gin appends."""
-    reason = str(error).partition("\n  In call to configurable")[0]
-    print(f"{prefix}{reason}", file=sys.stderr)
+    text = str(error).partition("\n  In call to configurable")[0]
+    print(f"{prefix}{text.strip() or errors.reason(error)}", file=sys.stderr)
 
 
-def run(main: Callable[..., None], takes_arguments: bool = False) -> None:
+def _define_flags() -> None:
+    flags.DEFINE_multi_string("config_file", [], "Gin files, read in order.")
+    flags.DEFINE_multi_string("gin_bindings", [], "Gin bindings, applied after the files.")
+    flags.DEFINE_multi_string(
+        "gin_import", [], "Modules to import first, e.g. one with a task of yours."
+    )
+
+
+def run(
+    main: Callable[..., None], define_flags: Callable[[], None], takes_arguments: bool = False
+) -> None:
     """Parses flags and gin and calls `main`; a user's error ends it with one line, code 2.
 
     A signal ends it with 128 + its number, after a checkpoint.
 
     Args:
       main: called with the arguments that are no flags, if it takes any.
-      takes_arguments: whether it does.
+      define_flags: defines the launcher's own. Here, not when a module is imported: upstream's
+        launchers define some of the same names.
+      takes_arguments: whether `main` does.
     """
     reuse_freed_memory()
     logging.set_verbosity(logging.WARNING)
+    _define_flags()
+    define_flags()
+    given = flags.FLAGS
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not takes_arguments:
             raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
         try:
-            parse_gin(CONFIG_FILE.value, GIN_BINDINGS.value, GIN_IMPORT.value)
+            gin_files.parse_gin(given.config_file, given.gin_bindings, given.gin_import)
             main(*([argv[1:]] if takes_arguments else []))
         except Interrupted as error:
             _print(error)

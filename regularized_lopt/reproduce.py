@@ -7,6 +7,7 @@ python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -17,28 +18,10 @@ from regularized_lopt.evaluation.page import print_table
 from regularized_lopt.evaluation.plan import PlannedCell, plan
 from regularized_lopt.evaluation.report import publish
 
-_OUT_DIR = flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and report go.")
-_OPTIMIZERS_DIR = flags.DEFINE_string(
-    "optimizers_dir",
-    None,
-    "Where learned optimizers are meta-trained, for several experiments to share; default: "
-    "optimizers/ in --out_dir.",
-)
-_DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Print what would be computed, what is there, and what it would cost."
-)
-_REWRITE = flags.DEFINE_boolean(
-    "rewrite", False, "Write tables, figures and report anew from what is there; compute nothing."
-)
-_VERIFY = flags.DEFINE_string(
-    "verify", None, "Name in the zoo: meta-test it again and compare with its card."
-)
-_TASK = flags.DEFINE_multi_string("task", [], "With --verify: only on these of the card's tasks.")
 
-
-def _verify(name: str) -> None:
+def _verify(name: str, only: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        checks = verify_lib.verify(zoo.card(name), pathlib.Path(scratch), _TASK.value)
+        checks = verify_lib.verify(zoo.card(name), pathlib.Path(scratch), only)
     print_table(name, verify_lib.HEADER, [check.row() for check in checks])
     if not all(check.holds for check in checks):
         sys.exit(f"{name} was not reproduced: see NO in the table.")
@@ -73,16 +56,17 @@ def _check_complete(cells: list[PlannedCell], out_dir: str) -> None:
 
 def main() -> None:
     """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
-    if _VERIFY.value:
-        _verify(_VERIFY.value)
+    given = flags.FLAGS
+    if given.verify:
+        _verify(given.verify, given.task)
         return
     experiment = Experiment()
-    laboratory = Laboratory(experiment, _OUT_DIR.value, optimizers_dir=_OPTIMIZERS_DIR.value)
-    if _DRY_RUN.value:
+    laboratory = Laboratory(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
+    if given.dry_run:
         _print_plan(plan(laboratory, measure_rates=True))
         return
-    if _REWRITE.value:
-        _check_complete(plan(laboratory), _OUT_DIR.value)
+    if given.rewrite:
+        _check_complete(plan(laboratory), given.out_dir)
     publish(laboratory, _lead(laboratory))
 
 
@@ -104,5 +88,28 @@ def _count(numbers: set[int], noun: str) -> str:
     return f"{' or '.join(map(str, sorted(numbers)))} {noun}{'' if numbers == {1} else 's'}"
 
 
+def define_flags() -> None:
+    """Those of this launcher."""
+    flags.DEFINE_string("out_dir", "runs/reproduce", "Where cells and report go.")
+    flags.DEFINE_string(
+        "optimizers_dir",
+        None,
+        "Where learned optimizers are meta-trained, for several experiments to share; default: "
+        "optimizers/ in --out_dir.",
+    )
+    flags.DEFINE_boolean(
+        "dry_run", False, "Print what would be computed, what is there, and what it would cost."
+    )
+    flags.DEFINE_boolean(
+        "rewrite",
+        False,
+        "Write tables, figures and report anew from what is there; compute nothing.",
+    )
+    flags.DEFINE_string(
+        "verify", None, "Name in the zoo: meta-test it again and compare with its card."
+    )
+    flags.DEFINE_multi_string("task", [], "With --verify: only on these of the card's tasks.")
+
+
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

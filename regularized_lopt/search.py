@@ -9,12 +9,11 @@ from regularized_lopt.evaluation import search as search_lib
 from regularized_lopt.evaluation.drawing import save_png
 from regularized_lopt.evaluation.page import print_table
 
-_OUT_DIR = flags.DEFINE_string("out_dir", "runs/search", "Where optimizers, runs and results go.")
-
 
 def main() -> None:
     """Runs what is missing; writes results after each variant."""
-    out_dir = pathlib.Path(_OUT_DIR.value)
+    given = flags.FLAGS
+    out_dir = pathlib.Path(given.out_dir)
     trials: list[search_lib.Trial] = []
     for tried in search_lib.search(search_lib.Search(), out_dir):
         trials += tried
@@ -24,5 +23,10 @@ def main() -> None:
     print_table("Trials", list(rows[0]), [list(row.values()) for row in rows])
 
 
+def define_flags() -> None:
+    """Those of this launcher."""
+    flags.DEFINE_string("out_dir", "runs/search", "Where optimizers, runs and results go.")
+
+
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from helpers import CONSTANT, KEY, weights
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, tasks, upstream
+from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.evaluation import experiment, laboratory, optimizers, properties, search
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
@@ -417,7 +417,7 @@ def test_signatures_and_subclasses_are_those_of_the_class():
 )
 def test_what_is_no_gin_is_refused_on_one_line(line):
     with pytest.raises(ValueError, match=r"This is no gin: ") as error:
-        launch.parse_gin([], [line])
+        gin_files.parse_gin([], [line])
     assert "\n" not in str(error.value)
 
 

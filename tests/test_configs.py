@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from helpers import KEY, weights
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, tasks
+from regularized_lopt import gin_files, regularizers, tasks
 from regularized_lopt.evaluation import Experiment, Measurement, one_task
 from regularized_lopt.evaluation.search import Search
 from regularized_lopt.outer_training import (
@@ -43,12 +43,12 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("search_")])
 def test_each_trial_of_a_search_is_a_whole_experiment(config):
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin([f"gin_configs/{config}"], [])
+    gin_files.parse_gin([f"gin_configs/{config}"], [])
     what = Search()
     for variant, source in what.variants.items():
         for bindings in what.trials[variant]:
             gin.clear_config()
-            launch.parse_gin([source], [*what.bindings, *bindings])
+            gin_files.parse_gin([source], [*what.bindings, *bindings])
             assert theta_optimizer() is not None
             estimator = RegularizedTruncatedGrad(STEP)
             Curriculum().check(estimator.unroll_length)
@@ -57,14 +57,14 @@ def test_each_trial_of_a_search_is_a_whole_experiment(config):
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
 def test_is_an_experiment_of_the_laboratory(config):
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin([f"gin_configs/{config}"], [])
+    gin_files.parse_gin([f"gin_configs/{config}"], [])
     experiment = Experiment()
     assert Measurement().num_examples > 0
     for task in experiment.tasks:
         assert one_task.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
-        launch.parse_gin([source], experiment.bindings if "mlp" in source else [])
+        gin_files.parse_gin([source], experiment.bindings if "mlp" in source else [])
         steps = gin.get_bindings("outer_train")["num_outer_steps"]
         if "mlp" in source and config != "reproduce_digits.gin":
             times = {"twice": 6000, "ninefold": 26_400}.get(source[:-4].rsplit("_", 1)[-1], 3000)
@@ -95,7 +95,7 @@ def _outer_steps_of(curriculum):
 def test_is_a_whole_experiment(config):
     """Traced with Digits in the place of MNIST, so that no data are needed."""
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin([f"gin_configs/{config}"], ["LSTMLOpt.hidden_size = 3"])
+    gin_files.parse_gin([f"gin_configs/{config}"], ["LSTMLOpt.hidden_size = 3"])
     named = gin.query_parameter("outer_train.task")
     several = isinstance(named, tuple)
     steps = [

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from helpers import CONSTANT, KEY, ROOT, TwoLayer, flat, weights
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, tasks, upstream, zoo
+from regularized_lopt import gin_files, regularizers, tasks, upstream, zoo
 from regularized_lopt.outer_training import (
     RegularizedTruncatedGrad,
     RegularizedTruncatedStep,
@@ -98,7 +98,7 @@ def test_bad_weights_are_refused():
 @pytest.mark.slow
 def test_the_digits_mixture_meta_trains(tmp_path):
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin(
+    gin_files.parse_gin(
         ["gin_configs/digits_mixture.gin"],
         [
             "outer_train.num_outer_steps = 4",

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, digits_config, needs_mnist
 from learned_optimization.tasks import quadratics
 
-from regularized_lopt import errors, launch, serialization, zoo
+from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.outer_training import outer_train, run_dir, theta_optimizer
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.outer_train import DivergedError, load_metrics
@@ -19,7 +19,7 @@ from regularized_lopt.outer_training.outer_train import DivergedError, load_metr
 
 def train(directory, num_outer_steps, *extra, **arguments):
     gin.clear_config()
-    launch.parse_gin([], digits_config(num_outer_steps, *extra))
+    gin_files.parse_gin([], digits_config(num_outer_steps, *extra))
     return outer_train(directory, progress=False, **arguments)
 
 
@@ -77,7 +77,7 @@ def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypa
         return step(self, state, data, length)
 
     monkeypatch.setattr(Loop, "outer_step", watched)
-    launch.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
+    gin_files.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
     outer_train(tmp_path / "run", task=quadratics.BatchQuadraticTask(), progress=False)
     assert len(set(seen)) == len(seen) == 3
 
@@ -183,7 +183,7 @@ def test_theta_optimizers_are_optax_s():
 )
 def test_unknown_gin_names_get_the_nearest_one_on_one_line(binding, message):
     with pytest.raises(errors.UnknownNameError) as error:
-        launch.parse_gin([], [binding])
+        gin_files.parse_gin([], [binding])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

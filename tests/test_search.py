@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from regularized_lopt import launch
+from regularized_lopt import gin_files
 from regularized_lopt.evaluation import one_task
 from regularized_lopt.evaluation import search as search_lib
 from regularized_lopt.tasks import data
@@ -58,7 +58,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     assert float(rows[0]["held_out_loss"]) == pytest.approx(trials[0].loss.mean(), abs=1e-4)
     chosen = tmp_path / "chosen" / "sam.gin"
     best = next(t for t in trials[2:] if t.chosen)
-    launch.parse_gin([SAM, str(chosen)], [])
+    gin_files.parse_gin([SAM, str(chosen)], [])
     assert all(binding in chosen.read_text() for binding in best.bindings)
     assert len(search_lib.plot(trials).axes) == 2
 

@@ -23,12 +23,12 @@ TRAIN_TEST_LOAD = """
 import pathlib, sys, tempfile
 import numpy as np
 import regularized_lopt
-from regularized_lopt import launch
+from regularized_lopt import gin_files
 from regularized_lopt.evaluation import meta_test
 from regularized_lopt.outer_training import outer_train
 
 out = pathlib.Path(tempfile.mkdtemp())
-launch.parse_gin([], [
+gin_files.parse_gin([], [
     'outer_train.task = "ImageMLP_Digits_20_Sigmoid"',
     "outer_train.num_outer_steps = 4",
     "RegularizedTruncatedGrad.unroll_length = 5",

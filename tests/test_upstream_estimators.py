@@ -15,7 +15,7 @@ from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import full_es, truncated_es, truncated_grad, truncated_pes
 
 import regularized_lopt
-from regularized_lopt import launch, regularizers, upstream
+from regularized_lopt import gin_files, regularizers, upstream
 from regularized_lopt.outer_training import (
     FlatnessAwareFamily,
     RegularizedTruncatedStep,
@@ -310,7 +310,7 @@ def test_the_wheel_s_config_runs_in_local_train(tmp_path):
     from learned_optimization.outer_trainers import gradient_learner
 
     gin.add_config_file_search_path(str(REPOSITORY))
-    launch.parse_gin(["gin_configs/upstream_wheel.gin"], ["LSTMLOpt.hidden_size = 3"])
+    gin_files.parse_gin(["gin_configs/upstream_wheel.gin"], ["LSTMLOpt.hidden_size = 3"])
     lopt = regularized_lopt.LSTMLOpt()
     learner = gradient_learner.GradientLearner(lopt, upstream.Adam(1e-3))
     outer_train.local_train(

@@ -13,7 +13,7 @@ import gin
 import jax
 import numpy as np
 
-from regularized_lopt import errors, launch, zoo
+from regularized_lopt import errors, gin_files, zoo
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import GIVEN, Experiment
@@ -57,15 +57,10 @@ class Optimizers:
     @contextlib.contextmanager
     def configured(self, source: str, seed: int) -> Iterator[None]:
         """Gin's configuration replaced for a while by that of a meta-training."""
-        outside = gin.config_str(max_line_length=10_000)
-        gin.clear_config()
-        try:
+        with gin_files.set_aside():
             bindings = [*self.experiment.bindings, f"outer_train.seed = {seed}"]
-            launch.parse_gin([source], bindings)
+            gin_files.parse_gin([source], bindings)
             yield
-        finally:
-            gin.clear_config()
-            gin.parse_config(outside)
 
     def trained(self, name: str, source: str, seed: int) -> Contestant | None:
         """A learned optimizer; None: it is still to be meta-trained."""

@@ -27,21 +27,6 @@ from regularized_lopt import errors, launch, serialization, zoo
 from regularized_lopt.evaluation import statistics
 from regularized_lopt.zoo import cards
 
-_TRAIN_LOG_DIRS = flags.DEFINE_multi_string(
-    "train_log_dir", None, "Directory of the outer training run, one per seed.", required=True
-)
-_NAME = flags.DEFINE_string("name", None, "Name of the entry.", required=True)
-_RESULTS = flags.DEFINE_string(
-    "results", None, "Directory with the runs.csv of a meta-test or the laboratory.", required=True
-)
-_OPTIMIZER = flags.DEFINE_string(
-    "optimizer", None, "Name of the optimizer in runs.csv.", required=True
-)
-_MEASURED_BY = flags.DEFINE_string(
-    "measured_by", None, "The command that wrote these results.", required=True
-)
-
-
 _LEAST_RUNS = 3
 
 
@@ -144,16 +129,33 @@ def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
 
 def main() -> None:
     """Publishes one run and prints its card."""
+    given = flags.FLAGS
     print(
         publish(
-            [pathlib.Path(one) for one in _TRAIN_LOG_DIRS.value],
-            _NAME.value,
-            pathlib.Path(_RESULTS.value),
-            _OPTIMIZER.value,
-            _MEASURED_BY.value,
+            [pathlib.Path(one) for one in given.train_log_dir],
+            given.name,
+            pathlib.Path(given.results),
+            given.optimizer,
+            given.measured_by,
         )
     )
 
 
+def define_flags() -> None:
+    """Those of this launcher."""
+    flags.DEFINE_multi_string(
+        "train_log_dir", None, "Directory of the outer training run, one per seed.", required=True
+    )
+    flags.DEFINE_string("name", None, "Name of the entry.", required=True)
+    flags.DEFINE_string(
+        "results",
+        None,
+        "Directory with the runs.csv of a meta-test or the laboratory.",
+        required=True,
+    )
+    flags.DEFINE_string("optimizer", None, "Name of the optimizer in runs.csv.", required=True)
+    flags.DEFINE_string("measured_by", None, "The command that wrote these results.", required=True)
+
+
 if __name__ == "__main__":
-    launch.run(main)
+    launch.run(main, define_flags)
