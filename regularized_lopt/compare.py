@@ -26,7 +26,10 @@ def main(values: Sequence[str]) -> None:
         num_runs=given.num_runs,
         num_steps=given.num_steps,
     )
-    publish(Laboratory(experiment, given.out_dir), f"On {given.task}.")
+    laboratory = Laboratory(experiment, given.out_dir)
+    laboratory.check()
+    launch.check_read()
+    publish(laboratory, f"On {given.task}.")
 
 
 def define_flags() -> None:

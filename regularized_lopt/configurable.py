@@ -49,15 +49,16 @@ def configurable(name: str | None = None, **options: Any) -> Callable[[_F], _F]:
     def decorate(target: _F) -> _F:
         owner = name or target.__name__
         if not inspect.isclass(target):
-            target = _checked(target, owner)
+            target = checked(target, owner)
         elif target.__init__ is not object.__init__:
-            setattr(target, "__init__", _checked(target.__init__, owner))  # noqa: B010 (mypy)
+            setattr(target, "__init__", checked(target.__init__, owner))  # noqa: B010 (mypy)
         return gin.configurable(name, **options)(target)
 
     return decorate
 
 
-def _checked(function: _F, owner: str) -> _F:
+def checked(function: _F, owner: str) -> _F:
+    """The function, with the check of `configurable` alone; `owner` is what errors call it."""
     signature = inspect.signature(function)
     positional = [
         parameter.name
@@ -66,7 +67,7 @@ def _checked(function: _F, owner: str) -> _F:
     ]
 
     @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def with_check(*args: Any, **kwargs: Any) -> Any:
         hints = _hints(function)
 
         def check(name: str, value: Any) -> Any:
@@ -87,8 +88,9 @@ def _checked(function: _F, owner: str) -> _F:
             **{name: check(name, value) for name, value in kwargs.items()},
         )
 
-    checked.__signature__ = signature  # type: ignore[attr-defined]  # Gin reads no `__wrapped__`.
-    return typing.cast(_F, checked)
+    # Gin reads no `__wrapped__`.
+    with_check.__signature__ = signature  # type: ignore[attr-defined]
+    return typing.cast(_F, with_check)
 
 
 @functools.cache  # At the first call: before, not all names may be defined.

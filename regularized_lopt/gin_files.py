@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import re
+import textwrap
 import tokenize
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import gin
+from gin import config_parser
 
 from regularized_lopt import errors
+
+_MACRO = "gin.macro"
+_LONGEST = 80
+
+
+class UnreadBindingError(ValueError):
+    """A binding that was asked for by name and that nothing reads."""
+
+
+class UnreadBindingWarning(UserWarning):
+    """A binding that nothing reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """Where gin was given a value; as a string, the line that gave it.
+
+    Attributes:
+      scope: "" for none; of a macro, its name.
+      selector: the configurable's full name.
+      parameter: of it.
+    """
+
+    scope: str
+    selector: str
+    parameter: str
+
+    @property
+    def is_macro(self) -> bool:
+        """Whether it is referred to as %NAME."""
+        return self.selector == _MACRO
+
+    @property
+    def configurable(self) -> str:
+        """Its shortest name that is unique."""
+        return str(gin.config._REGISTRY.minimal_selector(self.selector))
+
+    def __str__(self) -> str:
+        scope = f"{self.scope}/" if self.scope else ""
+        name = self.scope if self.is_macro else f"{scope}{self.configurable}.{self.parameter}"
+        value = repr(gin.config._CONFIG[self.scope, self.selector][self.parameter])
+        return f"{name} = {textwrap.shorten(value, _LONGEST, placeholder=' ...')}"
 
 
 def parse_gin(
@@ -89,3 +136,105 @@ def set_aside() -> Iterator[None]:
         gin.clear_config()
         for one, before in zip(state, kept, strict=True):
             one.update(before)
+
+
+def named_in(bindings: Sequence[str]) -> set[Binding]:
+    """What lines of gin bind, such as those of a command line."""
+    found = set()
+    for statement in config_parser.ConfigParser("\n".join(bindings), gin.config.ParserDelegate()):
+        if isinstance(statement, config_parser.BindingStatement):
+            scope, selector, parameter = statement[:3]
+            if not parameter:  # NAME = value
+                scope, selector, parameter = f"{scope}/{selector}".strip("/"), _MACRO, "value"
+            key = gin.config.ParsedBindingKey.parse((scope, selector, parameter))
+            found.add(Binding(key.scope, key.complete_selector, key.arg_name))
+    return found
+
+
+def unread() -> list[Binding]:
+    """Bindings that no configurable has taken its value from since gin was configured.
+
+    Gin notes which configurables were called, in which scope, and which parameters their callers
+    left to it. What is called later reads later: call everything first, or trace it.
+    """
+    given = _all_in(gin.config._CONFIG)
+    read = {_innermost(given, one) for one in _all_in(gin.config._OPERATIVE_CONFIG)}
+    return [one for one in given if one not in read]
+
+
+def _all_in(config: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Binding]:
+    """Of one of gin's own records."""
+    return [
+        Binding(scope, selector, parameter)
+        for (scope, selector), values in config.items()
+        for parameter in values
+    ]
+
+
+def _innermost(given: Collection[Binding], wanted: Binding) -> Binding | None:
+    """Of the scopes around a call, the binding that gin takes."""
+    parts = wanted.scope.split("/") if wanted.scope else []
+    for length in range(len(parts), -1, -1):
+        one = dataclasses.replace(wanted, scope="/".join(parts[:length]))
+        if one in given:
+            return one
+    return None
+
+
+def check_read(
+    found: Sequence[Binding],
+    asked_for: Collection[Binding],
+    advice: Callable[[Binding], str | None] = lambda _: None,
+) -> None:
+    """Refuses what is read by nothing and was asked for by name; warns of the rest.
+
+    Args:
+      found: what is read by nothing, see `unread`.
+      asked_for: on a command line, for example.
+      advice: what would read a binding, where there is more to say than in general.
+
+    Raises:
+      UnreadBindingError: names the bindings, and what would read them.
+    """
+    if refused := [explain(one, advice) for one in found if one in asked_for]:
+        raise UnreadBindingError(" ".join(refused))
+    for one in found:
+        warnings.warn(explain(one, advice), UnreadBindingWarning, stacklevel=2)
+
+
+def explain(binding: Binding, advice: Callable[[Binding], str | None] = lambda _: None) -> str:
+    """That nothing reads a binding, and what would."""
+    return f"{binding} is read by nothing: {advice(binding) or _why(binding)}"
+
+
+def is_unused(binding: Binding) -> bool:
+    """Whether its configurable has not been called at all."""
+    return not _calls(binding)
+
+
+def _calls(binding: Binding) -> dict[str, Mapping[str, Any]]:
+    """Of its configurable: by scope, the parameters that were left to gin."""
+    return {
+        scope: parameters
+        for (scope, selector), parameters in gin.config._OPERATIVE_CONFIG.items()
+        if selector == binding.selector
+    }
+
+
+def _why(binding: Binding) -> str:
+    if binding.is_macro:
+        return f"%{binding.scope} is in no binding that is read. Refer to it, or leave this out."
+    name, scope, calls = binding.configurable, binding.scope, _calls(binding)
+    if not calls:
+        return f"{name} is not used here. Refer to @{name} where it is wanted, or leave this out."
+    within = [of for where, of in calls.items() if _is_around(scope, where)]
+    if not within:
+        used = ", ".join(sorted(where or "none" for where in calls))
+        return f"{name} is not used in that scope (in {used}). Refer to it as @{scope}/{name}."
+    if any(binding.parameter in parameters for parameters in within):
+        return "a binding in a narrower scope takes its place. Leave one of them out."
+    return f"whoever calls {name} gives it another {binding.parameter}. Leave this out."
+
+
+def _is_around(scope: str, where: str) -> bool:
+    return not scope or f"{where}/".startswith(f"{scope}/")

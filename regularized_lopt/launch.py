@@ -6,7 +6,9 @@ import ctypes
 import pathlib
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -55,6 +57,39 @@ def _print(error: Exception, prefix: str = "") -> None:
     print(f"{prefix}{text.strip() or errors.reason(error)}", file=sys.stderr)
 
 
+def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    return f"{category.__name__}: {message}\n"
+
+
+def check_read(advice: Callable[[gin_files.Binding], str | None] = lambda _: None) -> None:
+    """Refuses bindings of the command line that nothing has read yet; warns of those in files.
+
+    To be called when all that reads gin has been made, and before anything is computed.
+
+    Args:
+      advice: see `gin_files.check_read`.
+
+    Raises:
+      gin_files.UnreadBindingError: names them.
+    """
+    asked_for = gin_files.named_in(flags.FLAGS.gin_bindings)
+    gin_files.check_read(gin_files.unread(), asked_for, advice)
+
+
+def of_meta_training(bindings: str) -> Callable[[gin_files.Binding], str | None]:
+    """Advice on a parameter of meta-training, which reads those `bindings`, not the launcher's."""
+
+    def advice(binding: gin_files.Binding) -> str | None:
+        if binding.is_macro or not gin_files.is_unused(binding):
+            return None
+        return (
+            "optimizers are meta-trained with their own gin files and "
+            f"{bindings}. Write {bindings} = ({str(binding)!r},)."
+        )
+
+    return advice
+
+
 def _define_flags() -> None:
     flags.DEFINE_multi_string("config_file", [], "Gin files, read in order.")
     flags.DEFINE_multi_string("gin_bindings", [], "Gin bindings, applied after the files.")
@@ -77,6 +112,7 @@ def run(
       takes_arguments: whether `main` does.
     """
     reuse_freed_memory()
+    warnings.formatwarning = _one_line
     logging.set_verbosity(logging.WARNING)
     _define_flags()
     define_flags()

@@ -21,8 +21,11 @@ def main() -> None:
         num_steps=given.num_steps,
         seed=given.seed,
     )
+    laboratory = Laboratory(experiment, given.out_dir)
+    laboratory.check()
+    launch.check_read()
     publish(
-        Laboratory(experiment, given.out_dir),
+        laboratory,
         f"{', '.join(optimizers)} on tasks they were not meta-trained on, with tuned baselines.",
     )
 

@@ -14,6 +14,7 @@ def main() -> None:
         train_log_dir=given.train_log_dir,
         overwrite=given.overwrite,
         warm_start=given.warm_start,
+        asked_for=given.gin_bindings,
     )
     if not devices.is_writer():
         return

@@ -58,10 +58,14 @@ def main() -> None:
     """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
     given = flags.FLAGS
     if given.verify:
+        if given.config_file or given.gin_bindings:
+            raise ValueError("--verify takes no --config_file or --gin_bindings: cards have none.")
         _verify(given.verify, given.task)
         return
     experiment = Experiment()
     laboratory = Laboratory(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
+    laboratory.check()
+    launch.check_read(launch.of_meta_training("Experiment.bindings"))
     if given.dry_run:
         _print_plan(plan(laboratory, measure_rates=True))
         return

@@ -14,8 +14,11 @@ def main() -> None:
     """Runs what is missing; writes results after each variant."""
     given = flags.FLAGS
     out_dir = pathlib.Path(given.out_dir)
+    what = search_lib.Search()
+    search_lib.check(what, out_dir)
+    launch.check_read(launch.of_meta_training("Search.bindings"))
     trials: list[search_lib.Trial] = []
-    for tried in search_lib.search(search_lib.Search(), out_dir):
+    for tried in search_lib.search(what, out_dir):
         trials += tried
         search_lib.write(trials, out_dir)
         save_png(search_lib.plot(trials), out_dir / "trials.png")

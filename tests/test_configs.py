@@ -1,6 +1,7 @@
 """Every gin configuration that is shipped: it parses, and its outer step can be traced."""
 
 import dataclasses
+import warnings
 
 import gin
 import jax
@@ -10,7 +11,8 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks
-from regularized_lopt.evaluation import Experiment, Measurement, one_task
+from regularized_lopt.evaluation import Experiment, Laboratory, Measurement, one_task
+from regularized_lopt.evaluation import search as search_lib
 from regularized_lopt.evaluation.search import Search
 from regularized_lopt.outer_training import (
     Curriculum,
@@ -19,6 +21,7 @@ from regularized_lopt.outer_training import (
     theta_optimizer,
 )
 from regularized_lopt.outer_training.curriculum import CurriculumState
+from regularized_lopt.outer_training.outer_train import check_bindings
 
 RELU = "ImageMLP_Digits_20_Relu"
 STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
@@ -38,6 +41,29 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
             if name in regularizers._BUILT_IN:
                 assert f"{dataset}_mlp_{name}.gin" in CONFIGS
                 assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
+
+
+@pytest.mark.parametrize("config", [one for one in CONFIGS if not one.startswith("upstream_")])
+def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    if config in ("base.gin", "ninefold.gin"):
+        pytest.skip("included by the others")
+    kinds = {"reproduce": _check_laboratory, "search": _check_search}
+    check = kinds.get(config.split("_")[0], lambda _: check_bindings())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gin_files.parse_gin([f"gin_configs/{config}"], [])
+        check(tmp_path)
+
+
+def _check_laboratory(out_dir):
+    Laboratory(Experiment(), out_dir).check()
+    assert not gin_files.unread()
+
+
+def _check_search(out_dir):
+    search_lib.check(Search(), out_dir)
+    assert not gin_files.unread()
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("search_")])

@@ -79,14 +79,28 @@ class Laboratory:
         """Whether they are another experiment's, whose report tells how they were made."""
         return self.optimizers.directory.resolve() != (self.out_dir / "optimizers").resolve()
 
+    def check(self) -> None:
+        """Refuses what is wrong before anything is trained: names, files, bindings.
+
+        Afterwards all that the laboratory reads of gin's configuration has been read.
+
+        Raises:
+          errors.UnknownNameError: of a task.
+          OSError, ValueError: an optimizer cannot be read.
+          gin_files.UnreadBindingError: no meta-training reads one of `Experiment.bindings`.
+        """
+        for name in self.experiment.tasks:
+            image_task(name, self.experiment.phase)
+            self.cells.runs(name, "", "")  # Reads how the data are split.
+        early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
+        sources = {**self.experiment.optimizers, **early}
+        for name, source in sources.items():
+            self.optimizers.trained(name, source, 0)
+        self.optimizers.check_bindings(sources)
+
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
-        for name in self.experiment.tasks:
-            # An unknown name is refused before anything is trained.
-            image_task(name, self.experiment.phase)
-        early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
-        for name, source in {**self.experiment.optimizers, **early}.items():
-            self.optimizers.trained(name, source, 0)  # As is what cannot be read.
+        self.check()
         seeds = {name: self.optimizers.seeds(name) for name in self.experiment.optimizers}
         trained = self._share(
             {

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import gin
@@ -18,7 +19,7 @@ from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import GIVEN, Experiment
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.outer_train import load_metrics
+from regularized_lopt.outer_training.outer_train import check_bindings, load_metrics
 
 _FINISHED = "finished"
 
@@ -62,6 +63,28 @@ class Optimizers:
             gin_files.parse_gin([source], bindings)
             yield
 
+    def check_bindings(self, sources: Mapping[str, str]) -> None:
+        """Looks for bindings that nothing reads, before anything is meta-trained.
+
+        Warns of those of a gin file. One of `Experiment.bindings` may be there for some
+        meta-trainings alone, but it must be for one.
+
+        Args:
+          sources: of learned optimizers, by name.
+
+        Raises:
+          gin_files.UnreadBindingError: no meta-training reads one of `Experiment.bindings`.
+        """
+        nowhere: dict[gin_files.Binding, str] | None = None
+        for source in sources.values():
+            if source.endswith(".gin"):
+                with self.configured(source, 0):
+                    found = check_bindings(self.experiment.bindings)
+                kept = found if nowhere is None else nowhere
+                nowhere = {one: text for one, text in kept.items() if one in found}
+        if nowhere:
+            raise gin_files.UnreadBindingError(f"Experiment.bindings: {' '.join(nowhere.values())}")
+
     def trained(self, name: str, source: str, seed: int) -> Contestant | None:
         """A learned optimizer; None: it is still to be meta-trained."""
         if source == GIVEN:
@@ -76,7 +99,9 @@ class Optimizers:
         """A learned optimizer, meta-trained now unless it is there."""
         directory = self.directory_of(name, source, seed)
         if directory is not None and not _finished(directory):
-            with self.configured(source, seed):
+            with self.configured(source, seed), warnings.catch_warnings():
+                # `check_bindings` has said so, of all at once.
+                warnings.simplefilter("ignore", gin_files.UnreadBindingWarning)
                 outer_train(directory, progress=self.progress)
             (directory / _FINISHED).touch()
             # Of all its parts, if it was interrupted.

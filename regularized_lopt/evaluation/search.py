@@ -118,6 +118,8 @@ def search(
 ) -> Iterator[list[Trial]]:
     """Runs what is missing; yields the trials of one variant after the other.
 
+    What is wrong with one is said when it is reached, or of all at once by `check`.
+
     Args:
       what: is tried.
       out_dir: keeps trained optimizers and runs; what is there is not made again. Processes that
@@ -147,6 +149,18 @@ def search(
         yield tried
 
 
+def check(what: Search, out_dir: str | pathlib.Path) -> None:
+    """Refuses what is wrong before anything is trained, as `Laboratory.check` does.
+
+    That is every trial, with whatever the first variant may find.
+    """
+    first = next(iter(what.variants))
+    for variant, source in what.variants.items():
+        for base in [()] if variant == first else what.trials[first]:
+            for bindings in what.trials[variant]:
+                _laboratory(what, variant, source, (*base, *bindings), out_dir).check()
+
+
 def _try(
     what: Search,
     name: str,
@@ -155,6 +169,18 @@ def _try(
     out_dir: pathlib.Path,
     progress: bool,
 ) -> Result:
+    (found,) = _laboratory(what, name, source, bindings, out_dir, progress).run()
+    return found.contestants[name]
+
+
+def _laboratory(
+    what: Search,
+    name: str,
+    source: str,
+    bindings: Bindings,
+    out_dir: str | pathlib.Path,
+    progress: bool = True,
+) -> Laboratory:
     experiment = Experiment(
         optimizers={name: source},
         tasks=(what.task,),
@@ -168,8 +194,7 @@ def _try(
         bindings=(*what.bindings, *bindings),
     )
     measurement = Measurement(radii=(HEADLINE_RADIUS,), num_probes=0)
-    (found,) = Laboratory(experiment, out_dir, measurement, progress=progress).run()
-    return found.contestants[name]
+    return Laboratory(experiment, out_dir, measurement, progress=progress)
 
 
 def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:

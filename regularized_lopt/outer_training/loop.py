@@ -104,6 +104,17 @@ class Loop:
         # Weak types, as of a theta made from Python numbers, would compile everything twice.
         return self._placed(jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state))
 
+    def trace(self) -> None:
+        """Calls, on shapes alone, whatever a run calls; compiles nothing."""
+        estimator, length = self._estimator, jnp.asarray(1, jnp.int32)
+        data = estimator.get_datas()
+        state = jax.eval_shape(self.init)
+        jax.eval_shape(self.outer_step, state, data, length)
+        for index, step_lib in enumerate(estimator.truncated_steps):
+            held_out = step_lib.unroll_data(1, outer_split="outer_valid")
+            validation = functools.partial(self._validation_loss, index)
+            jax.eval_shape(validation, state.theta, self._validation_key, length, held_out)
+
     def on_host(self, state: TrainState) -> TrainState:
         """The whole of it, as NumPy arrays; every process has to call it."""
         return jax.device_get(devices.place(state, self._estimator.mesh, devices.REPLICATED))

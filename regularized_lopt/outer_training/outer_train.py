@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import os
 import time
 import warnings
@@ -17,11 +19,11 @@ import numpy as np
 import optax
 import tqdm
 
-from regularized_lopt import errors, provenance, tasks, upstream, zoo
-from regularized_lopt.configurable import configurable
+from regularized_lopt import errors, gin_files, provenance, tasks, upstream, zoo
+from regularized_lopt.configurable import checked, configurable
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
-from regularized_lopt.outer_training import devices
+from regularized_lopt.outer_training import devices, unread
 from regularized_lopt.outer_training import run_dir as run_dir_lib
 from regularized_lopt.outer_training.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Loop, TrainState
@@ -50,7 +52,7 @@ class OuterTrainResult:
     metrics: list[dict[str, Any]]
 
 
-@configurable(denylist=["train_log_dir", "overwrite", "warm_start"])
+@configurable(denylist=["train_log_dir", "overwrite", "warm_start", "asked_for"])
 def outer_train(
     train_log_dir: str | os.PathLike[str],
     task: AnyTask | Sequence[AnyTask] = gin.REQUIRED,
@@ -69,6 +71,7 @@ def outer_train(
     progress: bool = True,
     overwrite: bool = False,
     warm_start: str | os.PathLike[str] | None = None,
+    asked_for: Sequence[str] = (),
 ) -> OuterTrainResult:
     """Meta-trains a learned optimizer; continues where the directory's last checkpoint stands.
 
@@ -98,6 +101,8 @@ def outer_train(
       progress: show a progress bar.
       overwrite: if the directory holds another experiment of ours, delete that.
       warm_start: a trained optimizer (see `zoo.load`) whose theta to begin with.
+      asked_for: gin bindings, such as a command line's, that are refused if nothing reads them; of
+        others there is a warning.
 
     Returns:
       The optimizer with the best theta by validation.
@@ -110,6 +115,7 @@ def outer_train(
       run_dir.OtherExperimentError: the directory holds another experiment; nothing was written.
       run_dir.InUseError: another process writes to the directory.
       OSError: a file could not be written; the checkpoints there are load.
+      gin_files.UnreadBindingError: see `asked_for`; nothing was compiled or written.
       ValueError: a parameter is out of range.
     """
     _check_ranges(
@@ -122,13 +128,13 @@ def outer_train(
         keep_checkpoints=keep_checkpoints,
         max_nonfinite=max_nonfinite,
     )
-    learned_opt = learned_opt or LSTMLOpt()
-    curriculum = curriculum or curriculum_lib.Curriculum()
-    estimator, task_name = _estimator(task, learned_opt, num_devices)
-    curriculum.check(estimator.unroll_length)
-    theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
-    made = errors.made("outer_train.optimizer", optimizer, optax.GradientTransformation)
-    loop = Loop(estimator, curriculum, made, jax.random.PRNGKey(seed), theta)
+    estimator, curriculum, loop, task_name = _parts(
+        task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start
+    )
+    learned_opt = estimator.learned_opt
+    if devices.is_writer():
+        unread.warn_if_shared(estimator)
+    _check_read(_unread(loop), asked_for, estimator)
     metadata = {**_describe(estimator), "task": task_name, "seed": seed}
     with (
         _memory_explained(estimator),
@@ -195,6 +201,71 @@ def outer_train(
         state = loop.finish(state, stage)
         _save_theta(run_dir, learned_opt, state, stage, metadata)
     return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
+
+
+def check_bindings(asked_for: Sequence[str] = ()) -> dict[gin_files.Binding, str]:
+    """Makes what `outer_train` would make with gin's parameters, and trains nothing.
+
+    Warns of bindings that nothing reads.
+
+    Returns:
+      Of those in `asked_for` that nothing reads, what there is to say.
+
+    Raises:
+      ValueError, TypeError: a parameter is wrong.
+    """
+    given = gin.get_bindings("outer_train")
+    if "task" not in given:
+        raise ValueError("outer_train.task is missing: give the name of a task, or several.")
+    make = checked(_parts, "outer_train")
+    wanted = inspect.signature(_parts).parameters
+    estimator, _, loop, _ = make(**{name: given[name] for name in given if name in wanted})
+    # Its own parameters are read when it is called.
+    found = _unread(loop, but="outer_train")
+    named = gin_files.named_in(asked_for)
+    _check_read([one for one in found if one not in named], (), estimator)
+    advice = functools.partial(unread.advice, estimator=estimator)
+    return {one: gin_files.explain(one, advice) for one in found if one in named}
+
+
+def _unread(loop: Loop, but: str = "") -> list[gin_files.Binding]:
+    """Bindings, but those of one configurable, that nothing reads."""
+
+    def found() -> list[gin_files.Binding]:
+        return [one for one in gin_files.unread() if one.configurable != but]
+
+    if found():  # What is called inside of a step may read them.
+        loop.trace()
+    return found()
+
+
+def _check_read(
+    found: Sequence[gin_files.Binding],
+    asked_for: Sequence[str],
+    estimator: RegularizedTruncatedGrad,
+) -> None:
+    advice = functools.partial(unread.advice, estimator=estimator)
+    gin_files.check_read(found, gin_files.named_in(asked_for), advice)
+
+
+def _parts(
+    task: AnyTask | Sequence[AnyTask],
+    learned_opt: upstream.LearnedOptimizer | None = None,
+    curriculum: curriculum_lib.Curriculum | None = None,
+    optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
+    seed: int = 0,
+    num_devices: int | None = None,
+    warm_start: str | os.PathLike[str] | None = None,
+) -> tuple[RegularizedTruncatedGrad, curriculum_lib.Curriculum, Loop, str]:
+    """What a run needs, and the name of what it is meta-trained on."""
+    learned_opt = learned_opt or LSTMLOpt()
+    curriculum = curriculum or curriculum_lib.Curriculum()
+    estimator, task_name = _estimator(task, learned_opt, num_devices)
+    curriculum.check(estimator.unroll_length)
+    theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
+    made = errors.made("outer_train.optimizer", optimizer, optax.GradientTransformation)
+    loop = Loop(estimator, curriculum, made, jax.random.PRNGKey(seed), theta)
+    return estimator, curriculum, loop, task_name
 
 
 def _check_ranges(seed: int, max_rollbacks: int, rollback_factor: float, **counts: int) -> None:

@@ -130,6 +130,7 @@ def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
 def main() -> None:
     """Publishes one run and prints its card."""
     given = flags.FLAGS
+    launch.check_read()
     print(
         publish(
             [pathlib.Path(one) for one in given.train_log_dir],

@@ -1,0 +1,78 @@
+"""What to say where gin's bindings do not do what they seem to: regularizers and their spaces."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+
+import gin
+
+from regularized_lopt import gin_files, regularizers
+from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
+
+_SPACES = {"RegularizedTruncatedGrad": "meta", "RegularizedTruncatedStep": "optimizee"}
+
+
+class SharedRegularizerWarning(UserWarning):
+    """One binding is the strength or the radius of a regularizer in two spaces."""
+
+
+def advice(binding: gin_files.Binding, estimator: RegularizedTruncatedGrad) -> str | None:
+    """What would read a parameter of a regularizer that is not in use; None: it is none."""
+    if binding.is_macro:
+        return None
+    name, configurable = _name(binding), binding.configurable
+    scoped = f"@{binding.scope}/{configurable}()" if binding.scope else f"@{configurable}()"
+    if gin.get_configurable(binding.selector) is regularizers.Smoothing:
+        if estimator.smoothing is None:
+            return f"nothing here is smoothed. Add RegularizedTruncatedGrad.smoothing = {scoped}."
+        return None
+    if name is None or name in _names_in_use(estimator):
+        return None
+    value = scoped if binding.scope or name not in regularizers.names() else repr(name)
+    ways = (f"{owner}.regularizer = {value} ({space} space)" for owner, space in _SPACES.items())
+    return f"no regularizer here is {name}. Add {' or '.join(ways)}."
+
+
+def warn_if_shared(estimator: RegularizedTruncatedGrad) -> None:
+    """Of a regularizer that both spaces take from the same bindings: their units differ."""
+    meta, optimizee = (
+        gin.get_bindings(owner, resolve_references=False).get("regularizer", "none")
+        for owner in _SPACES
+    )
+    if meta == "none" or repr(meta) != repr(optimizee):  # Scopes are in a reference's text alone.
+        return
+    what = estimator.regularizer
+    if isinstance(what, regularizers.Function):
+        remedy = "Register it under a second name for one of them."
+    else:
+        references = (
+            f"{owner}.regularizer = @{space}/{type(what).__name__}()"
+            for owner, space in _SPACES.items()
+        )
+        remedy = f"Give each a scope: {', '.join(references)}, and bind parameters within it."
+    warnings.warn(
+        f"{what.name} in both spaces takes its parameters from the same bindings, but theta and "
+        f"params have different units. {remedy}",
+        SharedRegularizerWarning,
+        stacklevel=3,
+    )
+
+
+def _name(binding: gin_files.Binding) -> str | None:
+    """Of the regularizer whose parameter is bound."""
+    made = gin.get_configurable(binding.selector)
+    if inspect.isclass(made):
+        return made.name if issubclass(made, regularizers.Regularizer) else None
+    return binding.configurable if binding.configurable in regularizers.names() else None
+
+
+def _names_in_use(estimator: RegularizedTruncatedGrad) -> set[str]:
+    def walk(one: regularizers.Regularizer) -> Iterator[str]:
+        yield one.name
+        for _, term in one.terms if isinstance(one, regularizers.Sum) else ():
+            yield from walk(term)
+
+    used = [estimator.regularizer, *(step.regularizer for step in estimator.truncated_steps)]
+    return {name for one in used for name in walk(one)}
