@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from regularized_lopt import errors, tasks
+from regularized_lopt import progress as progress_lib
 from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import convergence
 from regularized_lopt.evaluation.contestants import Contestant
@@ -99,12 +99,11 @@ class Trainer:
         lanes = [(c.hyper, key) for c in contestants for key in self._keys]
         width = min(self.layout.lanes, len(lanes))
         groups = [lanes[i : i + width] for i in range(0, len(lanes), width)]
-        bar = tqdm.tqdm(
-            total=len(lanes) * self.num_steps,
-            desc=label or ", ".join(c.label for c in contestants),
-            unit="step",
+        bar = progress_lib.bar(
+            len(lanes) * self.num_steps,
+            label or ", ".join(c.label for c in contestants),
+            self._progress,
             unit_scale=True,
-            disable=not self._progress,
         )
         lock = threading.Lock()
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from regularized_lopt import errors, gin_files, provenance, tasks, upstream, zoo
+from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import checked, configurable
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
@@ -146,11 +146,8 @@ def outer_train(
             writes=devices.is_writer(),
         ) as run_dir,
         StopRequest() as stop,
-        tqdm.tqdm(
-            total=num_outer_steps,
-            desc=run_dir.path.name,
-            unit="step",
-            disable=not (progress and devices.is_writer()),
+        progress_lib.bar(
+            num_outer_steps, run_dir.path.name, progress and devices.is_writer()
         ) as bar,
     ):
         devices.meet("the directory is claimed")
@@ -422,7 +419,7 @@ def _recover(
             "or shorter trajectories at first; and see that the task's data are finite."
         )
     state, stage = loop.roll_back(state, run_dir.checkpoints, factor)
-    tqdm.tqdm.write(
+    progress_lib.say(
         f"{what}: back to outer step {int(state.outer_iteration)}, theta's learning rate times "
         f"{float(state.rate_scale):g}."
     )

@@ -1,0 +1,65 @@
+"""Progress, as a bar on a terminal and as some lines in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import tqdm
+
+_SECONDS = 60.0
+
+
+class _Lines(tqdm.tqdm):  # type: ignore[misc]
+    """A line at the start, every minute, and at the end, where a bar would leave thousands."""
+
+    def __init__(self, **options: Any):
+        super().__init__(mininterval=_SECONDS, miniters=1, **options)
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """As in tqdm, but nothing is written over."""
+
+        def write(line: str) -> None:
+            file.write(f"{line}\n")
+            file.flush()
+
+        return write
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """As in tqdm, without moving the cursor."""
+        del pos
+        self.sp(str(self) if msg is None else msg)
+
+    def clear(self, nolock: bool = False) -> None:
+        """A line stays."""
+
+    def close(self) -> None:
+        """Writes the last line."""
+        if not self.disable:
+            self.refresh()
+            self.disable = True
+            self._decr_instances(self)
+
+
+def bar(total: int, label: str, show: bool, **options: Any) -> tqdm.tqdm:
+    """A context with tqdm's `update` and `set_postfix`, on stderr.
+
+    Args:
+      total: steps.
+      label: of the bar.
+      show: False: nothing is written.
+      **options: others of tqdm's.
+    """
+    options = {"total": total, "desc": label, "unit": "step", "disable": not show, **options}
+    if sys.stderr.isatty():
+        return tqdm.tqdm(**options)
+    return _Lines(
+        bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]", **options
+    )
+
+
+def say(text: str) -> None:
+    """A line on stdout, beside a bar."""
+    tqdm.tqdm.write(text)
