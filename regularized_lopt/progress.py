@@ -14,6 +14,8 @@ _SECONDS = 60.0
 class _Lines(tqdm.tqdm):  # type: ignore[misc]
     """A line at the start, every minute, and at the end, where a bar would leave thousands."""
 
+    disable: bool
+
     def __init__(self, **options: Any):
         super().__init__(mininterval=_SECONDS, miniters=1, **options)
 
@@ -38,7 +40,8 @@ class _Lines(tqdm.tqdm):  # type: ignore[misc]
     def close(self) -> None:
         """Writes the last line."""
         if not self.disable:
-            self.refresh()
+            if self.n != self.last_print_n:
+                self.refresh()
             self.disable = True
             self._decr_instances(self)
 
@@ -55,9 +58,8 @@ def bar(total: int, label: str, show: bool, **options: Any) -> tqdm.tqdm:
     options = {"total": total, "desc": label, "unit": "step", "disable": not show, **options}
     if sys.stderr.isatty():
         return tqdm.tqdm(**options)
-    return _Lines(
-        bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]", **options
-    )
+    line = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return _Lines(bar_format=line, **options)
 
 
 def say(text: str) -> None:

@@ -1,6 +1,7 @@
 """Launcher: from gin files to results, or from an optimizer of the zoo to what its card says.
 
-python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run | --rewrite]
+python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR
+    [--dry_run [--measure] | --rewrite]
 python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 """
 
@@ -29,7 +30,7 @@ def _verify(name: str, only: Sequence[str]) -> None:
 
 def _print_plan(cells: list[PlannedCell]) -> None:
     def cost(cell: PlannedCell) -> str:
-        return "?" if cell.seconds is None else f"{cell.seconds:.0f} s"
+        return "unknown" if cell.seconds is None else f"{cell.seconds:.0f} s"
 
     rows = [
         [cell.stage, cell.label, "cached" if cell.cached else "to do", cost(cell)] for cell in cells
@@ -41,7 +42,7 @@ def _print_plan(cells: list[PlannedCell]) -> None:
     print(
         f"{len(cells)} cells, {len(cells) - len(missing)} cached; the others: about "
         f"{known / 60:.1f} minutes"
-        + (f", and {unknown} for which no rate has been measured here yet." if unknown else ".")
+        + (f", and {unknown} of unknown cost: --measure times them." if unknown else ".")
     )
 
 
@@ -57,6 +58,8 @@ def _check_complete(cells: list[PlannedCell], out_dir: str) -> None:
 def main() -> None:
     """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
     given = flags.FLAGS
+    if given.measure and not given.dry_run:
+        raise ValueError("--measure says what a dry run would cost: add --dry_run.")
     if given.verify:
         if given.config_file or given.gin_bindings:
             raise ValueError("--verify takes no --config_file or --gin_bindings: cards have none.")
@@ -67,7 +70,7 @@ def main() -> None:
     laboratory.check()
     launch.check_read(launch.of_meta_training("Experiment.bindings"))
     if given.dry_run:
-        _print_plan(plan(laboratory, measure_rates=True))
+        _print_plan(plan(laboratory, measure_rates=given.measure))
         return
     if given.rewrite:
         _check_complete(plan(laboratory), given.out_dir)
@@ -103,6 +106,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_boolean(
         "dry_run", False, "Print what would be computed, what is there, and what it would cost."
+    )
+    flags.DEFINE_boolean(
+        "measure", False, "With --dry_run: time a few steps of what has not been run here; minutes."
     )
     flags.DEFINE_boolean(
         "rewrite",

@@ -614,7 +614,7 @@ def reproduction(out_dir):
 def reproduced(tmp_path_factory):
     """A directory of `reproduce`, and what its plan was beforehand and afterwards."""
     out_dir = tmp_path_factory.mktemp("reproduced")
-    before = run_module("reproduce", *reproduction(out_dir), "--dry_run")
+    before = run_module("reproduce", *reproduction(out_dir), "--dry_run", "--measure")
     run_module("reproduce", *reproduction(out_dir))
     return out_dir, before, run_module("reproduce", *reproduction(out_dir), "--dry_run")
 
@@ -622,7 +622,7 @@ def reproduced(tmp_path_factory):
 def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
     out_dir, before, after = reproduced
     assert "0 cached" in before
-    assert "?" not in before  # Every cost is estimated from a rate measured here.
+    assert "unknown" not in before  # Every cost is estimated from a rate measured here.
     assert "the others: about 0.0 minutes." in after
     page = (out_dir / "report.html").read_text()
     for text in (

@@ -1,9 +1,17 @@
 """The launchers as a user meets them: flags, gin, and errors on one line."""
 
+import json
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
+
+from regularized_lopt.evaluation import Experiment, Laboratory
+from regularized_lopt.evaluation.plan import plan
+
+NONE = "gin_configs/digits_mlp_none.gin"
+TASK = "ImageMLP_Digits_20_Relu"
 
 
 def python(*arguments, **kwargs):
@@ -51,3 +59,17 @@ assert "train_log_dir" in flags.FLAGS
 def test_importing_any_module_leaves_flags_to_upstream():
     done = python("-c", NO_FLAGS)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_plan_is_made_of_what_was_timed_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    rates = {f"outer step {NONE}": 0.5, f"inner step {TASK} SGD": 0.001}
+    (tmp_path / "rates.json").write_text(json.dumps(rates))
+    experiment = Experiment(
+        optimizers={"none": NONE}, tasks=(TASK,), baselines=("SGD",), num_runs=2, num_steps=10
+    )
+    found = {(c.stage, c.label): c.seconds for c in plan(Laboratory(experiment, tmp_path))}
+    assert found["meta-train", "none, seed 0"] == 1000 * 0.5
+    assert found["train", f"{TASK}, SGD"] == pytest.approx(2 * 10 * 0.001)
+    assert found["train", f"{TASK}, none"] is None
+    assert json.loads((tmp_path / "rates.json").read_text()) == rates

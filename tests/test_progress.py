@@ -38,7 +38,7 @@ def test_a_file_gets_a_line_a_minute_with_loss_and_time_left(clock, monkeypatch)
     assert lines[0].startswith("a run: 0/300 ")
     assert lines[-1] == "a run: 300/300 [05:00<00:00, loss=0.5]"
     assert lines[1] == "a run: 60/300 [01:00<04:00, loss=0.5]"
-    assert len(lines) == 7
+    assert len(lines) == 6
     # Another begins on a line of its own.
     assert re.match(r"a run: 0/3 .*\na run: 3/3 .*\n$", run(clock, io.StringIO(), monkeypatch, 3))
 

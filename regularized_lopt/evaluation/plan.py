@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import sys
@@ -50,8 +51,8 @@ def plan(laboratory: laboratory_lib.Laboratory, measure_rates: bool = False) -> 
 
     Args:
       laboratory: what is planned.
-      measure_rates: time a few steps of whatever is neither computed nor timed yet. Rates are kept
-        in the laboratory's directory.
+      measure_rates: time a few steps of whatever is neither computed nor timed yet, which takes
+        minutes. Rates are kept in the laboratory's directory, and read from there in any case.
     """
     return list(_Plan(laboratory, measure_rates).lines())
 
@@ -60,7 +61,7 @@ class _Plan:
     def __init__(self, laboratory: laboratory_lib.Laboratory, measure_rates: bool):
         self._lab = laboratory
         self._experiment = laboratory.experiment
-        self._rates = _Rates(laboratory) if measure_rates else None
+        self._rates = _Rates(laboratory, measure_rates)
 
     def lines(self) -> Iterator[PlannedCell]:
         """In the order in which they are computed."""
@@ -183,16 +184,22 @@ class _Plan:
     ) -> PlannedCell:
         # What the same work took, here, before; else by the rates of its parts.
         seconds = self._lab.keeper.timings.get(timing)
-        if seconds is None and not cached and self._rates is not None:
-            seconds = estimate(self._rates)
+        if seconds is None and not cached:
+            with contextlib.suppress(_NotMeasuredError):
+                seconds = estimate(self._rates)
         return PlannedCell(stage, label, cached, seconds)
 
 
-class _Rates:
-    """Seconds per unit of work on this machine; each is measured once and kept."""
+class _NotMeasuredError(Exception):
+    """A rate is neither there nor to be measured."""
 
-    def __init__(self, laboratory: laboratory_lib.Laboratory):
+
+class _Rates:
+    """Seconds per unit of work on this machine; each is measured once and kept, if at all."""
+
+    def __init__(self, laboratory: laboratory_lib.Laboratory, measure: bool):
         self._lab = laboratory
+        self._measure = measure
         self._experiment = laboratory.experiment
         self._kept = store.Numbers(laboratory.out_dir / "rates.json")
         self._trainers: dict[str, training.Trainer] = {}
@@ -248,6 +255,8 @@ class _Rates:
     def _rate(self, name: str, measure: Callable[[], float]) -> float:
         if (kept := self._kept.get(name)) is not None:
             return kept
+        if not self._measure:
+            raise _NotMeasuredError
         if self._lab.progress:
             print(f"Timing: {name}", file=sys.stderr)
         self._kept[name] = seconds = measure()
