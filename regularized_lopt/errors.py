@@ -40,6 +40,21 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def check_file_name(kind: str, name: str, most: int = 100) -> None:
+    """Raises ValueError unless files can be called by it, with something before and after.
+
+    Args:
+      kind: of thing that has the name, for the message.
+      name: given.
+      most: bytes; file systems allow 255 with what is added.
+    """
+    if not name or "/" in name or "\0" in name or len(name.encode()) > most:
+        shown = name if len(name) <= most else f"{name[:20]}... ({len(name.encode())} bytes)"
+        raise ValueError(
+            f"{kind} {shown!r}: files are called by it, so it must have 1 to {most} bytes and no /."
+        )
+
+
 def reason(error: BaseException) -> str:
     """An exception's text on one line; where it has none, its type."""
     return " ".join(str(error).split()) or type(error).__name__

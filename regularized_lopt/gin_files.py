@@ -75,12 +75,22 @@ def parse_gin(
         _import(module)
     try:
         gin.parse_config_files_and_bindings(list(config_files), list(bindings))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{', '.join(map(str, config_files))}: no text ({error}).") from error
     except ValueError as error:
         _raise_with_nearest(error)
     except (SyntaxError, tokenize.TokenError) as error:
         line = getattr(error, "text", None) or ""
         message = f"This is no gin: {line.strip()} {error}"
         raise ValueError(" ".join(message.split())) from error
+    except OSError as error:
+        raise OSError(errors.reason(error)) from error
+    except (Exception, SystemExit) as error:  # A module that a file imports may raise anything.
+        what = ", ".join(map(str, config_files)) or "the bindings"
+        raise ImportError(
+            f"What {what} import cannot be imported "
+            f"({type(error).__name__}: {errors.reason(error)})."
+        ) from error
 
 
 def _import(module: str) -> None:

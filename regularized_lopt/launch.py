@@ -98,6 +98,22 @@ def _define_flags() -> None:
     )
 
 
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        print(f"Error: {errors.reason(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_not_empty() -> None:
+    """An empty string is the working directory to some, and no name to others."""
+    for name, flag in flags.FLAGS.flags_by_module_dict().items():
+        for one in flag if name in (sys.argv[0], __name__) else ():
+            if one.present and "" in (one.value if isinstance(one.value, list) else [one.value]):
+                raise ValueError(f"--{one.name} is empty: give it a value, or leave it out.")
+
+
 def run(
     main: Callable[..., None], define_flags: Callable[[], None], takes_arguments: bool = False
 ) -> None:
@@ -122,6 +138,7 @@ def run(
         if len(argv) > 1 and not takes_arguments:
             raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
         try:
+            _check_not_empty()
             gin_files.parse_gin(given.config_file, given.gin_bindings, given.gin_import)
             main(*([argv[1:]] if takes_arguments else []))
         except Interrupted as error:
@@ -133,4 +150,4 @@ def run(
             _print(error, "Error: ")
             sys.exit(2)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)

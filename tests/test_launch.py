@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from regularized_lopt import errors, gin_files, launch
 from regularized_lopt.evaluation import Experiment, Laboratory
 from regularized_lopt.evaluation.plan import plan
 
@@ -73,3 +74,77 @@ def test_a_plan_is_made_of_what_was_timed_before(tmp_path, monkeypatch):
     assert found["train", f"{TASK}, SGD"] == pytest.approx(2 * 10 * 0.001)
     assert found["train", f"{TASK}, none"] is None
     assert json.loads((tmp_path / "rates.json").read_text()) == rates
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise KeyError", "KeyError: "),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = (", "SyntaxError: .*line 1"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_a_module_that_fails_is_named(code, reason, tmp_path, monkeypatch):
+    name = f"mine_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    (tmp_path / "mine.gin").write_text(f"import {name}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=f"--gin_import={name}: .*{reason}") as error:
+        gin_files.parse_gin([], [], [name])
+    assert "\n" not in str(error.value)
+    with pytest.raises((ImportError, ValueError), match=rf"{name}|mine\.gin") as error:
+        gin_files.parse_gin([str(tmp_path / "mine.gin")], [])
+    assert "\n" not in str(error.value)
+
+
+def test_an_exception_without_text_is_named_by_its_type(capsys):
+    launch._print(NotImplementedError(), "Error: ")
+    assert capsys.readouterr().err == "Error: NotImplementedError\n"
+    assert errors.reason(ValueError("two\n  lines")) == "two lines"
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "", "a/b", "ü" * 60])
+def test_a_name_that_files_cannot_have_is_refused(name):
+    with pytest.raises(ValueError, match="files are called by it") as error:
+        Experiment(optimizers={name: NONE}, tasks=(TASK,), reference=name)
+    assert len(str(error.value).splitlines()[0]) < 200
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "file").write_text("")
+    experiment = Experiment(optimizers={"none": NONE}, tasks=(TASK,), baselines=())
+    for out_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"cannot be written to \(.*\)\. Choose another"):
+            Laboratory(experiment, out_dir).run()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "message"),
+    [
+        ("outer_train", ["--train_log_dir="], "--train_log_dir is empty"),
+        (
+            "outer_train",
+            ["--train_log_dir=unused", f"--config_file={NONE}", "--gin_bindings=SAM.rho = 0.5"],
+            "SAM.rho = 0.5 is read by nothing: no regularizer here is sam. Add ",
+        ),
+        (
+            "reproduce",
+            [
+                "--config_file=gin_configs/reproduce_digits.gin",
+                "--dry_run",
+                "--gin_bindings=SAM.rho = 0.5",
+            ],
+            "Write Experiment.bindings = ('SAM.rho = 0.5',).",
+        ),
+        ("compare", ["--num_runs=x", "a", "b"], "flag --num_runs=x: "),
+    ],
+)
+def test_what_is_wrong_ends_a_launcher_with_one_line(launcher, flags, message):
+    done = python("-m", f"regularized_lopt.{launcher}", *flags)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert message in line
+    assert not (REPOSITORY / "unused").exists()

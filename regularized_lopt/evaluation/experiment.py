@@ -86,6 +86,8 @@ class Experiment:
                 "Experiment.optimizers and Experiment.tasks must name at least one each, e.g. "
                 'Experiment.optimizers = {"none": "gin_configs/digits_mlp_none.gin"}.'
             )
+        for name in (*self.optimizers, *self.early_evidence):
+            errors.check_file_name("An optimizer called", name)
         self._check_contestants()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):

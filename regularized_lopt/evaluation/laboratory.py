@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,6 +102,7 @@ class Laboratory:
     def run(self) -> list[verdicts.TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
         self.check()
+        self._make_directory()
         seeds = {name: self.optimizers.seeds(name) for name in self.experiment.optimizers}
         trained = self._share(
             {
@@ -119,6 +121,17 @@ class Laboratory:
             }
         )
         return list(tested.values())
+
+    def _make_directory(self) -> None:
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.out_dir):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"{self.out_dir} cannot be written to ({error.strerror or error}). Choose another "
+                "directory (launchers: --out_dir)."
+            ) from error
 
     def on(self, task: str) -> OneTask:
         """The part of the laboratory that is about one task."""

@@ -87,12 +87,12 @@ class RunDir:
 
     def _claim(self, description: str, overwrite: bool) -> None:
         file = self.path / _EXPERIMENT
-        found = file.read_text() if file.is_file() else None
-        if found is None:
-            _check_empty(self.path)
-        elif found != description and not overwrite:
-            raise OtherExperimentError(_difference(self.path, found, description))
         try:
+            found = file.read_text() if file.is_file() else None
+            if found is None:
+                _check_empty(self.path)
+            elif found != description and not overwrite:
+                raise OtherExperimentError(_difference(self.path, found, description))
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
