@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regularized_lopt
-from regularized_lopt import launch, serialization
+from regularized_lopt import gin_files, serialization
 from regularized_lopt.outer_training import outer_train
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
@@ -93,7 +93,7 @@ def test_numbers_of_the_other_precision_are_named_or_converted(tmp_path, wide):
 
 @pytest.mark.parametrize("wide", [False, True], ids=["to 64 bits", "to 32 bits"])
 def test_a_run_goes_on_in_its_own_precision_alone_and_its_theta_in_any(tmp_path, wide):
-    launch.parse_gin([], digits_config(2, "LSTMLOpt.hidden_size = 2"), [])
+    gin_files.parse_gin([], digits_config(2, "LSTMLOpt.hidden_size = 2"), [])
 
     def train(num_outer_steps):
         return outer_train(tmp_path, num_outer_steps=num_outer_steps, progress=False)
