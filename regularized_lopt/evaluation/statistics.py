@@ -73,6 +73,28 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ratio:
+    """Geometric mean of a / b with an interval, from the difference of the logarithms.
+
+    Attributes:
+      log: that difference (natural logarithms); its mean is NaN where a value is not positive.
+    """
+
+    log: Difference
+
+    @property
+    def sign(self) -> int:
+        """1 where the whole interval lies above 1, -1 where it lies below, else 0."""
+        return self.log.sign
+
+    def __str__(self) -> str:
+        if math.isnan(self.log.mean):
+            return "not comparable"
+        ratio, low, high = np.exp([self.log.mean, self.log.low, self.log.high])
+        return f"{ratio:.3g} [{low:.3g}, {high:.3g}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Decision:
     """The outcome of one test of a family.
 
@@ -151,6 +173,13 @@ def paired_difference(
         quantiles = np.quantile(t, tails)
     low, high = mean - quantiles * error
     return Difference(mean, float(low), float(high), count)
+
+
+def paired_ratio(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Ratio:
+    """a / b of positive numbers that spread over factors; see `paired_difference`."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # Not positive: not comparable.
+        log_a, log_b = np.log(np.asarray(a, np.float64)), np.log(np.asarray(b, np.float64))
+    return Ratio(paired_difference(log_a, log_b, confidence))
 
 
 def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
