@@ -53,6 +53,8 @@ class Experiment:
       layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
       measured: tasks on which properties are measured around the params; True: all, False: none.
         On the others accuracies are all there is.
+      baselines_matched: measured tasks on which baselines are also measured at matched training
+        loss, each with every meta-training seed of the reference; True: all, False: none.
     """
 
     title: str = "Do learned optimizers find flat minima?"
@@ -79,6 +81,7 @@ class Experiment:
     test: str = "auto"
     layout: tuple[int, int] | None = None
     measured: bool | tuple[str, ...] = True
+    baselines_matched: bool | tuple[str, ...] = True
 
     def __post_init__(self) -> None:
         if not self.optimizers or not self.tasks:
@@ -105,9 +108,10 @@ class Experiment:
             for task, count in getattr(self, name).items():
                 errors.check_name(f"task of Experiment.{name}", task, self.tasks)
                 errors.check_count(f"Experiment.{name}[{task!r}]", count)
-        if not isinstance(self.measured, bool):
-            for task in self.measured:
-                errors.check_name("task of Experiment.measured", task, self.tasks)
+        for name in ("measured", "baselines_matched"):
+            of = getattr(self, name)
+            for task in () if isinstance(of, bool) else of:
+                errors.check_name(f"task of Experiment.{name}", task, self.tasks)
         self._check_primary()
 
     def _check_contestants(self) -> None:
@@ -187,6 +191,13 @@ class Experiment:
     def measures(self, task: str) -> bool:
         """Whether properties are measured on a task."""
         return self.measured if isinstance(self.measured, bool) else task in self.measured
+
+    def matches(self, name: str, task: str) -> bool:
+        """Whether a contestant is measured at matched training loss on a task."""
+        if not self.measures(task) or name == self.reference:
+            return False
+        of = self.baselines_matched
+        return name in self.optimizers or (of if isinstance(of, bool) else task in of)
 
     def measured_runs(self, task: str) -> int:
         """How many runs of a task have their properties measured."""

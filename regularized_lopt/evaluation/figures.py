@@ -123,8 +123,8 @@ def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Fig
 def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Figure:
     """What each optimizer gained or lost against the reference on a task, with 95% intervals.
 
-    Left: test accuracy. Right: its own property at completion, in three ways of measuring it, each
-    as a share of the reference's value.
+    Left: test accuracy. Right: the rise that it is judged by at completion, in three ways of
+    measuring it, each as a share of the reference's value.
     """
     base, rows = result.reference_result, list(result.others)
     index = result.measurement.headline
@@ -135,11 +135,11 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
         for y, (key, one) in enumerate(rows):
             accuracy = compare(one.accuracy(), base.accuracy())
             drawing.interval(left, y, accuracy, 1.0, drawing.COLORS[0])
-            verdict = found[result.task, key, one.own_property, "completion"]
+            verdict = found[result.task, key, one.judged_by, "completion"]
             scales = (
-                base.last(one.own_property, "completion", index).mean(),
-                base.last(one.own_property, "completion", index, "relative").mean(),
-                matched_pair(one, one.own_property)[1].mean(),
+                base.last(one.judged_by, "completion", index).mean(),
+                base.last(one.judged_by, "completion", index, "relative").mean(),
+                matched_pair(one, one.judged_by)[1].mean(),
             )
             measured = (verdict.absolute, verdict.relative, verdict.matched)
             for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
@@ -158,7 +158,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
         left.set_title(f"{drawing.short(result.task)}: test accuracy against {result.reference}")
         right.set(
             xlabel=f"% of {result.reference}'s",
-            title="Own property at completion (left is flatter)",
+            title="Rise nearby at completion (left is flatter)",
         )
         names = ("absolute radius", "relative radius", "at matched training loss")
         for name, color in zip(names, drawing.COLORS[1:], strict=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -126,12 +125,12 @@ class OneTask:
         )
         if not self.experiment.measures(self.name):
             return result
-        is_reference = name == self.experiment.reference
+        is_matched = self.experiment.matches(name, self.name)
         is_learned = name in self.experiment.optimizers
         return dataclasses.replace(
             result,
             at={point: [self._measure(one, point) for one in own] for point in verdicts.POINTS},
-            matched=[] if is_reference else self._matched(name, contestants, all_runs),
+            matched=self._matched(name, contestants, all_runs) if is_matched else [],
             slices=self._slices(first) if is_learned else None,
         )
 
@@ -217,17 +216,12 @@ class OneTask:
         contestants: Mapping[str, Sequence[Contestant]],
         all_runs: Mapping[str, Sequence[Runs]],
     ) -> list[verdicts.Matched]:
-        """Of each meta-training seed, against the reference's of the same place."""
-        reference = self.experiment.reference
+        """Of every pair of meta-training seeds that is compared."""
+        own, reference = contestants[name], contestants[self.experiment.reference]
+        own_runs, reference_runs = all_runs[name], all_runs[self.experiment.reference]
         return [
-            self._match(contestant, other, own, theirs)
-            for contestant, own, other, theirs in zip(
-                contestants[name],
-                all_runs[name],
-                itertools.cycle(contestants[reference]),
-                itertools.cycle(all_runs[reference]),
-                strict=False,
-            )
+            self._match(own[a], reference[b], own_runs[a], reference_runs[b])
+            for a, b in verdicts.seed_pairs(len(own), len(reference))
         ]
 
     def _match(

@@ -99,15 +99,16 @@ class Page:
         )
         return svg
 
-    def claims(self, claims: Sequence[Claim]) -> None:
-        """A section that goes through the paper's claims."""
+    def claims(self, claims: Sequence[Claim], note: str) -> None:
+        """A section that goes through the paper's claims, and what to know about the verdicts."""
         self.heading("The paper's claims")
+        self.note(note)
         for number, claim in enumerate(claims, 1):
             measured = [f"   - {line}" for line in claim.evidence]
             self._markdown.append(
-                "\n".join([f"{number}. {claim.text} **{claim.verdict}**", *measured])
+                "\n".join([f"{number}. {claim.text} **{claim.outcome}**", *measured])
             )
-            verdict = f'<b class="verdict">{html.escape(claim.verdict)}</b>'
+            verdict = f'<b class="verdict">{html.escape(claim.outcome)}</b>'
             self._body.append(f"<h3>{number}. {html.escape(claim.text)} {verdict}</h3>")
             if claim.evidence:
                 items = "".join(f"<li>{html.escape(line)}</li>" for line in claim.evidence)

@@ -122,9 +122,12 @@ class _Plan:
             )
         reference = contestants[self._experiment.reference]
         for name in self._experiment.contestants_on(task):
+            pairs = verdicts.seed_pairs(len(contestants[name]), len(reference))
             for index, one in enumerate(contestants[name]):
-                other = reference[index % len(reference)]
-                yield from self._contestant(task, name, index, one, other)
+                yield from self._contestant(task, name, index, one)
+                if self._experiment.matches(name, task):
+                    others = [reference[b] for a, b in pairs if a == index]
+                    yield from self._matches(task, name, index, one, others)
 
     def _contestant(
         self,
@@ -132,16 +135,13 @@ class _Plan:
         name: str,
         index: int,
         one: Contestant | None,
-        reference: Contestant | None,
     ) -> Iterator[PlannedCell]:
-        label = f"{task}, {name}" + (f", #{index}" if index else "")
+        label = _label(task, name, index)
         made: dict[str, Cell] = {}
         if one is not None:
             who = (task, name, identity(one))
             made = {point: self._lab.cells.surroundings(*who, point) for point in verdicts.POINTS}
             made |= {"train": self._lab.cells.runs(*who), "slice": self._lab.cells.slices(*who)}
-            if reference is not None:
-                made["match"] = self._lab.cells.matched(*who, identity(reference))
         yield self._line(
             "train",
             label,
@@ -159,14 +159,6 @@ class _Plan:
                 f"measure {task}",
                 lambda rates: rates.measuring(task),
             )
-        if name != self._experiment.reference:
-            yield self._line(
-                "match",
-                label,
-                self._cached(made.get("match")),
-                f"match {task}",
-                lambda rates: rates.matching(task),
-            )
         if name in self._experiment.optimizers and not index:
             yield self._line(
                 "slice",
@@ -174,6 +166,27 @@ class _Plan:
                 self._cached(made.get("slice")),
                 f"slice {task}",
                 lambda rates: rates.slicing(task),
+            )
+
+    def _matches(
+        self,
+        task: str,
+        name: str,
+        index: int,
+        one: Contestant | None,
+        others: Sequence[Contestant | None],
+    ) -> Iterator[PlannedCell]:
+        """With every seed of the reference that it is compared with."""
+        for other in others:
+            cell = None
+            if one is not None and other is not None:
+                cell = self._lab.cells.matched(task, name, identity(one), identity(other))
+            yield self._line(
+                "match",
+                _label(task, name, index),
+                self._cached(cell),
+                f"match {task}",
+                lambda rates: rates.matching(task),
             )
 
     def _cached(self, cell: Cell | None) -> bool:
@@ -188,6 +201,11 @@ class _Plan:
             with contextlib.suppress(_NotMeasuredError):
                 seconds = estimate(self._rates)
         return PlannedCell(stage, label, cached, seconds)
+
+
+def _label(task: str, name: str, index: int) -> str:
+    """Of a contestant's meta-training seed, by its place."""
+    return f"{task}, {name}" + (f", #{index}" if index else "")
 
 
 class _NotMeasuredError(Exception):

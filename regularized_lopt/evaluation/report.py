@@ -87,7 +87,7 @@ class Reporter:
         if chosen:
             self._chosen(page, chosen)
         if self._primary is not None:
-            page.claims(self.claims)
+            page.claims(self.claims, claims_lib.NOTE)
         page.table_section(
             "Test accuracy in detail",
             tables.accuracy_table(self._results),
@@ -131,10 +131,9 @@ class Reporter:
         page.table_section(
             "Declared tests",
             tables.verdict_table(tested),
-            "The family of tests that was declared beforehand, one per task, at the headline "
-            "radius and at completion, under Holm's procedure. Everything else on this page "
-            "describes. 'holds' also asks for an interval below 0 in the relative radius and at "
-            "matched training loss.",
+            "The family of tests that was declared beforehand, under Holm's procedure: one per "
+            "task, at the headline radius, absolute, and at completion. Everything else on this "
+            "page describes, each measure by its own 95% interval.",
         )
 
     def _property(self, page: Page, name: str, measured: Sequence[TaskResult]) -> None:

@@ -15,11 +15,14 @@ from regularized_lopt.evaluation import statistics, store, tables
 from regularized_lopt.evaluation.claims import Claim
 from regularized_lopt.evaluation.properties import PROPERTIES, SCALES, Surroundings
 from regularized_lopt.evaluation.verdicts import (
+    MEASURES,
     POINTS,
     Result,
     TaskResult,
     Verdict,
     compare,
+    measured_pair,
+    paired_units,
     units,
 )
 
@@ -33,9 +36,10 @@ def write(
     """Writes the results as CSV files and results.json.
 
     table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
-    properties.csv every property at every radius with its interval, runs.csv one row per run and
-    point, results.json the curves on the evaluation grid and along the ascents at the headline
-    radius. A table without rows is not written.
+    properties.csv every property at every radius with its interval, measures.csv by each measure
+    what every optimizer is judged by, with its difference and its ratio to the reference, runs.csv
+    one row per run and point, results.json the curves on the evaluation grid and along the ascents
+    at the headline radius. A table without rows is not written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
@@ -48,6 +52,7 @@ def write(
     for name, (header, rows) in as_seen.items():
         write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
     write_csv(out_dir / "properties.csv", property_rows(results))
+    write_csv(out_dir / "measures.csv", measure_rows(results))
     write_csv(out_dir / "runs.csv", run_rows(results))
     (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
@@ -79,6 +84,41 @@ def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                                 "low": difference.low,
                                 "high": difference.high,
                             }
+
+
+def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """What every contestant is judged by, at the headline radius, by each measure.
+
+    Columns say whether it is learned and whether it was trained for a property (`targeted`). Runs
+    are at matched training loss once, so that `point` is empty there. The ends of a ratio's
+    interval are NaN where values are not positive.
+    """
+    for result in (result for result in results if result.is_measured):
+        for key, one in result.others:
+            for measure in MEASURES:
+                for point in ("",) if measure == "matched" else POINTS:
+                    pair = paired_units(*measured_pair(result, key, one.judged_by, point, measure))
+                    difference = statistics.paired_difference(*pair)
+                    ratio = statistics.paired_ratio(*pair)
+                    known = math.isfinite(ratio.log.mean)
+                    low, high = (ratio.log.low, ratio.log.high) if known else (math.nan, math.nan)
+                    yield {
+                        "task": result.task,
+                        "steps": result.num_steps,
+                        "optimizer": key,
+                        "reference": result.reference,
+                        "learned": one.is_learned,
+                        "targeted": one.targeted,
+                        "property": one.judged_by,
+                        "measure": measure,
+                        "point": point,
+                        "difference": difference.mean,
+                        "low": difference.low,
+                        "high": difference.high,
+                        "log_ratio": ratio.log.mean,
+                        "log_ratio_low": low,
+                        "log_ratio_high": high,
+                    }
 
 
 def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:

@@ -86,8 +86,8 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
 
 
 def _own_property_against(one: Result, other: Result, radius: int) -> list[str]:
-    """What `one` should have learned, and its difference to `other` at completion, by scale."""
-    name = one.own_property
+    """What `one` is judged by, and its difference to `other` at completion, by scale."""
+    name = one.judged_by
     last = [[r.last(name, "completion", radius, scale) for r in (one, other)] for scale in SCALES]
     return [LABELS[name], *(str(compare(own, theirs)) for own, theirs in last)]
 
@@ -204,16 +204,17 @@ def property_table(result: TaskResult, point: str) -> Table:
 
 
 def verdict_table(judged: Sequence[Verdict]) -> Table:
-    """One row per verdict; p and its threshold where a test was declared."""
+    """One row per verdict; what was decided, p and its threshold where a test was declared."""
     header = [
         "task",
         "optimizer",
         "property",
         "point",
-        "verdict",
         "absolute radius (95%)",
         "relative radius (95%)",
         "at matched training loss (95%)",
+        "by its interval, each measure",
+        "declared test",
         "p",
         "threshold (Holm)",
     ]
@@ -225,10 +226,11 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
                 v.contestant,
                 v.property,
                 v.point,
-                v.verdict,
                 str(v.absolute),
                 str(v.relative),
                 str(v.matched),
+                v.text(),
+                v.declared(),
                 f"{v.decision.p:.3g}" if v.decision is not None else "",
                 f"{v.decision.threshold:.3g}" if v.decision is not None else "",
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,14 @@ from regularized_lopt.evaluation.properties import PROPERTIES, Measurement, Surr
 from regularized_lopt.evaluation.runs import Runs
 
 HOLDS = "holds"
-ABSOLUTE_ONLY = "holds only in absolute radius"
 DOES_NOT_HOLD = "does not hold"
 UNDECIDED = "undecided"
 UNDERPOWERED = "underpowered"
-VERDICTS = (HOLDS, ABSOLUTE_ONLY, DOES_NOT_HOLD, UNDECIDED, UNDERPOWERED)
 
 POINTS = ("poc", "completion")
+MEASURES = ("absolute", "relative", "matched")
+"""Ways of measuring a property, each judged by itself: in either radius, and in the relative one at
+matched training loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Result:
       learning_rate: of a baseline; None: it was learned.
       runs: per seed.
       at: per point ("poc", "completion"), per seed; empty: nothing was measured.
-      matched: per seed; empty for the reference, and where nothing was measured.
+      matched: per pair of seeds, see `seed_pairs`; empty for the reference, and where that was not
+        measured.
       slices: of the loss around the PoC of the first run, if they were asked for.
       targeted: whether it was trained for its own property, which else is merely what to show.
     """
@@ -70,6 +73,14 @@ class Result:
     def is_learned(self) -> bool:
         """Not a baseline."""
         return self.learning_rate is None
+
+    @property
+    def judged_by(self) -> str:
+        """The property that tells whether it finds flat minima: for SAM's the rise, max L - L.
+
+        The larger part of max L is L itself, which is how well a network was trained.
+        """
+        return "gsam" if self.own_property == "sam" else self.own_property
 
     def accuracy(self) -> np.ndarray:
         """[seeds, runs], percent, at completion."""
@@ -142,16 +153,21 @@ def units(values: np.ndarray) -> np.ndarray:
     return values.mean(axis=1) if values.shape[0] > 1 else values[0]
 
 
-def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The independent units of both, [seeds, runs] each.
+def seed_pairs(own: int, reference: int) -> list[tuple[int, int]]:
+    """Places of the meta-training seeds that are compared, of two numbers of seeds.
 
-    One seed goes with any number; of two unequal numbers, the seeds that both have.
+    One seed (a baseline has no more) goes with every seed of the other; of two unequal numbers, the
+    seeds that both have are paired.
     """
-    if 1 not in (len(a), len(b)):
-        both = min(len(a), len(b))
-        a, b = a[:both], b[:both]
-    a, b = np.broadcast_arrays(a, b)
-    return units(a), units(b)
+    if 1 in (own, reference):
+        return list(itertools.product(range(own), range(reference)))
+    return [(place, place) for place in range(min(own, reference))]
+
+
+def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The independent units of both, [seeds, runs] each, in the pairs of `seed_pairs`."""
+    own, reference = zip(*seed_pairs(len(a), len(b)), strict=True)
+    return units(a[list(own)]), units(b[list(reference)])
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
@@ -169,7 +185,6 @@ class Verdict:
       matched: the same in the relative radius where both first reached the same training loss,
         whatever `point` is.
       decision: of the declared family's test; None for what is merely described.
-      verdict: one of `VERDICTS`.
     """
 
     task: str
@@ -180,7 +195,29 @@ class Verdict:
     relative: statistics.Difference
     matched: statistics.Difference
     decision: statistics.Decision | None
-    verdict: str
+
+    def by(self, measure: str) -> str:
+        """What one of `MEASURES` says by its 95% interval, whatever the others say."""
+        return _outcome(getattr(self, measure).sign)
+
+    def text(self) -> str:
+        """The measures by what they say: "holds: relative; undecided: absolute, matched"."""
+        said = {
+            outcome: [measure for measure in MEASURES if self.by(measure) == outcome]
+            for outcome in (HOLDS, DOES_NOT_HOLD, UNDECIDED)
+        }
+        return "; ".join(f"{outcome}: {', '.join(by)}" for outcome, by in said.items() if by)
+
+    def declared(self) -> str:
+        """What the declared test decides, in absolute radius; empty where none was declared."""
+        if self.decision is None:
+            return ""
+        return UNDERPOWERED if self.decision.underpowered else _outcome(self.decision.sign)
+
+
+def _outcome(sign: int) -> str:
+    """Of a difference to the reference, of which less is flatter."""
+    return {-1: HOLDS, 0: UNDECIDED, 1: DOES_NOT_HOLD}[sign]
 
 
 def judge(
@@ -229,25 +266,28 @@ def judge(
 def _verdict(
     result: TaskResult, key: str, name: str, point: str, decision: statistics.Decision | None
 ) -> Verdict:
-    absolute = compare(*property_pair(result, key, name, point, "absolute"))
-    relative = compare(*property_pair(result, key, name, point, "relative"))
-    matched = compare(*matched_pair(result.contestants[key], name))
-    sign = absolute.sign if decision is None else decision.sign
-    if decision is not None and decision.underpowered:
-        verdict = UNDERPOWERED
-    elif sign > 0:
-        verdict = DOES_NOT_HOLD
-    elif sign == 0:
-        verdict = UNDECIDED
-    elif relative.sign < 0 and matched.sign < 0:
-        verdict = HOLDS
-    else:
-        verdict = ABSOLUTE_ONLY
-    return Verdict(result.task, key, name, point, absolute, relative, matched, decision, verdict)
+    measured = {
+        measure: compare(*measured_pair(result, key, name, point, measure)) for measure in MEASURES
+    }
+    return Verdict(result.task, key, name, point, **measured, decision=decision)
+
+
+def measured_pair(
+    result: TaskResult, key: str, name: str, point: str, measure: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A property by one of `MEASURES`, [seeds, runs]: (contestant's, reference's)."""
+    if measure == "matched":
+        return matched_pair(result.contestants[key], name)
+    return property_pair(result, key, name, point, measure)
 
 
 def matched_pair(contestant: Result, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A property at matched training loss, relative radius, [seeds, runs]: (own, reference's)."""
+    """A property at matched training loss, relative radius, [pairs, runs]: (own, reference's).
+
+    NaN where it was not measured.
+    """
+    if not contestant.matched:
+        return np.full((1, 1), np.nan), np.full((1, 1), np.nan)
     pairs: list[list[Any]] = [
         [getattr(m, side).last(name, "relative")[:, 0] for m in contestant.matched]
         for side in ("own", "reference")

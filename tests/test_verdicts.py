@@ -1,0 +1,66 @@
+"""Which seeds are compared with which, and what follows from a difference."""
+
+import numpy as np
+import pytest
+from helpers_verdicts import contestant, measured_task
+from test_laboratory import RELU, lab
+
+from regularized_lopt.evaluation import contestants, plan, verdicts
+
+
+def test_one_seed_is_compared_with_every_seed_of_the_reference():
+    assert verdicts.seed_pairs(1, 3) == [(0, 0), (0, 1), (0, 2)]
+    assert verdicts.seed_pairs(3, 1) == [(0, 0), (1, 0), (2, 0)]
+    assert verdicts.seed_pairs(3, 2) == [(0, 0), (1, 1)]
+    assert verdicts.seed_pairs(1, 1) == [(0, 0)]
+
+
+def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_reference():
+    """The baseline has 1.0, the reference's seeds 1.0 to 3.0: one seed alone would show no more."""
+    nothing = np.zeros(3)
+    sgd = contestant([0.0], [1.0], matched=[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)], learning_rate=0.1)
+    result = measured_task(RELU, none=contestant(nothing, nothing + 1), SGD=sgd)
+    found = {(v.property, v.point): v for v in verdicts.judge([result])}
+    matched = found["sam", "completion"].matched
+    assert matched.count == 3
+    assert matched.mean == pytest.approx(-1.0)
+    assert matched.low == pytest.approx(-1.0 - 4.303 / np.sqrt(3), rel=1e-3)
+
+
+def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkeypatch):
+    """Two optimizers stand for two seeds of the reference; the plan has as many cells."""
+    who = {"none": contestants.baseline("SGD", 0.5), "other": contestants.baseline("SGD", 0.3)}
+    laboratory = lab(tmp_path, who=who, reference="none")
+    one_task = laboratory.on(RELU)
+    matched = []
+    monkeypatch.setattr(type(one_task), "_match", lambda self, *pair: matched.append(pair[:2]))
+    seeds = {"none": [who["none"], who["other"]], "Adam": [contestants.baseline("Adam", 0.1)]}
+    one_task._matched("Adam", seeds, {"none": ["runs 0", "runs 1"], "Adam": ["runs"]})
+    assert matched == [(seeds["Adam"][0], reference) for reference in seeds["none"]]
+
+    planned = plan._Plan(laboratory, measure_rates=False)
+    monkeypatch.setattr(type(laboratory.experiment), "contestants_on", lambda *_: list(seeds))
+    lines = [line.label for line in planned._task(RELU, seeds) if line.stage == "match"]
+    assert lines == [f"{RELU}, Adam"] * 2
+
+
+def test_each_measure_is_judged_alone():
+    base, noise = np.zeros(4), np.array([0.01, -0.01, 0.02, -0.02])
+    none = contestant(base, base + 1.0)
+    other = contestant(
+        base, base + 1.2 + noise, relative=base + 0.8 + noise, matched=[(1.0, 1.0)] * 4
+    )
+    judged = verdicts.judge([measured_task(RELU, none=none, mine=other)], ("mine", "sam"))
+    found = {(v.property, v.point): v for v in judged}["sam", "completion"]
+    assert [found.by(measure) for measure in verdicts.MEASURES] == [
+        verdicts.DOES_NOT_HOLD,
+        verdicts.HOLDS,
+        verdicts.UNDECIDED,
+    ]
+    assert found.text() == "holds: relative; does not hold: absolute; undecided: matched"
+    assert found.declared() == verdicts.DOES_NOT_HOLD
+
+
+def test_sam_is_judged_by_the_rise():
+    assert contestant([0.0], [1.0], own="sam").judged_by == "gsam"
+    assert contestant([0.0], [1.0], own="gam").judged_by == "gam"
