@@ -1,0 +1,50 @@
+"""The numbers in README.md are what the files in results/ say."""
+
+import csv
+import importlib.util
+import math
+
+import pytest
+from conftest import REPOSITORY
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location(
+        "update_readme", REPOSITORY / "docs" / "update_readme.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_says_what_the_results_say(script):
+    text = (REPOSITORY / "README.md").read_text()
+    assert script.updated(text) == text
+
+
+def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
+    names = ("task", "learned", "targeted", "low", "high", "log_ratio_low", "log_ratio_high")
+    return dict(zip(names, (task, True, targeted, low, high, *log_ratio), strict=True))
+
+
+def test_intervals_are_counted_over_all_parts_once(script, tmp_path, monkeypatch):
+    narrow = (-math.log(1 / 0.71), math.log(1 / 0.71))
+    parts = {
+        "first": [row(-2, -1, narrow), row(-1, 1), row(-1, 1, targeted=False)],
+        "second": [row(-2, -1, narrow), row(1, 2, (math.nan, math.nan)), row(-math.inf, math.inf)],
+        "without": [],
+    }
+    for part, rows in parts.items():
+        (tmp_path / part).mkdir()
+        if rows:
+            with (tmp_path / part / "measures.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    said = script.flatness()
+    assert "Of 3 intervals" in said
+    assert "1 lie below zero" in said
+    assert "and 1 above" in said
+    assert "of the 2 that have a ratio, 1 could have shown a change of 30%" in said
