@@ -22,6 +22,7 @@ from regularized_lopt.evaluation import contestants as contestants_lib
 from regularized_lopt.evaluation import convergence
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.runs import Ends, Levels, Runs, eval_grid, loss_grid, trailing_mean
+from regularized_lopt.tasks import classification
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
@@ -337,8 +338,8 @@ def whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Arr
             {name: value[jnp.minimum(index, size - 1)] for name, value in split.items()}
         )
         logits = task.logits(params, batch["image"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        loss = classification.cross_entropy(logits, batch["label"])
+        correct = classification.is_correct(logits, batch["label"])
         inside = index < size
         return jnp.sum(loss * inside), jnp.sum(correct & inside)
 

@@ -8,12 +8,11 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.tasks import data, networks
+from regularized_lopt.tasks import classification, data, networks
 
 Params = Any
 
@@ -62,9 +61,8 @@ class ImageTask(upstream.Task):
         """Mean cross-entropy in nats, and {"accuracy": share of the batch classified correctly}."""
         del key
         logits = self.logits(params, data["image"])
-        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, data["label"]))
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == data["label"])
-        return loss, {"accuracy": accuracy}
+        loss = jnp.mean(classification.cross_entropy(logits, data["label"]))
+        return loss, {"accuracy": jnp.mean(classification.is_correct(logits, data["label"]))}
 
     def normalizer(self, loss: jax.Array) -> jax.Array:
         """Clips the loss to [0, 1.5 log(classes)] as upstream's tasks do; NaN: the upper end."""
