@@ -70,6 +70,17 @@ def test_convergence_is_found_online_where_a_second_look_finds_it(seed, slope, n
     assert float(state.params) == float(state.step)  # The params of that very step.
 
 
+@pytest.mark.parametrize(("loss", "declared"), [(2.3, True), (np.nan, False), (np.inf, False)])
+def test_convergence_is_declared_on_a_constant_loss_and_not_on_none(loss, declared):
+    state, _ = jax.lax.scan(
+        lambda state, t: (convergence.update(state, t, jnp.float32(loss), 0.0), None),
+        convergence.start(jnp.asarray(0.0)),
+        jnp.arange(150),
+    )
+    assert bool(state.declared) == declared
+    assert int(state.step) == (119 if declared else 149)
+
+
 def test_ascent_reaches_the_maximum_of_a_quadratic_over_the_box():
     """L = sum a (x - c)^2 / 2 is largest at a corner: each coordinate on the side away from c."""
     with jax.enable_x64(True):

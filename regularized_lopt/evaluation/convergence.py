@@ -21,8 +21,8 @@ class Convergence:
       recent: the last `WINDOW` training losses, a ring buffer.
       best_mean: lowest trailing mean so far (until convergence is declared).
       best_step: step at which it was reached.
-      declared: convergence has been declared: the trailing mean has not improved for `PATIENCE`
-        steps.
+      declared: convergence has been declared: the trailing mean is finite and has not improved for
+        `PATIENCE` steps.
       step: step of that declaration (while there is none: the last step seen).
       params: the params at `step`: the PoC.
     """
@@ -74,7 +74,7 @@ def update(state: Convergence, step: jax.Array, loss: jax.Array, params: Any) ->
         recent=recent,
         best_mean=jnp.where(better, mean, state.best_mean),
         best_step=best_step,
-        declared=was_declared | (step - best_step >= PATIENCE),
+        declared=was_declared | (jnp.isfinite(mean) & (step - best_step >= PATIENCE)),
         step=jnp.where(was_declared, state.step, step),
         params=jax.tree.map(
             lambda old, new: jnp.where(was_declared, old, new), state.params, params
