@@ -81,6 +81,27 @@ def test_convergence_is_declared_on_a_constant_loss_and_not_on_none(loss, declar
     assert int(state.step) == (119 if declared else 149)
 
 
+@pytest.mark.parametrize(
+    ("centre", "radius", "measured"),
+    [
+        ([1e3, 0.0], 0.01, True),
+        ([1e9, 0.0], 0.01, False),  # Spaced by 64: one coordinate alone would climb.
+        ([0.0, 0.0], 0.01, True),
+        ([1e9, 1.0], [[1e7], [0.01]], True),  # In its own units it moves.
+        ([1.0, 0.0], [[0.01], [0.0]], True),  # A filter of zeros has a radius of zero.
+        ([0.0, 0.0], [[0.0], [0.0]], False),  # All are: a dead network looks flat.
+    ],
+)
+def test_a_ball_without_room_among_the_floats_is_not_measured(centre, radius, measured):
+    centre = {"a": jnp.asarray(centre[:1]), "b": jnp.asarray(centre[1:])}
+    if isinstance(radius, list):
+        radius = dict(zip(centre, map(jnp.asarray, radius), strict=True))
+    ascent = sharpness.ascend(lambda p: p["a"][0] + p["b"][0], centre, KEY, radius)
+    assert np.all(np.isfinite(ascent.values) == measured)
+    assert np.isfinite(ascent.centre)
+    assert np.isnan(ascent.best) != measured
+
+
 def test_ascent_reaches_the_maximum_of_a_quadratic_over_the_box():
     """L = sum a (x - c)^2 / 2 is largest at a corner: each coordinate on the side away from c."""
     with jax.enable_x64(True):

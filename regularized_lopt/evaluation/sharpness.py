@@ -8,7 +8,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import errors
 from regularized_lopt.regularizers import tree
@@ -26,7 +26,8 @@ class Ascent:
 
     Attributes:
       centre: at the centre of the ball.
-      values: [num_steps + 1], at the random start and after each step.
+      values: [num_steps + 1], at the random start and after each step; NaN where the ball has no
+        place among the floats around the centre (see `has_room`): not measured.
     """
 
     centre: Float[Array, ""]
@@ -99,7 +100,27 @@ def ascend(
     offset = jax.tree.map(normal, keys, centre, radius)
     offset, values = jax.lax.scan(step, offset, length=num_steps)
     last = objective(jax.tree.map(jnp.add, centre, offset))
-    return Ascent(centre=objective(centre), values=jnp.append(values, last))
+    values = jnp.where(has_room(centre, radius), jnp.append(values, last), jnp.nan)
+    return Ascent(centre=objective(centre), values=values)
+
+
+def has_room(centre: Any, radius: Any) -> Bool[Array, ""]:
+    """Whether a ball holds more floats than its centre: else any function looks flat inside it.
+
+    Args:
+      centre: a pytree.
+      radius: tree of radii that broadcast against its leaves; those that are 0 fix a coordinate.
+
+    Returns:
+      False where centre + radius rounds to the centre in some coordinate, or all are fixed.
+    """
+
+    def moves(leaf: jax.Array, r: Any) -> jax.Array:
+        return jnp.all((leaf + r != leaf) | (jnp.asarray(r) == 0))
+
+    everywhere = jax.tree.leaves(jax.tree.map(moves, centre, radius))
+    anywhere = [jnp.any(jnp.asarray(r) > 0) for r in jax.tree.leaves(radius)]
+    return jnp.all(jnp.stack(everywhere)) & jnp.any(jnp.stack(anywhere))
 
 
 def filter_radii(params: Any, radius: float | jax.Array) -> Any:

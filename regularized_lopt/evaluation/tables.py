@@ -183,7 +183,7 @@ def property_table(result: TaskResult, point: str) -> Table:
     for key, one in result.contestants.items():
         row = [one.name]
         for name in PROPERTIES:
-            row.append(_summary(one.last(name, point, radius)))
+            row.append(_measured(one.last(name, point, radius)))
             for scale in SCALES:
                 row.append(
                     ""
@@ -350,6 +350,12 @@ def compute_table(seconds: Mapping[str, float]) -> Table:
 def _lowest(values: np.ndarray) -> str:
     finite = [value for value in units(values) if np.isfinite(value)]
     return f"{min(finite):.2f}" if finite else ""
+
+
+def _measured(values: np.ndarray) -> str:
+    """A property, which is NaN where its ball has no room (`sharpness.has_room`)."""
+    missing = int(np.sum(np.isnan(units(values))))
+    return f"not measured ({missing} of {len(units(values))})" if missing else _summary(values)
 
 
 def _summary(values: np.ndarray) -> str:
