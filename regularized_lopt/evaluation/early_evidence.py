@@ -132,20 +132,22 @@ def _fit(
         cubic_key, init_key = jax.random.split(key)
         task: Any = family.task_fn(family.sample(cubic_key))
         params = task.init(init_key)
-        start = (opt.init(params, num_steps=num_steps), params, jnp.inf, jnp.asarray(0, jnp.int32))
+        loss_key, update_key, opt_key, test_key = (jax.random.fold_in(key, i) for i in range(4))
+        opt_state = opt.init(params, num_steps=num_steps, key=opt_key)
+        start = (opt_state, params, jnp.inf, jnp.asarray(0, jnp.int32))
 
         def step(t: jax.Array, carry: Any) -> Any:
             state, best, lowest, at = carry
             params = opt.get_params(state)
-            loss, grad = jax.value_and_grad(task.loss)(params, key, ())
+            loss, grad = jax.value_and_grad(task.loss)(params, jax.random.fold_in(loss_key, t), ())
             better = (loss < lowest) & (t - at <= patience)
             best = jax.tree.map(lambda old, new: jnp.where(better, new, old), best, params)
-            state = opt.update(state, grad, loss=loss, key=key)
+            state = opt.update(state, grad, loss=loss, key=jax.random.fold_in(update_key, t))
             return state, best, jnp.where(better, loss, lowest), jnp.where(better, t, at)
 
         _, best, lowest, at = jax.lax.fori_loop(0, num_steps, step, start)
         return {
-            "r2": task.loss_and_aux(best, key, ())[1]["r2"],
+            "r2": task.loss_and_aux(best, test_key, ())[1]["r2"],
             "norm": optax.tree.norm(best),
             "train_loss": lowest,
             "stopped": at,

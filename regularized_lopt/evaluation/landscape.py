@@ -62,10 +62,11 @@ def _plane(
 ) -> jax.Array:
     batch = task.datasets.normalize(examples)
     first, second = (filter_direction(params, k) for k in jax.random.split(key))
+    loss_key = jax.random.fold_in(key, 2)
 
     def loss(a: jax.Array, b: jax.Array) -> jax.Array:
         moved = jax.tree.map(lambda p, u, v: p + a * u + b * v, params, first, second)
-        return task.loss(moved, key, batch)
+        return task.loss(moved, loss_key, batch)
 
     return jax.lax.map(lambda a: jax.lax.map(lambda b: loss(a, b), at), at)
 

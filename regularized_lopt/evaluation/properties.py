@@ -30,6 +30,7 @@ LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖�
 PROPERTIES = tuple(LABELS)
 SCALES = ("absolute", "relative")
 HEADLINE_RADIUS = 0.01
+_LOSS = 2**31  # The key is folded with it for a stochastic loss; with 0, 1, ... for the starts.
 
 
 @configurable()
@@ -172,11 +173,7 @@ def _ascend(
     examples: Any,
 ) -> tuple[Any, Any]:
     """At one radius, run by run: ((loss, gradient norm), (loss, gradient norm) along ascents)."""
-    batch = task.datasets.normalize(examples)
-
-    def loss_fn(params: Any) -> jax.Array:
-        return task.loss(params, key, batch)
-
+    loss_fn = _held_out_loss(task, key, examples)
     objectives = (loss_fn, sharpness.gradient_norm(loss_fn))
 
     def one_run(params: Any) -> tuple[Any, Any]:
@@ -219,14 +216,18 @@ def _curvature(
     examples: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Trace and top eigenvalue of the Hessian, run by run."""
-    batch = task.datasets.normalize(examples)
-
-    objective = regularizers.Objective.of(lambda params: task.loss(params, key, batch))
+    objective = regularizers.Objective.of(_held_out_loss(task, key, examples))
     trace = regularizers.HessianTrace(num_probes=num_probes)
     top = regularizers.HessianTop(num_iterations=num_iterations)
     return _over_runs(
         lambda p: (trace.curvature(objective, p, key), top.curvature(objective, p, key)), params
     )
+
+
+def _held_out_loss(task: tasks.ImageTask, key: jax.Array, examples: Any) -> sharpness.Objective:
+    """A fixed function of the params: a stochastic loss draws the same wherever it is taken."""
+    batch, loss_key = task.datasets.normalize(examples), jax.random.fold_in(key, _LOSS)
+    return lambda params: task.loss(params, loss_key, batch)
 
 
 def _over_runs(function: Callable[[Any], Any], params: Any) -> Any:

@@ -72,12 +72,12 @@ def updates_after(
     opt: upstream.Optimizer, history: jax.Array, gradient: jax.Array, seed: int = 0
 ) -> jax.Array:
     """What is added to n params that start at 0 by `gradient` [n], after `history` [steps, n]."""
-    key = jax.random.PRNGKey(seed)
+    first, *keys = jax.random.split(jax.random.PRNGKey(seed), len(history) + 2)
     loss = jnp.zeros(())
-    state = opt.init(jnp.zeros_like(gradient), num_steps=len(history) + 1, key=key)
-    for before in history:
+    state = opt.init(jnp.zeros_like(gradient), num_steps=len(history) + 1, key=first)
+    for before, key in zip(history, keys, strict=False):
         state = opt.update(state, before, loss=loss, key=key)
-    moved = opt.update(state, gradient, loss=loss, key=key)
+    moved = opt.update(state, gradient, loss=loss, key=keys[-1])
     return opt.get_params(moved) - opt.get_params(state)
 
 

@@ -26,6 +26,8 @@ from regularized_lopt.tasks import classification
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
+# What a run's key is folded with, so that no two uses of it share random numbers.
+_PARAMS, _BATCHES, _LOSS, _UPDATE, _OPTIMIZER = range(5)
 _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
 
 
@@ -146,7 +148,7 @@ class _Program:
         datasets = self._task.datasets
         train, test = datasets.arrays("train"), datasets.arrays("test")
         hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
-        carry = self._init(hyper, _initial_params(self._task, keys), num_steps)
+        carry = self._init(hyper, keys, _initial_params(self._task, keys), num_steps)
         evaluations: list[Any] = []
         losses: list[np.ndarray] = []
         done = 0
@@ -185,13 +187,14 @@ class _Program:
         arrays = jax.tree.map(np.asarray, arrays)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(lanes))]
 
-    @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _init(self, hyper: Any, params: Any, num_steps: int) -> Any:
-        def one(hyper: Any, params: Any) -> Any:
-            opt_state = self._make(hyper).init(params, num_steps=num_steps)
+    @functools.partial(jax.jit, static_argnums=(0, 4))
+    def _init(self, hyper: Any, keys: jax.Array, params: Any, num_steps: int) -> Any:
+        def one(hyper: Any, key: jax.Array, params: Any) -> Any:
+            key = jax.random.fold_in(key, _OPTIMIZER)
+            opt_state = self._make(hyper).init(params, num_steps=num_steps, key=key)
             return opt_state, convergence.start(params), Levels.start(params), jnp.zeros(())
 
-        return _over_lanes(one, hyper, params)
+        return _over_lanes(one, hyper, keys, params)
 
     # Dynamic bounds: one program serves every stretch between evaluations, and any length.
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -214,16 +217,20 @@ class _Program:
     ) -> tuple[Any, jax.Array]:
         opt_state, poc, levels, _ = carry
         opt, task = self._make(hyper), self._task
-        batch = task.datasets.sample(train, jax.random.fold_in(jax.random.fold_in(key, 1), t))
+        batch_key, loss_key, update_key = (
+            jax.random.fold_in(jax.random.fold_in(key, use), t)
+            for use in (_BATCHES, _LOSS, _UPDATE)
+        )
+        batch = task.datasets.sample(train, batch_key)
         params = opt.get_params(opt_state)
-        loss, grad = jax.value_and_grad(task.loss)(params, key, batch)
+        loss, grad = jax.value_and_grad(task.loss)(params, loss_key, batch)
         # A second gradient on the same batch, for those that ask for it.
         extra = (
-            {"grad_fn": lambda at: jax.grad(task.loss)(at, key, batch)}
+            {"grad_fn": lambda at: jax.grad(task.loss)(at, loss_key, batch)}
             if isinstance(opt, contestants_lib.OptaxBaseline)
             else {}
         )
-        opt_state = opt.update(opt_state, grad, loss=loss, key=key, **extra)
+        opt_state = opt.update(opt_state, grad, loss=loss, key=update_key, **extra)
         after = opt.get_params(opt_state)
         poc = convergence.update(poc, t, loss, after)
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
@@ -249,7 +256,7 @@ class _Program:
 # Jitted at module level: one compilation serves all contestants of a task.
 @functools.partial(jax.jit, static_argnums=0)
 def _initial_params(task: tasks.ImageTask, keys: jax.Array) -> Any:
-    return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, 0)), keys)
+    return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, _PARAMS)), keys)
 
 
 def tune(
