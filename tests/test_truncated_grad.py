@@ -248,6 +248,26 @@ def test_a_trajectory_that_explodes_ends_alone_and_another_is_drawn(factor):
     assert np.all(np.isfinite(flat(out.unroll_state.inner_opt_state.params)))
 
 
+@pytest.mark.parametrize("explosion_factor", [1e3, np.inf])
+def test_a_trajectory_that_starts_at_a_loss_of_zero_does_not_explode(explosion_factor):
+    class AtItsMinimum(TwoLayer):
+        """Seen from one side, so that an optimizer leaves it."""
+
+        def loss(self, params, key, data):
+            away = jnp.sum(params["w1"] - self.init(key)["w1"])
+            return jnp.where(away >= 0, away, -away)
+
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    theta = lopt.init(KEY)
+    step = {"explosion_factor": explosion_factor}
+    estimator = make(AtItsMinimum(), lopt=lopt, unroll_length=5, step=step)
+    state = estimator.init_worker_state(weights(theta), KEY)
+    out, metrics = estimator.compute_gradient_estimate(weights(theta), KEY, state)
+    assert float(out.unroll_state.first_loss[0]) == 0
+    assert float(out.mean_loss) > 0
+    assert float(metrics["mean||redrawn"]) == 0
+
+
 def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
     for task in (quadratics.BatchQuadraticTask(), quadratics.QuadraticTask(5)):

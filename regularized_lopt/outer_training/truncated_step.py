@@ -78,7 +78,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
           outer_data_split: upstream's split that fresh batches for the outer loss come from:
             "train", "inner_valid" or "outer_valid".
           explosion_factor: a trajectory whose outer loss is more than so many times its first inner
-            loss (in absolute value) ends, and another one is drawn; in (0, inf], inf for never.
+            loss (in absolute value, at least 1) ends, and another one is drawn; in (0, inf], inf
+            for never while it is finite.
 
         Raises:
           ValueError: a parameter is out of range, or the task has no parameters, or some that are

@@ -28,7 +28,7 @@ class UnrollAux(NamedTuple):
       inner_loss: inner losses, [T].
       iteration: inner steps taken at each of them, [T].
       exploded: whether the trajectory is beyond rescue: its plain outer loss is not finite, or more
-        than `RegularizedTruncatedStep.explosion_factor` times its first inner loss.
+        than `RegularizedTruncatedStep.explosion_factor` times its first inner loss (at least 1).
       smoothness: (R, grad_theta R) of the smoothing term, mean over the unroll; None without one.
     """
 
@@ -130,13 +130,15 @@ class Unroll(NamedTuple):
         state = state.replace(  # type: ignore[attr-defined]
             first_loss=jnp.where(fresh, inner_losses[0], state.first_loss).astype(jnp.float32)
         )
+        # A first loss of 0, or of rounding error, is no scale to judge a loss by.
+        scale = jnp.maximum(jnp.abs(state.first_loss), 1.0)
         aux = UnrollAux(
             loss=plain,
             loss_correction=loss_correction,
             state=step_lib.finish_one(state, outer_state, finish_key),
             inner_loss=inner_losses,
             iteration=iterations,
-            exploded=~(plain <= step_lib.explosion_factor * jnp.abs(state.first_loss)),
+            exploded=~(plain <= step_lib.explosion_factor * scale),
             smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), smoothness),
         )
         return regularized, jax.lax.stop_gradient(aux)
