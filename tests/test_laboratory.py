@@ -19,7 +19,8 @@ import optax
 import pytest
 from conftest import REPOSITORY
 
-from regularized_lopt import serialization, tasks, zoo
+import regularized_lopt
+from regularized_lopt import serialization, tasks, upstream, zoo
 from regularized_lopt.evaluation import (
     Experiment,
     Laboratory,
@@ -215,12 +216,69 @@ def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
         )
 
 
-def test_a_damaged_cell_is_named(tmp_path):
-    lab(tmp_path).run()
-    cell = sorted((tmp_path / "cells" / "runs").iterdir())[0]
-    cell.write_bytes(cell.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=cell.name.replace("+", r"\+")):
-        lab(tmp_path).run()
+def cells_of(out_dir, kind):
+    return sorted((out_dir / "cells" / kind).iterdir())
+
+
+def ends_of(laboratory):
+    """Numbers of all contestants, enough to tell one from another."""
+    (result,) = laboratory.run()
+    numbers = [
+        (one.runs[0].train_loss, one.at["poc"][0].loss) for one in result.contestants.values()
+    ]
+    return np.concatenate([np.ravel(array) for pair in numbers for array in pair])
+
+
+def test_a_damaged_cell_is_named_and_computed_again(tmp_path):
+    before = ends_of(lab(tmp_path))
+    for kind in ("runs", "surroundings"):
+        cell = cells_of(tmp_path, kind)[0]
+        cell.write_bytes(cell.read_bytes()[:-100])
+        with pytest.warns(UserWarning, match=f"{re.escape(cell.name)} is truncated.* as missing"):
+            np.testing.assert_array_equal(ends_of(lab(tmp_path)), before)
+
+
+@pytest.mark.parametrize("kind", ["runs", "surroundings", "tune"])
+def test_exchanged_cells_are_not_taken_for_each_other(tmp_path, kind):
+    """As after a bad restore: each file is intact, under the name of the other."""
+    settings = {"baselines": ("SGD", "Adam"), "tuning_runs": 1, "num_steps": 5}
+    before = ends_of(lab(tmp_path, **settings))
+    a, b = cells_of(tmp_path, kind)[:2]
+    contents = a.read_bytes(), b.read_bytes()
+    b.write_bytes(contents[0])
+    a.write_bytes(contents[1])
+    with pytest.warns(UserWarning, match="holds another result than its name says"):
+        missing = [cell for cell in plan.plan(lab(tmp_path, **settings)) if not cell.cached]
+    assert missing
+    with pytest.warns(UserWarning, match="holds another result than its name says"):
+        np.testing.assert_array_equal(ends_of(lab(tmp_path, **settings)), before)
+    assert all(cell.cached for cell in plan.plan(lab(tmp_path, **settings)))
+
+
+def test_what_has_no_name_of_its_own_is_computed_in_every_process(tmp_path):
+    """Its address is not one: another object may have it tomorrow."""
+    learned_opt = regularized_lopt.LSTMLOpt(hidden_size=2)
+    theta = learned_opt.init(jax.random.PRNGKey(0))
+    unnamed = regularized_lopt.LSTMLOpt(hidden_size=2)
+    del unnamed.config
+    odd = regularized_lopt.LSTMLOpt(hidden_size=2)
+    odd.config = {**odd.config, "schedule": lambda step: step}
+    who = {
+        "none": contestants.learned("none", learned_opt, theta),
+        "unnamed": contestants.learned("unnamed", unnamed, theta),
+        "odd": contestants.learned("odd", odd, theta),
+        "fixed": contestants.fixed("fixed", upstream.SGD(0.1)),
+    }
+    first = lab(tmp_path, who=who, num_steps=5)
+    first.run()
+    files = [path.name for path in (tmp_path / "cells").rglob("*.npz")]
+    assert {name for name in who if any(f"Relu_{name}" in file for file in files)} == {"none"}
+    assert all(cell.cached for cell in plan.plan(first))
+
+    def to_do(laboratory):
+        return {cell.label.split(", ")[1] for cell in plan.plan(laboratory) if not cell.cached}
+
+    assert to_do(lab(tmp_path, who=who, num_steps=5)) == {"unnamed", "odd", "fixed"}
 
 
 @pytest.fixture(scope="module")

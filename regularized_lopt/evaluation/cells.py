@@ -16,9 +16,22 @@ from regularized_lopt.evaluation.store import Cell
 from regularized_lopt.tasks import data as data_lib
 
 
-def identity(contestant: Contestant) -> str:
-    """What a contestant is called in the cells that depend on it."""
-    return f"{contestant.kind} {store.digest(contestant.hyper)}"
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a contestant is called in the cells that depend on it.
+
+    Attributes:
+      name: unlike any other's.
+      lasting: it is called so in every process.
+    """
+
+    name: str
+    lasting: bool
+
+
+def identity(contestant: Contestant) -> Identity:
+    """Of a contestant."""
+    return Identity(f"{contestant.kind} {store.digest(contestant.hyper)}", contestant.lasting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,50 +63,53 @@ class Cells:
         }
         return Cell("tune", f"{task} {baseline}", spec)
 
-    def runs(self, task: str, name: str, contestant: str) -> Cell:
+    def runs(self, task: str, name: str, contestant: Identity) -> Cell:
         """`Runs` of a contestant, whose `identity` is given."""
         spec = {
             **self._spec(task),
             "num_runs": self.experiment.runs_of(task),
-            "contestant": contestant,
+            "contestant": contestant.name,
             "levels": [LEVEL_RATIO, LEVELS_KEPT],
         }
-        return Cell("runs", f"{task} {name}", spec)
+        return Cell("runs", f"{task} {name}", spec, contestant.lasting)
 
-    def ends(self, task: str, name: str, contestant: str) -> Cell:
+    def ends(self, task: str, name: str, contestant: Identity) -> Cell:
         """`Ends` of those runs: large, and needed only to measure around them."""
         return dataclasses.replace(self.runs(task, name, contestant), kind="ends")
 
-    def surroundings(self, task: str, name: str, contestant: str, point: str) -> Cell:
+    def surroundings(self, task: str, name: str, contestant: Identity, point: str) -> Cell:
         """`properties.Surroundings` of those runs."""
         spec = {
             **self._measured(task, name, contestant),
             "point": point,
             "measurement": dataclasses.asdict(self.measurement_of(task)),
         }
-        return Cell("surroundings", f"{task} {name} {point}", spec)
+        return Cell("surroundings", f"{task} {name} {point}", spec, contestant.lasting)
 
-    def matched(self, task: str, name: str, contestant: str, reference: str) -> Cell:
+    def matched(self, task: str, name: str, contestant: Identity, reference: Identity) -> Cell:
         """`verdicts.Matched` of those runs and the reference's."""
         spec = {
             **self._measured(task, name, contestant),
-            "reference": reference,
+            "reference": reference.name,
             "measurement": dataclasses.asdict(self.measurement_of(task).headline_alone()),
         }
-        return Cell("matched", f"{task} {name}", spec)
+        lasting = contestant.lasting and reference.lasting
+        return Cell("matched", f"{task} {name}", spec, lasting)
 
-    def slices(self, task: str, name: str, contestant: str) -> Cell:
+    def slices(self, task: str, name: str, contestant: Identity) -> Cell:
         """`landscape.LossSlices` around the first of those runs."""
         spec = {**self.runs(task, name, contestant).spec, "reach": 1.0, "points": 25}
-        return Cell("slices", f"{task} {name}", spec)
+        return Cell("slices", f"{task} {name}", spec, contestant.lasting)
 
-    def update_curves(self, name: str, contestant: str) -> Cell:
+    def update_curves(self, name: str, contestant: Identity) -> Cell:
         """`smoothness.update_curves` of an optimizer."""
-        return Cell("updates", name, {"contestant": contestant})
+        return Cell("updates", name, {"contestant": contestant.name}, contestant.lasting)
 
-    def early_evidence(self, learned: Mapping[str, str]) -> Cell:
+    def early_evidence(self, learned: Mapping[str, Identity]) -> Cell:
         """`early_evidence.EarlyEvidence` with learned optimizers, by name."""
-        return Cell("early", "cubic polynomials", {"learned": dict(learned)})
+        names = {name: one.name for name, one in learned.items()}
+        lasting = all(one.lasting for one in learned.values())
+        return Cell("early", "cubic polynomials", {"learned": names}, lasting)
 
     def _spec(self, task: str) -> dict[str, Any]:
         """What every cell of a task depends on."""
@@ -106,7 +122,7 @@ class Cells:
             "splits": store.digest(data_lib.meta_splits(1000)),
         }
 
-    def _measured(self, task: str, name: str, contestant: str) -> dict[str, Any]:
+    def _measured(self, task: str, name: str, contestant: Identity) -> dict[str, Any]:
         return {
             **self.runs(task, name, contestant).spec,
             "measured_runs": self.experiment.measured_runs(task),

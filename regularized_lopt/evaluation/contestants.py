@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class Contestant:
       hyper: pytree of arrays: theta of a learned optimizer, the learning rate of a baseline.
       gradients_per_step: gradients of the loss that a step takes.
       learning_rate: of a baseline, else None.
+      lasting: `kind` says the same in another process, which may then read results stored here.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Contestant:
     hyper: Any
     gradients_per_step: int = 1
     learning_rate: float | None = None
+    lasting: bool = True
 
     @property
     def label(self) -> str:
@@ -48,11 +51,24 @@ class Contestant:
 
 
 def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Contestant:
-    """A learned optimizer with its weights."""
-    config = getattr(learned_opt, "config", None)
-    which = id(learned_opt) if config is None else sorted(config.items())
+    """A learned optimizer with its weights; results of one without a `config` are not stored."""
+    config: Any = getattr(learned_opt, "config", None)
+    lasting = _is_json(config)
+    which = sorted(config.items()) if lasting else id(learned_opt)
     kind = f"{type(learned_opt).__qualname__} {which}"
-    return Contestant(name, kind, learned_opt.opt_fn, jax.tree.map(jnp.asarray, theta))
+    hyper = jax.tree.map(jnp.asarray, theta)
+    return Contestant(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
+
+
+def _is_json(config: Any) -> bool:
+    """A dict, and without objects whose text may be their address."""
+    if not isinstance(config, dict):
+        return False
+    try:
+        json.dumps(config)
+    except TypeError:
+        return False
+    return True
 
 
 def load(name: str, path: Any) -> Contestant:
@@ -62,8 +78,8 @@ def load(name: str, path: Any) -> Contestant:
 
 
 def fixed(name: str, opt: upstream.Optimizer) -> Contestant:
-    """Any other optimizer of upstream's interface, as it is."""
-    return Contestant(name, f"{name} {id(opt)}", lambda _: opt, jnp.zeros(()))
+    """Any other optimizer of upstream's interface, as it is; its results are not stored."""
+    return Contestant(name, f"{name} {id(opt)}", lambda _: opt, jnp.zeros(()), lasting=False)
 
 
 @flax.struct.dataclass

@@ -96,11 +96,10 @@ class OneTask:
 
     def tuned(self, name: str) -> Contestant | None:
         """A baseline with its learning rate; None: that is still to be tuned."""
-        cell = self.cells.tune(self.name, name)
-        if cell not in self.keeper.cells:
+        found = self.keeper.cells.find(self.cells.tune(self.name, name))
+        if found is None:
             return None
-        learning_rate = float(self.keeper.cells.load(cell)["learning_rate"])
-        return contestants_lib.baseline(name, learning_rate)
+        return contestants_lib.baseline(name, float(found["learning_rate"]))
 
     @functools.cached_property
     def _task(self) -> tasks.ImageTask:
@@ -264,14 +263,14 @@ class OneTask:
           FileNotFoundError: they were not kept beside the runs.
         """
         who = (self.name, contestant.name, identity(contestant))
-        cell = self.cells.ends(*who)
-        if cell not in self.keeper.cells:
+        found = self.keeper.cells.find(self.cells.ends(*who))
+        if found is None:
             raise FileNotFoundError(
                 f"{self.out_dir} has the runs of {contestant.label} on {self.name}, but not their "
                 "params, around which something is still to be measured. To train these networks "
                 f"again, delete cells/{self.cells.runs(*who).file_name}."
             )
-        return Ends(**self.keeper.cells.load(cell))
+        return Ends(**found)
 
 
 def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:

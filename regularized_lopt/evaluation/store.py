@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import time
+import warnings
 from collections.abc import Callable, ItemsView, Mapping
 from typing import Any
 
@@ -29,11 +30,13 @@ class Cell:
       kind: of result: "runs", "surroundings", ...
       label: for people; part of the file's name.
       spec: JSON-serializable; a change of it is another cell.
+      lasting: another process gives the cell this name, too; else it is kept in memory alone.
     """
 
     kind: str
     label: str
     spec: Mapping[str, Any]
+    lasting: bool = True
 
     @functools.cached_property
     def digest(self) -> str:
@@ -53,26 +56,48 @@ class Store:
 
     def __init__(self, path: pathlib.Path):
         self._path = path
+        self._in_memory: dict[str, Mapping[str, Any]] = {}
 
     def __contains__(self, cell: Cell) -> bool:
-        return (self._path / cell.file_name).is_file()
+        return self.find(cell) is not None
 
     def save(self, cell: Cell, tree: Mapping[str, Any]) -> None:
         """Stores a result: nested dicts (string keys) of arrays."""
+        if not cell.lasting:
+            self._in_memory[cell.digest] = jax.tree.map(np.asarray, tree)
+            return
         metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": provenance.versions()}
         serialization.save(self._path / cell.file_name, tree, metadata, compress=True)
+
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """A result; None where there is none, or, with a warning, none to be trusted."""
+        try:
+            return self.load(cell)
+        except FileNotFoundError:
+            return None
+        except serialization.FileFormatError as error:
+            warnings.warn(f"{error} It is taken as missing.", stacklevel=2)
+            return None
 
     def load(self, cell: Cell) -> dict[str, Any]:
         """Reads a result.
 
         Raises:
           FileNotFoundError: it is not there.
-          serialization.FileFormatError: the file is damaged; the message names it.
+          serialization.FileFormatError: the file is damaged, or another cell's; the message names
+            it.
         """
-        flat, _ = serialization.load_flat(self._path / cell.file_name)
+        path = self._path / cell.file_name
+        if not cell.lasting:
+            if cell.digest not in self._in_memory:
+                raise FileNotFoundError(f"There is no {cell.label!r} of kind {cell.kind!r} here.")
+            return jax.tree.map(lambda leaf: leaf, self._in_memory[cell.digest])  # Dicts anew.
+        flat, about = serialization.load_flat(path)
+        if Cell(about.get("kind", ""), "", about.get("spec", {})).digest != cell.digest:
+            raise serialization.FileFormatError(f"{path} holds another result than its name says.")
         tree: dict[str, Any] = {}
-        for path, array in flat.items():
-            *parents, last = _PART.findall(path)
+        for keys, array in flat.items():
+            *parents, last = _PART.findall(keys)
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})
@@ -121,11 +146,13 @@ class Keeper:
 
     def get(self, cell: Cell, what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A cell, computed now unless it is there; `what` names it in the timings."""
-        if cell not in self.cells:
+        found = self.cells.find(cell)
+        if found is None:
             start = time.monotonic()
             self.cells.save(cell, compute())
             self.took(what, time.monotonic() - start)
-        return self.cells.load(cell)
+            found = self.cells.load(cell)
+        return found
 
     def took(self, what: str, seconds: float) -> None:
         """Notes what a cell took; the first word of its name is its kind."""
