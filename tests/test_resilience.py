@@ -15,7 +15,7 @@ import filelock
 import jax
 import numpy as np
 import pytest
-from conftest import digits_config
+from conftest import REPOSITORY, digits_config
 from test_outer_train import flat, train
 from test_tasks import poisoned
 
@@ -129,6 +129,58 @@ def test_scratch_files_of_a_killed_process_are_removed(tmp_path):
 def test_half_a_line_of_metrics_is_no_line(tmp_path):
     (tmp_path / "metrics.csv").write_text("outer_step,loss\n10,0.5\n120,0.25\n13")
     assert [row["outer_step"] for row in run_dir.read_metrics(tmp_path)] == [10, 120]
+
+
+def test_the_curves_of_a_resumed_run_are_those_of_one_that_went_on(tmp_path):
+    """Byte for byte, but for the seconds."""
+    train(tmp_path / "on", 6)
+    train(tmp_path / "resumed", 3)
+    train(tmp_path / "resumed", 6)
+    on, resumed = (
+        [line.rpartition(b",")[0] for line in (path / "metrics.csv").read_bytes().split(b"\r\n")]
+        for path in (tmp_path / "on", tmp_path / "resumed")
+    )
+    assert len(on) == 8
+    assert resumed == on
+
+
+_RACE = """
+import pathlib, sys, time
+from regularized_lopt.outer_training import run_dir
+print("ready", flush=True)
+begin, path = float(sys.stdin.readline()), pathlib.Path(sys.argv[1])
+for slot in range(40):
+    while time.time() < begin + slot / 10:
+        pass
+    try:
+        with run_dir.RunDir(path / str(slot), {"task": "a"}):
+            print("claimed", flush=True)
+            time.sleep(0.05)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def test_of_processes_that_begin_at_once_all_but_one_are_told_so(tmp_path):
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RACE, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        for _ in range(2)
+    ]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    begin = time.time() + 0.2
+    for racer in racers:
+        racer.stdin.write(f"{begin}\n")
+        racer.stdin.flush()
+    outcomes = [line for racer in racers for line in racer.communicate()[0].split()]
+    assert len(outcomes) == 80
+    assert set(outcomes) == {"claimed", "InUseError"}
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):

@@ -86,13 +86,20 @@ class RunDir:
             self._claim(description, overwrite)
 
     def _claim(self, description: str, overwrite: bool) -> None:
-        file = self.path / _EXPERIMENT
+        lock = self.path / _LOCK
+        was_there = lock.exists()
+        self._acquire()
         try:
-            found = file.read_text() if file.is_file() else None
-            if found is None:
-                _check_empty(self.path)
-            elif found != description and not overwrite:
-                raise OtherExperimentError(_difference(self.path, found, description))
+            # Under the lock: another process may have been about to begin.
+            self._take(description, overwrite)
+        except BaseException:
+            if not was_there:
+                lock.unlink()  # Nothing of ours stays in what is not ours.
+            self._lock.release()
+            raise
+
+    def _acquire(self) -> None:
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
@@ -106,10 +113,19 @@ class RunDir:
                 f"{self.path} cannot be written to ({error.strerror or error}). Choose another "
                 "--train_log_dir",
             ) from error
-        if found is not None and found != description:
+
+    def _take(self, description: str, overwrite: bool) -> None:
+        file = self.path / _EXPERIMENT
+        found = file.read_text() if file.is_file() else None
+        if found == description:
+            return
+        if found is None:
+            _check_empty(self.path)
+        elif not overwrite:
+            raise OtherExperimentError(_difference(self.path, found, description))
+        else:
             self._delete()
-        if found != description:
-            self.write(_EXPERIMENT, description)
+        self.write(_EXPERIMENT, description)
 
     def __enter__(self) -> RunDir:
         return self
@@ -177,18 +193,18 @@ class MetricsLog:
         self.seconds_before = 0.0
         if not self._run_dir.writes:
             return
-        rows = [row for row in read_metrics(self._run_dir.path) if row["outer_step"] <= step]
+        # As they were written: 1 is not to become 1.0.
+        rows = [row for row in _rows(self._run_dir.path) if float(row["outer_step"]) <= step]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.FIELDS)
         writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if value is None else value for key, value in row.items()})
+        writer.writerows(rows)
         self._run_dir.write(zoo.METRICS_FILE, text.getvalue())
         self._file = (self._run_dir.path / zoo.METRICS_FILE).open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.FIELDS)
         self._tensorboard = _Events(self._run_dir.path, step + 1)
         if rows:
-            self.seconds_before = rows[-1]["seconds"] or 0.0
+            self.seconds_before = float(rows[-1]["seconds"] or 0)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one outer step."""
@@ -236,15 +252,19 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     A last line without its end, of a process that was killed while it wrote, is left out.
     """
-    file = pathlib.Path(path) / zoo.METRICS_FILE
+    return [
+        {key: float(value) if value else None for key, value in row.items()}
+        for row in _rows(pathlib.Path(path))
+    ]
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+    file = path / zoo.METRICS_FILE
     if not file.is_file():
         return []
     with file.open(newline="") as opened:
         lines = [line for line in opened if line.endswith("\n")]
-    return [
-        {key: float(value) if value else None for key, value in row.items()}
-        for row in csv.DictReader(lines)
-    ]
+    return list(csv.DictReader(lines))
 
 
 def _check_empty(path: pathlib.Path) -> None:
