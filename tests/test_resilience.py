@@ -12,6 +12,7 @@ import threading
 import time
 
 import filelock
+import gin
 import jax
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from test_outer_train import flat, train
 from test_tasks import poisoned
 
 import regularized_lopt
-from regularized_lopt import serialization
-from regularized_lopt.evaluation import contestants, meta_test, report
+from regularized_lopt import serialization, zoo
+from regularized_lopt.evaluation import contestants, meta_test, properties, report, tables
 from regularized_lopt.evaluation.properties import Measurement
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
@@ -380,6 +381,36 @@ def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path
     assert {"diverged", "kept"} <= words
     assert not {"nan", "inf"} & words
     assert "nan" not in (tmp_path / "table.csv").read_text().lower()
+
+
+def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
+    """Its networks' logits are around 1e8: finite, and worth nothing."""
+    chance = np.log(10)
+    train(tmp_path / "run", 4, "theta_learning_rate.learning_rate = 1e6")
+    assert zoo.validation_loss(tmp_path / "run") > 0.999 * chance
+    gin.clear_config()
+    result = meta_test(
+        {"thrown": zoo.load(tmp_path / "run"), "kept": contestants.baseline("SGD", 0.3)},
+        "ImageMLP_Digits_20_Relu",
+        num_runs=1,
+        num_steps=30,
+        baselines=(),
+        measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=0),
+        progress=False,
+    )
+    thrown, kept = result.contestants.values()
+    for name in ("train_loss", "test_loss"):
+        assert getattr(thrown.runs[0], name)[0, -1] > 0.999 * chance
+        assert getattr(kept.runs[0], name)[0, -1] < chance
+    assert thrown.accuracy() < 15 < kept.accuracy()
+    around = thrown.at["completion"][0]
+    assert around.loss > 0.999 * chance
+    for name in properties.PROPERTIES:
+        assert np.all(np.isnan(around.last(name, "absolute")))  # 0.01 rounds away.
+        assert around.last(name, "relative") > kept.at["completion"][0].last(name, "relative")
+    _, (row, other) = tables.property_table(result, "completion")
+    assert "not measured (1 of 1)" in row
+    assert not any("not measured" in cell for cell in other)
 
 
 @pytest.mark.parametrize("name", ["train_log_dir", "parent"])
