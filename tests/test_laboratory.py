@@ -20,7 +20,7 @@ import pytest
 from conftest import REPOSITORY
 
 import regularized_lopt
-from regularized_lopt import serialization, tasks, upstream, zoo
+from regularized_lopt import launch, serialization, tasks, upstream, zoo
 from regularized_lopt.evaluation import (
     Experiment,
     Laboratory,
@@ -745,6 +745,30 @@ def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduce
     pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
     assert ["## Meta-training" in page for page in pages] == [True, False]
     assert (tmp_path / "table_1.csv").read_bytes() == (reproduced[0] / "table_1.csv").read_bytes()
+
+
+def test_exchanged_optimizers_are_named(reproduced, tmp_path):
+    """Whole directories, or theta alone."""
+    shutil.copytree(reproduced[0] / "optimizers", tmp_path / "optimizers")
+    none, sam = sorted((tmp_path / "optimizers").iterdir())
+    theta = none / zoo.THETA_FILE
+    kept = theta.read_bytes()
+    shutil.copyfile(sam / zoo.THETA_FILE, theta)
+    with pytest.raises(serialization.FileFormatError, match="is of another run than"):
+        zoo.load(none)
+    with pytest.raises(serialization.FileFormatError, match="is of another run than"):
+        zoo.validation_loss(none)
+    theta.write_bytes(kept)
+    zoo.load(none)
+
+    none.rename(tmp_path / "aside")
+    sam.rename(none)
+    (tmp_path / "aside").rename(sam)
+    launch.parse_gin(["gin_configs/reproduce_digits.gin"], TINY)
+    finder = Optimizers(Experiment(), tmp_path / "optimizers", {}, False, lambda *_: None)
+    for name, source in finder.experiment.optimizers.items():
+        with pytest.raises(serialization.FileFormatError, match="another meta-training than its"):
+            finder.trained(name, source, 0)
 
 
 def test_two_trained_optimizers_are_compared(reproduced, tmp_path):

@@ -14,12 +14,17 @@ import gin
 import jax
 import numpy as np
 
-from regularized_lopt import errors, gin_files, zoo
+from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.evaluation import contestants as contestants_lib
+from regularized_lopt.evaluation import store
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import GIVEN, Experiment
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.outer_train import check_bindings, load_metrics
+from regularized_lopt.outer_training.outer_train import (
+    check_bindings,
+    configuration,
+    load_metrics,
+)
 
 _FINISHED = "finished"
 
@@ -91,8 +96,11 @@ class Optimizers:
             given = self.given[errors.check_name("given optimizer", name, self.given)]
             return dataclasses.replace(given, name=name)
         directory = self.directory_of(name, source, seed)
-        if directory is not None and not _finished(directory):
-            return None
+        if directory is not None:
+            if not _finished(directory):
+                return None
+            with self.configured(source, seed):
+                _check_configuration(directory)
         return contestants_lib.load(name, directory or source)
 
     def train(self, name: str, source: str, seed: int) -> Contestant:
@@ -152,6 +160,16 @@ def _gin_lines() -> list[str]:
     free = ("outer_train.log_every", "outer_train.checkpoint_every", "outer_train.progress")
     lines = gin.config_str(max_line_length=10_000).splitlines()
     return sorted(line for line in lines if line and not line.startswith(("#", "import", *free)))
+
+
+def _check_configuration(directory: pathlib.Path) -> None:
+    """Raises FileFormatError if a directory has another configuration than gin has now."""
+    found = store.read_json(directory / zoo.EXPERIMENT_FILE).get("gin", configuration())
+    if difference := sorted(set(found) ^ set(configuration())):
+        raise serialization.FileFormatError(
+            f"{directory} holds another meta-training than its name says (they differ in "
+            f"{difference[0]!r}). Restore it, or delete it to meta-train again."
+        )
 
 
 def _finished(directory: pathlib.Path) -> bool:

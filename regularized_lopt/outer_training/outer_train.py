@@ -328,6 +328,7 @@ def _save_theta(
     if run_dir.writes:
         about = {
             **metadata,
+            "experiment": run_dir.digest,
             "outer_steps": int(state.outer_iteration),
             "stage": dataclasses.asdict(stage),
         }
@@ -371,6 +372,12 @@ def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimiz
 
 def _experiment(task: str, seed: int, warm_start: str | os.PathLike[str] | None) -> dict[str, Any]:
     """What makes a run this run: gin's configuration, less what may change on resuming."""
+    begins = {} if warm_start is None else {"warm_start": str(warm_start)}
+    return {"task": task, "seed": seed, "gin": configuration(), **begins}
+
+
+def configuration() -> list[str]:
+    """Gin's bindings, less those that may change on resuming: "gin" in a run's experiment.json."""
     free = tuple(
         f"outer_train.{name} ="
         for name in (
@@ -385,13 +392,11 @@ def _experiment(task: str, seed: int, warm_start: str | os.PathLike[str] | None)
             "progress",
         )
     )
-    lines = [
+    return sorted(
         line
         for line in gin.config_str(max_line_length=10_000).splitlines()
         if line and not line.startswith(("#", "import", *free))
-    ]
-    begins = {} if warm_start is None else {"warm_start": str(warm_start)}
-    return {"task": task, "seed": seed, "gin": sorted(lines), **begins}
+    )
 
 
 def _recover(

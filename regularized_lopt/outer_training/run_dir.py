@@ -23,7 +23,6 @@ from regularized_lopt import serialization, zoo
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.zoo import cards
 
-_EXPERIMENT = "experiment.json"
 _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 
@@ -46,6 +45,7 @@ class RunDir:
     Attributes:
       path: of the directory.
       checkpoints: in it.
+      digest: SHA-256 of experiment.json.
     """
 
     def __init__(
@@ -73,11 +73,9 @@ class RunDir:
         """
         self.path = pathlib.Path(path)
         description = json.dumps(experiment, indent=1, sort_keys=True)
+        self.digest = hashlib.sha256(description.encode()).hexdigest()
         self.checkpoints = Checkpoints(
-            self.path / _CHECKPOINTS,
-            keep_checkpoints,
-            writes,
-            hashlib.sha256(description.encode()).hexdigest(),
+            self.path / _CHECKPOINTS, keep_checkpoints, writes, self.digest
         )
         self.writes = writes
         self._log: MetricsLog | None = None
@@ -115,7 +113,7 @@ class RunDir:
             ) from error
 
     def _take(self, description: str, overwrite: bool) -> None:
-        file = self.path / _EXPERIMENT
+        file = self.path / zoo.EXPERIMENT_FILE
         found = file.read_text() if file.is_file() else None
         if found == description:
             return
@@ -125,7 +123,7 @@ class RunDir:
             raise OtherExperimentError(_difference(self.path, found, description))
         else:
             self._delete()
-        self.write(_EXPERIMENT, description)
+        self.write(zoo.EXPERIMENT_FILE, description)
 
     def __enter__(self) -> RunDir:
         return self
@@ -159,7 +157,7 @@ class RunDir:
         shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
         for file in self.path.glob("events.out.tfevents.*"):
             file.unlink()
-        for name in (zoo.METRICS_FILE, cards.CONFIG_FILE, zoo.THETA_FILE, _EXPERIMENT):
+        for name in (zoo.METRICS_FILE, cards.CONFIG_FILE, zoo.THETA_FILE, zoo.EXPERIMENT_FILE):
             (self.path / name).unlink(missing_ok=True)
 
 
@@ -270,8 +268,8 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
 def _check_empty(path: pathlib.Path) -> None:
     if path.is_dir() and any(file.name != _LOCK for file in path.iterdir()):
         raise OtherExperimentError(
-            f"{path} is not empty and holds no experiment of ours ({_EXPERIMENT} is missing). "
-            "Choose another --train_log_dir; nothing was written."
+            f"{path} is not empty and holds no experiment of ours ({zoo.EXPERIMENT_FILE} is "
+            "missing). Choose another --train_log_dir; nothing was written."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 THETA_FILE = "theta.npz"
 METRICS_FILE = "metrics.csv"
+EXPERIMENT_FILE = "experiment.json"
 ENTRIES = pathlib.Path(__file__).parent / "entries"
 
 
@@ -138,6 +140,7 @@ def validation_loss(train_log_dir: pathlib.Path) -> float:
     _, metadata = serialization.load_flat(path)
     if "stage" not in metadata:
         raise serialization.FileFormatError(f"{path} is not of an outer training run.")
+    _check_run(path, metadata)
     return float(metadata["stage"]["best_loss"])
 
 
@@ -172,7 +175,8 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
 
     Raises:
       FileNotFoundError: there is neither; the message says what was looked for.
-      serialization.FileFormatError: the file is damaged, foreign, or of a newer format.
+      serialization.FileFormatError: the file is damaged, foreign, of a newer format, or of another
+        run than the directory.
     """
     path, expected = _find(name_or_path)
     if expected and cards.checksum(path) != expected:
@@ -184,6 +188,7 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
         raise serialization.FileFormatError(
             f"{path} holds no learned optimizer (a checkpoint, perhaps)."
         )
+    _check_run(path, metadata)
     name = metadata["learned_opt"]
     if name not in CLASSES:
         raise serialization.FileFormatError(
@@ -210,6 +215,21 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
 def trained_opt(name_or_path: str) -> upstream.Optimizer:
     """`load(name_or_path).opt()` for gin, e.g. `inner_train_task.opt = @trained_opt()`."""
     return load(name_or_path).opt()
+
+
+def _check_run(path: pathlib.Path, metadata: dict[str, Any]) -> None:
+    """Raises FileFormatError if a run's theta is not of the experiment that lies beside it."""
+    description = path.parent / EXPERIMENT_FILE
+    if path.name != THETA_FILE or not description.is_file():
+        return
+    found = {**json.loads(description.read_text()), "experiment": cards.checksum(description)}
+    for name in ("task", "seed", "experiment"):
+        if metadata.get(name, found[name]) != found[name]:
+            raise serialization.FileFormatError(
+                f"{path} is of another run than {EXPERIMENT_FILE} beside it ({name}: "
+                f"{metadata[name]!r}, not {found[name]!r}). Restore both from one place, or move "
+                "it to a directory of its own."
+            )
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, str | None]:
