@@ -20,7 +20,7 @@ import pytest
 from conftest import REPOSITORY
 
 import regularized_lopt
-from regularized_lopt import launch, serialization, tasks, upstream, zoo
+from regularized_lopt import gin_files, serialization, tasks, upstream, zoo
 from regularized_lopt.evaluation import (
     Experiment,
     Laboratory,
@@ -764,7 +764,7 @@ def test_exchanged_optimizers_are_named(reproduced, tmp_path):
     none.rename(tmp_path / "aside")
     sam.rename(none)
     (tmp_path / "aside").rename(sam)
-    launch.parse_gin(["gin_configs/reproduce_digits.gin"], TINY)
+    gin_files.parse_gin(["gin_configs/reproduce_digits.gin"], TINY)
     finder = Optimizers(Experiment(), tmp_path / "optimizers", {}, False, lambda *_: None)
     for name, source in finder.experiment.optimizers.items():
         with pytest.raises(serialization.FileFormatError, match="another meta-training than its"):

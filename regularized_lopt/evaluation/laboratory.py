@@ -16,7 +16,7 @@ from regularized_lopt.evaluation import (
     store,
     verdicts,
 )
-from regularized_lopt.evaluation.cells import Cells, identity
+from regularized_lopt.evaluation.cells import Cells, Identity, identity
 from regularized_lopt.evaluation.contestants import Contestant
 from regularized_lopt.evaluation.experiment import Experiment
 from regularized_lopt.evaluation.one_task import OneTask, image_task
@@ -92,7 +92,7 @@ class Laboratory:
         """
         for name in self.experiment.tasks:
             image_task(name, self.experiment.phase)
-            self.cells.runs(name, "", "")  # Reads how the data are split.
+            self.cells.runs(name, "", Identity("", lasting=False))  # Reads how data are split.
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         sources = {**self.experiment.optimizers, **early}
         for name, source in sources.items():
