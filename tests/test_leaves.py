@@ -69,7 +69,7 @@ def test_complex_gradients_are_refused_and_split_ones_are_trained():
     assert np.all(np.imag(updates["w"]) != 0)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_states_are_made_from_shapes_alone(options):
     """As a sharded checkpoint is restored: the same state as from arrays."""
     tx = as_optax(LOPT, THETA, **options)
@@ -127,7 +127,7 @@ def test_the_optimizer_refuses_the_same():
         opt.update(opt.set_params(state, LESS), LESS)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_integers_without_gradients_stay_as_they_are(options):
     tx = as_optax(LOPT, THETA, **options)
 
