@@ -39,6 +39,7 @@ from regularized_lopt.evaluation import (
     training,
     verdicts,
 )
+from regularized_lopt.evaluation.cells import identity
 from regularized_lopt.evaluation.experiment import GIVEN
 from regularized_lopt.evaluation.optimizers import Optimizers
 from regularized_lopt.evaluation.report import publish
@@ -156,7 +157,8 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
         accuracy = other.contestants["sam"].accuracy()
         found = result.contestants["sam"].accuracy()
         np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
-    assert less.cells.runs(RELU, "sam", "") == lab(tmp_path, tasks=both).cells.runs(RELU, "sam", "")
+    same = (RELU, "sam", identity(SAM["sam"]))
+    assert less.cells.runs(*same) == lab(tmp_path, tasks=both).cells.runs(*same)
 
 
 def test_a_task_may_have_other_contestants(tmp_path):
