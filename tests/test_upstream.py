@@ -89,6 +89,27 @@ def test_importing_us_neither_imports_tensorflow_nor_hides_it():
     assert done.stdout.split()[-1] == "True"
 
 
+def pytest_with_our_import(directory, *paths):
+    """Runs tests that are not ours, whatever configuration lies above them."""
+    own = directory / "pytest.ini"
+    own.write_text("[pytest]\n")
+    arguments = ["-q", "-p", "no:cacheprovider", "-c", str(own), *map(str, paths)]
+    code = f"import regularized_lopt, pytest, sys; sys.exit(pytest.main({arguments!r}))"
+    return python(code, check=False, PYTEST_ADDOPTS="")
+
+
+def test_a_configuration_above_tests_that_are_not_ours_is_left_alone(tmp_path):
+    """As in a checkout with its environment inside."""
+    project, own = tmp_path / "project", tmp_path / "own"
+    (project / "environment").mkdir(parents=True)
+    own.mkdir()
+    (project / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--unheard-of"\n')
+    theirs = project / "environment" / "their_test.py"
+    theirs.write_text("import sys\ndef test():\n    assert 'regularized_lopt' in sys.modules\n")
+    done = pytest_with_our_import(own, theirs)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     upstream.GENERATION == "main", reason="main runs on a current JAX without our help"
@@ -103,10 +124,7 @@ def test_the_wheel_s_own_tests_pass_with_our_import(tmp_path):
         "tasks/quadratics_test.py",
         "eval_training_test.py",
     )
-    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    arguments += [os.path.join(root, part) for part in parts]
-    code = f"import regularized_lopt, pytest, sys; sys.exit(pytest.main({arguments!r}))"
-    done = python(code, check=False)
+    done = pytest_with_our_import(tmp_path, *(os.path.join(root, part) for part in parts))
     summary = done.stdout.strip().splitlines()[-1]
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", summary)[1]) >= 52, summary
