@@ -39,10 +39,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 def in_a_process(count: int) -> dict[str, float]:
     """`measure` with so many simulated devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     done = subprocess.run(
         [sys.executable, *sys.argv, "--measure"],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -40,8 +40,7 @@ def command(directory, num_outer_steps, *arguments):
 
 def simulated(count):
     """The environment of a process with so many CPU devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
-    return {**os.environ, "XLA_FLAGS": flags}
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
 
 
 def start_job(directory, num_processes=2):
