@@ -15,6 +15,8 @@ setuptools.setup(
     description="Meta-train learned optimizers that find flat minima of ordinary losses",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
     package_data={"regularized_lopt": ["py.typed", "zoo/entries/*/*"]},

@@ -24,7 +24,7 @@ def installed(tmp_path_factory):
         source / "regularized_lopt",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)]
@@ -60,6 +60,9 @@ def test_the_wheel_has_the_package_and_its_data(run, installed):
     assert where.startswith(str(installed))
     assert names == zoo.names() != []
     assert (installed / "regularized_lopt/py.typed").is_file()
+    (licence,) = installed.glob("*.dist-info/**/LICENSE")
+    assert "Apache License" in licence.read_text()
+    assert "License-Expression: Apache-2.0" in (licence.parents[1] / "METADATA").read_text()
 
 
 @pytest.mark.parametrize("name", ["haiku_loop", "optax_loop"])

@@ -16,7 +16,7 @@ from matplotlib import figure as mpl_figure
 import regularized_lopt
 from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
 from regularized_lopt.evaluation import Measurement, meta_test, smoothness, verify
-from regularized_lopt.zoo import publish
+from regularized_lopt.zoo import cards, publish
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=4)
 
@@ -96,7 +96,8 @@ def test_every_entry_loads_and_its_card_says_what_it_is(name):
     for row in card.figures:
         assert 0 < row["accuracy"][0] <= 100
         assert row["num_runs"] > 1
-    for part in (card.regularizer, card.sha256, card.measured_by):
+    assert card.license == cards.LICENSE
+    for part in (card.regularizer, card.license, card.sha256, card.measured_by):
         assert part in str(card)
     assert "<" not in card.regularizer  # As a function of Python's would have it.
     used = {loaded.metadata[f"regularizer_{s}_space"]["name"] for s in ("meta", "optimizee")}
@@ -153,6 +154,7 @@ def test_the_command_lists_entries_and_prints_cards(capsys):
     command([])
     listed = capsys.readouterr().out
     assert all(name in listed for name in zoo.names())
+    assert "License: Apache-2.0" in listed
     command(zoo.names()[:1])
     assert zoo.card(zoo.names()[0]).sha256 in capsys.readouterr().out
 
@@ -189,7 +191,8 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     np.testing.assert_allclose(row["accuracy"], [80.0, np.std([90, 80, 70, 80], ddof=1)])
     np.testing.assert_allclose(row["rise"], [0.3, 0.1])
     entry = tmp_path / "entries/again"
-    assert json.loads((entry / "card.json").read_text())["sha256"] == zoo.card(name).sha256
+    written = json.loads((entry / "card.json").read_text())
+    assert (written["sha256"], written["license"]) == (zoo.card(name).sha256, "Apache-2.0")
     assert regularized_lopt.load(entry).plot_meta_training()
     with pytest.raises(errors.UnknownNameError, match="mine, other"):
         publish.publish([run], "again", results, "theirs", "", entries=tmp_path)

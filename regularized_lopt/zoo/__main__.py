@@ -14,7 +14,10 @@ def main(names: list[str]) -> None:
         for name in names:
             print(zoo.card(name))
         return
-    table = rich.table.Table(title="Trained optimizers: regularized_lopt.load(name)")
+    table = rich.table.Table(
+        title="Trained optimizers: regularized_lopt.load(name)",
+        caption=f"License: {_licenses()}",
+    )
     # Names are there to be copied: whole.
     table.add_column("name", min_width=max(map(len, zoo.names())))
     for column in ("meta-trained on", "regularizer", "space", "test accuracy there (%)"):
@@ -25,6 +28,10 @@ def main(names: list[str]) -> None:
         reached = ", ".join("{:.2f} ± {:.2f}".format(*accuracy) for accuracy in own)
         table.add_row(name, card.task, card.regularizer, card.space, reached)
     rich.console.Console(width=120).print(table)
+
+
+def _licenses() -> str:
+    return ", ".join(sorted({zoo.card(name).license for name in zoo.names()}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 CARD_FILE = "card.json"
 CONFIG_FILE = "config.gin"
+LICENSE = "Apache-2.0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Card:
         `measured_runs`, on `num_examples` test images, from `starts` random starts.
       measured_by: the command that measured `figures`.
       made_with: versions, device and commit of the meta-training.
+      license: of the weights, an SPDX expression.
       sha256: of the file with the weights.
       config: the whole gin configuration, as text.
     """
@@ -43,6 +45,7 @@ class Card:
     figures: list[dict[str, Any]]
     measured_by: str
     made_with: dict[str, str]
+    license: str
     sha256: str
     config: str
 
@@ -60,6 +63,7 @@ class Card:
             f"  regularizer      {self.regularizer}, space: {self.space}",
             f"  made with        {', '.join(made[:-1])}",
             f"                   {made[-1]}",
+            f"  license          {self.license}",
             f"  sha256           {self.sha256}",
             f"  measured by      {self.measured_by}",
         ]

@@ -67,6 +67,7 @@ def publish(
         figures=_figures(results, optimizer, seed),
         measured_by=measured_by,
         made_with=metadata["made_with"],
+        license=cards.LICENSE,
         sha256=cards.checksum(weights),
         config=(train_log_dir / cards.CONFIG_FILE).read_text(),
     )
