@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
 RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long
 
-.PHONY: quickstart test lint docs results stress clean
+.PHONY: quickstart test lint docs results stress matrix clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -29,6 +29,10 @@ results: $(VENV)/.installed
 	    --optimizers_dir=results/paper/optimizers --rewrite || exit 1; \
 	done
 	$(BIN)/python docs/update_readme.py
+
+# Every Python that is found, each with constraints.txt and with pip's own choice; writes docs/compatibility.md.
+matrix:
+	$(PYTHON) .ci/matrix.py --page
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs

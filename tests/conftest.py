@@ -1,4 +1,5 @@
 import gc
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -53,6 +54,11 @@ def _has(dataset):
 
 needs_mnist = pytest.mark.skipif(
     not _has("Mnist"), reason="MNIST is not prepared here: set TFDS_DATA_DIR to a directory with it"
+)
+
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None,
+    reason="TensorFlow, which upstream logs with, is not installed: pip install '.[tfds]'",
 )
 
 

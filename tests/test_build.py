@@ -1,10 +1,16 @@
 """What a checkout is built and tested with."""
 
+import runpy
+
+import pytest
 import yaml
 from conftest import REPOSITORY, known_to_xla
 
 import regularized_lopt
 from regularized_lopt.zoo import cards
+
+README = runpy.run_path(str(REPOSITORY / ".ci/readme.py"))
+MATRIX = runpy.run_path(str(REPOSITORY / ".ci/matrix.py"))
 
 
 def test_a_flag_that_xla_does_not_know_is_found_out():
@@ -17,3 +23,44 @@ def test_the_citation_is_of_this_version_and_licence():
     assert cited["version"] == regularized_lopt.__version__
     assert cited["license"] == cards.LICENSE
     assert f'license_expression="{cards.LICENSE}"' in (REPOSITORY / "setup.py").read_text()
+
+
+def test_the_readme_s_commands_are_found():
+    text = (
+        "`python -m a.b`, and `make\ntest`; `as_optax`, `python`:\n```python\nmake = 1\n```\n"
+        "```\nmake all   # comment\npip install '.[x]'\nSAM.rho = 0.05\n```\n"
+        "```\n.venv/bin/python -m a.b --c=1\nmake all\n```\n"
+    )
+    assert README["commands"](text) == [
+        "make all",
+        "pip install '.[x]'",
+        ".venv/bin/python -m a.b --c=1",
+        "make test",
+    ]
+
+
+def test_every_command_of_the_readme_has_a_smallest_form_and_no_placeholder_is_left():
+    found = README["commands"]((REPOSITORY / "README.md").read_text())
+    assert set(found) > README["CI"]
+    smallest = [README["smallest"](one) for one in found if one not in README["CI"]]
+    assert not [one for one in smallest if "..." in one or "HOST" in one or "=DIR" in one]
+    with pytest.raises(LookupError, match=r"'make tea', which FORMS in \.ci/readme\.py"):
+        README["smallest"]("make tea")
+
+
+def test_cells_of_the_matrix_are_chosen_by_name():
+    choose, names = MATRIX["choose"], ["3.11-constraints", "3.11-newest", "3.13-newest"]
+    assert choose(names, []) == names
+    assert choose(names, ["oldest", "newest"]) == ["3.11-constraints", "3.13-newest"]
+    with pytest.raises(SystemExit, match=r"no cell '3\.9'; those that there are: 3\.11-c"):
+        choose(names, ["3.9"])
+
+
+def test_the_matrix_s_table_tells_what_was_not_tried_from_what_failed():
+    versions = {"Python": "3.13.0", "jax": "0.12.0", **dict.fromkeys(MATRIX["PACKAGES"][1:])}
+    passed = {**dict.fromkeys(MATRIX["CHECKS"]), "install": True, "import": False}
+    (*_, row) = MATRIX["table"](
+        [{"constrained": False, "versions": versions, "passed": passed}]
+    ).splitlines()
+    assert row.startswith("| 3.13.0 | pip's choice | 0.12.0 | none |")
+    assert row.endswith("| passes | FAILS | not tried | not tried |")

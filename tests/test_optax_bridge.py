@@ -139,6 +139,7 @@ def test_momenta_come_all_the_way_where_hidden_states_are_in_bfloat16():
     np.testing.assert_allclose(momenta, np.full((1, 3), 1 - 0.99**600), rtol=1e-4)
 
 
+@pytest.mark.smoke
 def test_updates_are_clipped_mixed_and_grafted():
     grads = jax.grad(quadratic)(PARAMS)
 
@@ -207,6 +208,7 @@ def test_what_is_masked_keeps_out_of_it():
 X = jnp.linspace(-1, 1, 12).reshape(4, 3)
 
 
+@pytest.mark.smoke
 def test_flax_linen_nnx_and_equinox_train_alike():
     """One linear layer, the same start in three libraries: the same losses."""
     kernel = 0.1 * jnp.arange(6.0).reshape(3, 2)

@@ -29,6 +29,7 @@ def _x64():
         yield
 
 
+@pytest.mark.smoke
 def test_sam_on_a_quadratic_is_its_closed_form():
     rho = 0.3
     g = A @ POINT
@@ -43,6 +44,7 @@ def test_sam_on_a_quadratic_is_its_closed_form():
     )
 
 
+@pytest.mark.smoke
 def test_sam_agrees_with_optax():
     rho, rate = 0.1, 0.5
     transformation = optax.contrib.sam(
@@ -222,6 +224,7 @@ def test_scheduled_to_zero_is_plain_too(name, dtype):
     assert_trees(grad, jax.grad(smooth)(point))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ALL)
 def test_acts_and_keeps_structure_and_dtypes(name):
     for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):

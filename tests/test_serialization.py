@@ -13,6 +13,7 @@ from regularized_lopt.outer_training import outer_train
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("compress", [False, True])
 def test_round_trip(tmp_path, compress):
     tree = {**TREE, "c": jnp.linspace(0, 1, 5, dtype=jnp.bfloat16)}

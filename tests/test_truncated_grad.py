@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import needs_tensorflow
 from helpers import CONSTANT, KEY, ROOT, TwoLayer, flat, make, run, weights
 from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import gradient_learner
@@ -37,6 +38,7 @@ def double(theta):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("loss", "loss_weights"),
     [("last", [0, 0, 0, 1.0]), ("mean", [0.25] * 4), ("weighted", [0.1, 0.2, 0.3, 0.4])],
@@ -53,6 +55,7 @@ def test_gradient_is_that_of_the_unroll_written_by_hand(loss, loss_weights):
         np.testing.assert_allclose(flat(grad), flat(expected), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.smoke
 def test_sam_in_meta_space_agrees_with_a_float64_reference():
     with jax.enable_x64(True):
         task, lopt, rho = TwoLayer(), regularized_lopt.LSTMLOpt(), 0.05
@@ -67,6 +70,7 @@ def test_sam_in_meta_space_agrees_with_a_float64_reference():
         np.testing.assert_allclose(value, outer_loss(theta), rtol=1e-10)  # Logged loss: plain.
 
 
+@pytest.mark.smoke
 def test_sam_in_optimizee_space_agrees_with_a_float64_reference():
     with jax.enable_x64(True):
         task, lopt, rho = TwoLayer(), regularized_lopt.LSTMLOpt(), 0.5
@@ -268,6 +272,7 @@ def test_a_trajectory_that_starts_at_a_loss_of_zero_does_not_explode(explosion_f
     assert float(metrics["mean||redrawn"]) == 0
 
 
+@pytest.mark.smoke
 def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
     for task in (quadratics.BatchQuadraticTask(), quadratics.QuadraticTask(5)):
@@ -292,6 +297,8 @@ def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
         assert not np.allclose(before, theta(state))
 
 
+@needs_tensorflow
+@pytest.mark.smoke
 def test_runs_in_upstream_s_outer_train(tmp_path):
     from learned_optimization import outer_train
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import needs_tensorflow
 
 from regularized_lopt import upstream
 
@@ -74,9 +75,8 @@ def test_trains_meta_tests_and_loads_without_tensorflow():
     assert "install tensorflow" in done.stdout
 
 
+@needs_tensorflow
 def test_importing_us_neither_imports_tensorflow_nor_hides_it():
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed")
     done = python(
         "import sys, regularized_lopt, importlib.util\n"
         "assert 'tensorflow' not in sys.modules\n"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, needs_tensorflow
 from helpers import CONSTANT, KEY, TwoLayer, flat, weights
 from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import full_es, truncated_es, truncated_grad, truncated_pes
@@ -100,6 +100,7 @@ LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 THETA = LOPT.init(KEY)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_none_is_bit_identical_to_the_estimator_alone(name):
     alone, _ = run(build(name, upstream.single_task_to_family(WithData()), LOPT), THETA)
@@ -303,6 +304,8 @@ def test_attributes_are_forwarded_and_derivatives_refused():
             regularized(estimator, name)
 
 
+@needs_tensorflow
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.skipif(not WHEEL, reason="the wheel's launch; main's is below")
 def test_the_wheel_s_config_runs_in_local_train(tmp_path):
@@ -319,6 +322,8 @@ def test_the_wheel_s_config_runs_in_local_train(tmp_path):
     assert list(tmp_path.glob("params_*"))
 
 
+@needs_tensorflow
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.skipif(WHEEL, reason="only upstream main has run_outer_train_single")
 def test_main_s_config_runs_in_run_outer_train_single(tmp_path):

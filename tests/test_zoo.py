@@ -68,6 +68,7 @@ def test_ten_thousand_damaged_files_are_refused_or_the_original(tmp_path):
     assert refused > 9000
 
 
+@pytest.mark.smoke
 def test_a_file_round_trips_and_a_checkpoint_is_no_optimizer(tmp_path):
     path = tmp_path / "lopt.npz"
     theta = LOPT.init(jax.random.PRNGKey(1))
@@ -84,6 +85,7 @@ def test_a_file_round_trips_and_a_checkpoint_is_no_optimizer(tmp_path):
         zoo.load(tmp_path)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_entry_loads_and_its_card_says_what_it_is(name):
     loaded, card = regularized_lopt.load(name), zoo.card(name)

@@ -1,0 +1,200 @@
+"""Starts every command of README.md, each in its smallest form, from the root of a checkout.
+
+    python .ci/readme.py [--list]
+
+For what is not in `CI`, which .ci/run runs as it is written. A command that `FORMS` does not have
+is an error, as is a form that no command of the README has any more. `make quickstart` comes first:
+`python` and `pip` are those of .venv, but for commands that install, which get an environment of
+their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+CI = {"make quickstart", "make test", "make lint", "make docs", "make results", ".ci/run"}
+"""What .ci/run runs itself, and itself."""
+
+MAIN = "upstream's main branch is not installed"
+MNIST = "MNIST is not here (TFDS_DATA_DIR)"
+TWO_STEPS = (
+    "--gin_bindings=outer_train.num_outer_steps = 2",
+    "--gin_bindings=Curriculum.train_lengths = (20, 40)",
+    "--gin_bindings=Curriculum.validation_period = 1",
+)
+SMALL_EXPERIMENT = (
+    "--gin_bindings=Experiment.num_runs = 2",
+    "--gin_bindings=Experiment.num_steps = 20",
+    "--gin_bindings=Experiment.tasks = ('ImageMLP_Digits_20_Relu',)",
+    "--gin_bindings=Experiment.baselines = ()",
+    "--gin_bindings=Experiment.early_evidence = {}",
+    "--gin_bindings=Experiment.bindings = ('outer_train.num_outer_steps = 2',"
+    " 'Curriculum.train_lengths = (20, 40)')",
+)
+SMALL_SEARCH = (
+    "--gin_bindings=Search.variants = {'none': 'gin_configs/mnist_mlp_none.gin'}",
+    "--gin_bindings=Search.trials = {'none': (('theta_learning_rate.learning_rate = 1e-3',),)}",
+    "--gin_bindings=Search.bindings = ('OUTER_STEPS = 2', 'Curriculum.train_lengths = (20, 40)',"
+    " 'Curriculum.validation_period = 1')",
+    "--gin_bindings=Search.num_runs = 2",
+    "--gin_bindings=Search.num_steps = 20",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How commands that have `part` in them are started.
+
+    Attributes:
+      part: of the command; the first form that fits is taken.
+      extra: arguments after the README's own, which win over these.
+      filled: what stands for a placeholder.
+      lacks: why it cannot be started where `there` says so.
+      installs: in the environment of a user of the library.
+    """
+
+    part: str
+    extra: tuple[str, ...] = ()
+    filled: tuple[tuple[str, str], ...] = ()
+    lacks: str = ""
+    installs: bool = False
+
+
+FORMS = (
+    Form(
+        "--coordinator_address",
+        (*TWO_STEPS, "--num_processes=1", "--train_log_dir=runs/job"),
+        (("...", "--config_file=gin_configs/digits_mlp_none.gin"), ("HOST:PORT", "localhost:8476")),
+    ),
+    Form("regularized_lopt.outer_train --config_file=gin_configs/mnist", TWO_STEPS, lacks=MNIST),
+    Form("regularized_lopt.meta_test", ("--num_runs=2", "--num_steps=20"), lacks=MNIST),
+    Form("regularized_lopt.reproduce --config_file=gin_configs/reproduce_digits", SMALL_EXPERIMENT),
+    Form(
+        "regularized_lopt.reproduce --verify",
+        ("--task=ImageMLP_Mnist_20_Sigmoid",),
+        lacks=MNIST,
+    ),
+    Form("regularized_lopt.search", SMALL_SEARCH, lacks=MNIST),
+    Form(
+        "regularized_lopt.compare",
+        ("--num_runs=2", "--num_steps=20"),
+        (
+            (" A B ", " mnist_mlp_none mnist_mlp_sam "),
+            ("--task=...", "--task=ImageMLP_Digits_20_Relu"),
+        ),
+    ),
+    Form("regularized_lopt.zoo"),
+    Form(
+        "learned_optimization.run_outer_train_single",
+        ("--gin_bindings=run_train.num_steps = 2",),
+        (("=DIR", "=runs/upstream"),),
+        lacks=MAIN,
+    ),
+    Form("pip install", installs=True),
+    Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
+    Form(
+        "make matrix",
+        filled=(("make matrix", "python .ci/matrix.py --cells oldest newest"),),
+    ),
+)
+COMMAND = re.compile(r"(make|pip|python|\.venv/bin/python|\.ci/run)(?= |$)")
+LISTING = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+
+
+def commands(readme: str) -> list[str]:
+    """Every command in it, in order, once; a bare name of one that is there in full is none."""
+    listings = [text for language, text in LISTING.findall(readme) if not language]
+    spans = [" ".join(span.split()) for span in INLINE.findall(LISTING.sub("", readme))]
+    lines = [re.split(r"\s+#", line)[0] for text in listings for line in text.splitlines()]
+    found = list(dict.fromkeys(one for one in [*lines, *spans] if COMMAND.match(one)))
+    whole = [one.removeprefix(".venv/bin/") for one in found]
+    return [one for one in found if not any(other.startswith(f"{one} ") for other in whole)]
+
+
+def form_of(command: str) -> Form:
+    """The first that fits.
+
+    Raises:
+      LookupError: none does.
+    """
+    for form in FORMS:
+        if form.part in command:
+            return form
+    raise LookupError(f"README.md has {command!r}, which FORMS in .ci/readme.py has no form of.")
+
+
+def smallest(command: str) -> str:
+    """For the shell."""
+    form = form_of(command)
+    for placeholder, value in form.filled:
+        command = command.replace(placeholder, value)
+    return " ".join([command, *map(shlex.quote, form.extra)])
+
+
+def there(lacks: str, python: pathlib.Path) -> bool:
+    """Whether what a form needs is here."""
+    if lacks == MNIST:
+        return "TFDS_DATA_DIR" in os.environ
+    if lacks == MAIN:
+        asks = "from regularized_lopt import upstream; exit(upstream.GENERATION != 'main')"
+        return subprocess.run([python, "-c", asks], check=False).returncode == 0
+    return True
+
+
+def start(command: str, environment: pathlib.Path) -> None:
+    """Runs it; ends the whole with its output if it fails."""
+    print(f"$ {command}", flush=True)
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout[-5000:]}\nexit status {done.returncode}: {command}")
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Starts them all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print them, and start none")
+    args = parser.parse_args()
+    found = [one for one in commands((REPOSITORY / "README.md").read_text()) if one not in CI]
+    if idle := set(FORMS) - set(map(form_of, found)):
+        sys.exit(f"README.md has no command for these forms: {sorted(one.part for one in idle)}.")
+    if args.list:
+        print(*map(smallest, found), sep="\n")
+        return
+    own = REPOSITORY / ".venv"
+    with tempfile.TemporaryDirectory() as scratch:
+        library = pathlib.Path(scratch, "library")
+        for command in found:
+            form = form_of(command)
+            if not there(form.lacks, own / "bin/python"):
+                print(f"skipped, {form.lacks}: {command}", flush=True)
+                continue
+            if form.installs and not library.exists():
+                subprocess.run([own / "bin/python", "-m", "venv", library], check=True)
+            start(smallest(command), library if form.installs else own)
+        use = "import regularized_lopt; regularized_lopt.load('mnist_mlp_sam')"
+        start(f"cd {scratch} && python -c {shlex.quote(use)}", library)
+
+
+if __name__ == "__main__":
+    main()
