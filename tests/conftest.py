@@ -44,20 +44,23 @@ hypothesis.settings.load_profile("repeatable")
 
 TFDS = os.environ.get("TFDS_DATA_DIR")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
 
 def _has(dataset):
+    """In the cache that the tests were told to use, see `_own_caches`, or prepared for TFDS."""
     spec = data.SPECS[dataset]
-    cached = (data.cache_dir() / f"{dataset}-{spec.version}").is_dir()
-    return cached or TFDS is not None
+    told = "REGULARIZED_LOPT_CACHE_DIR" in os.environ
+    cached = told and (data.cache_dir() / f"{dataset}-{spec.version}").is_dir()
+    return cached or (TFDS is not None and TENSORFLOW)
 
 
 needs_mnist = pytest.mark.skipif(
-    not _has("Mnist"), reason="MNIST is not prepared here: set TFDS_DATA_DIR to a directory with it"
+    not _has("Mnist"),
+    reason="MNIST is not prepared here: TFDS_DATA_DIR is not set, or TensorFlow not installed",
 )
-
 needs_tensorflow = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow") is None,
+    not TENSORFLOW,
     reason="TensorFlow, which upstream logs with, is not installed: pip install '.[tfds]'",
 )
 
