@@ -33,7 +33,8 @@ for name in dir(regularized_lopt):
 """
 VERSIONS = """
 import importlib.metadata, json, platform, sys
-installed = {one.name.lower(): one.version for one in importlib.metadata.distributions()}
+found = importlib.metadata.distributions()
+installed = {one.name.lower().replace("_", "-"): one.version for one in found}
 versions = {name: installed.get(name) for name in sys.argv[1:]}
 print(json.dumps({"Python": platform.python_version(), **versions}))
 """

@@ -1,7 +1,11 @@
 """What a checkout is built and tested with."""
 
+import json
 import runpy
+import subprocess
+import sys
 
+import jax
 import pytest
 import yaml
 from conftest import REPOSITORY, known_to_xla
@@ -64,3 +68,16 @@ def test_the_matrix_s_table_tells_what_was_not_tried_from_what_failed():
     ).splitlines()
     assert row.startswith("| 3.13.0 | pip's choice | 0.12.0 | none |")
     assert row.endswith("| passes | FAILS | not tried | not tried |")
+
+
+def test_versions_are_those_that_are_installed():
+    asked = subprocess.run(
+        [sys.executable, "-c", MATRIX["VERSIONS"], "jax", "regularized-lopt", "unheard-of"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(asked.stdout)
+    assert found["jax"] == jax.__version__
+    assert found["regularized-lopt"] == regularized_lopt.__version__
+    assert found["unheard-of"] is None
