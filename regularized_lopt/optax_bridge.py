@@ -103,10 +103,9 @@ def as_optax(
         transformation = from_optimizer(learned_opt.opt_fn(theta))
     if nominal is not None:
         transformation = _mixed(transformation, nominal, mix, magnitude)
-    transformation = _checked(transformation)
     if clip is not None:
         transformation = optax.chain(transformation, _clip(clip))
-    return optax.with_extra_args_support(transformation)
+    return _of_trained(transformation)
 
 
 def _lstm(
@@ -120,8 +119,6 @@ def _lstm(
             return jax.tree.map(lambda h: h.reshape(h.shape[0], *shape), hidden)
 
         def leaf_s(leaf: Any) -> Any:
-            if not leaves.is_trained(leaf):
-                return ()
             return zeros(leaves.size(leaf), jnp.shape(leaf), leaves.common_dtype(leaf))
 
         if per_leaf:
@@ -142,31 +139,26 @@ def _lstm(
         grads: list[Any] = jax.tree.leaves(updates)
         treedef: Any = jax.tree.structure(updates)
         at = grads if params is None else jax.tree.leaves(params)
-        trained = [i for i, param in enumerate(at) if leaves.is_trained(param)]
-        moved = [jnp.zeros_like(grad) for grad in grads]
-        own, where = [grads[i] for i in trained], [at[i] for i in trained]
         if per_leaf:
             hidden = _leaf_by_leaf(treedef, state.hidden)
             parts: list[Any] = []
-            paths = leaves.paths(updates)
-            for i, grad, param in zip(trained, own, where, strict=True):
-                check_hidden(hidden[i], jnp.shape(grad), f"the gradients' leaf {paths[i]} has")
-                part, hidden[i] = network(hidden[i], jnp.asarray(grad), jnp.asarray(param))
+            for i, path in enumerate(leaves.paths(updates)):
+                check_hidden(hidden[i], jnp.shape(grads[i]), f"the gradients' leaf {path} has")
+                part, hidden[i] = network(hidden[i], jnp.asarray(grads[i]), jnp.asarray(at[i]))
                 parts.append(part)
             hidden = treedef.unflatten(hidden)
         else:
-            check_hidden(state.hidden, (leaves.size(own),), "the gradients have")
-            new, hidden = network(state.hidden, leaves.flatten(own), leaves.flatten(where))
-            parts = leaves.unflatten(new, own)
-        for i, grad, part in zip(trained, own, parts, strict=True):
-            moved[i] = part.astype(leaves.dtype(grad))
+            check_hidden(state.hidden, (leaves.size(grads),), "the gradients have")
+            new, hidden = network(state.hidden, leaves.flatten(grads), leaves.flatten(at))
+            parts = leaves.unflatten(new, grads)
+        moved = [p.astype(leaves.dtype(g)) for p, g in zip(parts, grads, strict=True)]
         return treedef.unflatten(moved), LSTMState(optax.safe_increment(state.iteration), hidden)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _leaf_by_leaf(treedef: Any, hidden: Any) -> list[Any]:
-    """The hidden state of each leaf, () of those that are not trained."""
+    """The hidden state of each leaf."""
     try:
         return treedef.flatten_up_to(hidden)  # type: ignore[no-any-return]
     except ValueError as error:
@@ -176,15 +168,18 @@ def _leaf_by_leaf(treedef: Any, hidden: Any) -> list[Any]:
         ) from error
 
 
-def _checked(
+def _of_trained(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The same, but refuses leaves that it would not train, and reads float0 as zeros."""
+    """The same, given the leaves that are trained alone; updates of the others are zeros.
+
+    Refuses leaves that it would not train, and gradients of other params.
+    """
     transformation = optax.with_extra_args_support(transformation)
 
     def init(params: Any) -> Any:
         leaves.check(params)
-        return transformation.init(params)
+        return transformation.init(leaves.trained(params, params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         if params is None:
@@ -193,7 +188,10 @@ def _checked(
             params = leaves.aligned(params, updates)
             leaves.check(params)
         updates = leaves.without_float0(updates, params)
-        return transformation.update(updates, state, params, **extra_args)
+        at = updates if params is None else params
+        own = None if params is None else leaves.trained(params, params)
+        moved, state = transformation.update(leaves.trained(updates, at), state, own, **extra_args)
+        return leaves.with_zeros(moved, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -228,6 +226,7 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
         del extra_args
         if params is None:
             raise ValueError(f"{opt.name} needs the params: call update(grads, state, params).")
+        leaves.check_state(state, jax.eval_shape(init, params))
         loss = None if value is None else jnp.asarray(value)
         new = opt.update(with_params(state, params), updates, loss=loss, key=key)
         moved = jax.tree.map(
@@ -248,7 +247,7 @@ def _strongly_typed(state: Any) -> Any:
 
 
 def _clip(bound: float) -> optax.GradientTransformation:
-    """`optax.clip`, but dtypes are kept, those of leaves that are not trained as well."""
+    """`optax.clip`, but dtypes are kept, if the bound is an array, too."""
 
     def clip(update: jax.Array) -> jax.Array:
         return jnp.clip(update, -bound, bound).astype(update.dtype)

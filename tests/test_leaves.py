@@ -118,6 +118,13 @@ def test_the_state_of_another_option_and_the_leaf_are_named():
         leaves.update(WIDER, leaves.init(PARAMS))
 
 
+@pytest.mark.parametrize(("params", "what"), [(WIDER, r"float32\[5\]"), (LESS, "missing")])
+def test_the_state_of_any_optimizer_is_checked(params, what):
+    tx = from_optimizer(upstream.Adam(0.1))
+    with pytest.raises(ValueError, match=rf"mu\['b'\] is float32\[4\], .* it is {what}: make"):
+        tx.update(params, tx.init(PARAMS), params)
+
+
 def test_the_optimizer_refuses_the_same():
     opt = LOPT.opt_fn(THETA)
     state = opt.init(PARAMS)
@@ -150,6 +157,39 @@ def test_integers_without_gradients_stay_where_params_are_not_given():
     params = optax.apply_updates(WITH_INTEGERS, updates)
     chex.assert_trees_all_equal_shapes_and_dtypes(params, WITH_INTEGERS)
     np.testing.assert_array_equal(params["i"], WITH_INTEGERS["i"])
+
+
+class _Adam:
+    """Upstream's, with the interface of a learned optimizer."""
+
+    def opt_fn(self, theta):
+        return upstream.Adam(0.1)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        as_optax(LOPT, THETA, nominal=optax.sgd(10.0)),
+        as_optax(LOPT, THETA, nominal=optax.adam(1.0)),
+        as_optax(LOPT, THETA, clip=0.01),
+        as_optax(_Adam(), None),
+    ],
+    ids=["sgd", "adam", "clip", "upstream's"],
+)
+@pytest.mark.parametrize("integer", [jnp.int8, jnp.int4])
+def test_integers_stay_as_they_are_whatever_their_gradients(tx, integer):
+    params = {"w": jnp.ones(3), "i": jnp.ones(2, integer), "m": jnp.zeros(2, bool)}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (trained, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=2)
+    chex.assert_trees_all_equal(trained["i"], params["i"])
+    chex.assert_trees_all_equal(trained["m"], params["m"])
+    assert np.all(trained["w"] != params["w"])
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,26 @@ def check_gradients(grads: Tree, params: Tree) -> None:
     _check_gradients(_by_path(grads), _by_path(params))
 
 
+def check_state(state: Tree, wanted: Tree) -> None:
+    """Refuses the state of an optimizer of other params.
+
+    Args:
+      state: given.
+      wanted: shaped as it has to be.
+
+    Raises:
+      ValueError: a leaf is missing on one side, or has another shape; the message has its path.
+    """
+    found, needed = _by_path(state), _by_path(wanted)
+    for path in [*needed, *found]:
+        one, other = found.get(path), needed.get(path)
+        if one is None or other is None or np.shape(one) != np.shape(other):
+            raise ValueError(
+                f"The state's leaf {_name(path)} is {_kind(one)}, with these params it is "
+                f"{_kind(other)}: make a new one, by init with these params."
+            )
+
+
 def aligned(params: Tree, grads: Tree) -> Tree:
     """The params in the structure of their gradients.
 
@@ -105,6 +125,20 @@ def without_float0(grads: Tree, params: Tree = None) -> Tree:
         return jnp.zeros(np.shape(grad), dtype(at.get(path, False))) if is_float0(grad) else grad
 
     return jax.tree_util.tree_map_with_path(leaf, grads)
+
+
+def trained(tree: Tree, params: Tree) -> Tree:
+    """The tree, shaped like the params, with None in place of leaves that are not trained."""
+    return jax.tree.map(lambda leaf, param: leaf if is_trained(param) else None, tree, params)
+
+
+def with_zeros(tree: Tree, like: Tree) -> Tree:
+    """The tree with zeros in place of None, where another has leaves; see `trained`."""
+
+    def leaf(one: Any, other: Any) -> Any:
+        return one if one is not None or other is None else jnp.zeros_like(other)
+
+    return jax.tree.map(leaf, tree, like, is_leaf=lambda one: one is None)
 
 
 def size(params: Tree) -> int:
