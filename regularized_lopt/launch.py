@@ -54,7 +54,7 @@ def reuse_freed_memory() -> None:
 def _print(error: Exception, prefix: str = "") -> None:
     """The reason, without where gin's value came from, which gin appends."""
     text = str(error).partition("\n  In call to configurable")[0]
-    print(f"{prefix}{text.strip() or errors.reason(error)}", file=sys.stderr)
+    print(f"{prefix}{text.strip() or type(error).__name__}", file=sys.stderr)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import gin
 import pytest
 from conftest import REPOSITORY
 
@@ -98,9 +99,17 @@ def test_a_module_that_fails_is_named(code, reason, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+@gin.configurable
+def not_implemented():
+    raise NotImplementedError
+
+
 def test_an_exception_without_text_is_named_by_its_type(capsys):
-    launch._print(NotImplementedError(), "Error: ")
-    assert capsys.readouterr().err == "Error: NotImplementedError\n"
+    with pytest.raises(NotImplementedError) as through_gin:  # Which appends where it passed.
+        not_implemented()
+    for error in (NotImplementedError(), through_gin.value):
+        launch._print(error, "Error: ")
+        assert capsys.readouterr().err == "Error: NotImplementedError\n"
     assert errors.reason(ValueError("two\n  lines")) == "two lines"
 
 
