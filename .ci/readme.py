@@ -27,25 +27,27 @@ CI = {"make quickstart", "make test", "make lint", "make docs", "make results", 
 
 MAIN = "upstream's main branch is not installed"
 MNIST = "MNIST is not here (TFDS_DATA_DIR)"
-TWO_STEPS = (
-    "--gin_bindings=outer_train.num_outer_steps = 2",
-    "--gin_bindings=Curriculum.train_lengths = (20, 40)",
-    "--gin_bindings=Curriculum.validation_period = 1",
+SHORT = (
+    "outer_train.num_outer_steps = 2",
+    "RegularizedTruncatedGrad.unroll_length = 5",
+    "Curriculum.train_lengths = (5, 10)",
+    "Curriculum.validation_period = 1",
+    "Curriculum.num_validation_tasks = 1",
 )
+TWO_STEPS = tuple(f"--gin_bindings={one}" for one in SHORT)
 SMALL_EXPERIMENT = (
     "--gin_bindings=Experiment.num_runs = 2",
     "--gin_bindings=Experiment.num_steps = 20",
     "--gin_bindings=Experiment.tasks = ('ImageMLP_Digits_20_Relu',)",
     "--gin_bindings=Experiment.baselines = ()",
     "--gin_bindings=Experiment.early_evidence = {}",
-    "--gin_bindings=Experiment.bindings = ('outer_train.num_outer_steps = 2',"
-    " 'Curriculum.train_lengths = (20, 40)')",
+    "--gin_bindings=Experiment.layout = (1, 1)",
+    f"--gin_bindings=Experiment.bindings = {SHORT}",
 )
 SMALL_SEARCH = (
     "--gin_bindings=Search.variants = {'none': 'gin_configs/mnist_mlp_none.gin'}",
     "--gin_bindings=Search.trials = {'none': (('theta_learning_rate.learning_rate = 1e-3',),)}",
-    "--gin_bindings=Search.bindings = ('OUTER_STEPS = 2', 'Curriculum.train_lengths = (20, 40)',"
-    " 'Curriculum.validation_period = 1')",
+    f"--gin_bindings=Search.bindings = {SHORT}",
     "--gin_bindings=Search.num_runs = 2",
     "--gin_bindings=Search.num_steps = 20",
 )
@@ -77,7 +79,11 @@ FORMS = (
         (("...", "--config_file=gin_configs/digits_mlp_none.gin"), ("HOST:PORT", "localhost:8476")),
     ),
     Form("regularized_lopt.outer_train --config_file=gin_configs/mnist", TWO_STEPS, lacks=MNIST),
-    Form("regularized_lopt.meta_test", ("--num_runs=2", "--num_steps=20"), lacks=MNIST),
+    Form(
+        "regularized_lopt.meta_test",
+        ("--num_runs=2", "--num_steps=20", "--baselines="),
+        lacks=MNIST,
+    ),
     Form("regularized_lopt.reproduce --config_file=gin_configs/reproduce_digits", SMALL_EXPERIMENT),
     Form(
         "regularized_lopt.reproduce --verify",
