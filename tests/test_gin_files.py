@@ -156,16 +156,23 @@ def test_a_regularizer_in_two_spaces_has_parameters_for_each(monkeypatch, tmp_pa
         with pytest.raises(Reached):
             outer_train(tmp_path / "run")
 
+    sum_of_it = ["RegularizedTruncatedStep.regularizer = @Sum()", "Sum.terms = [(1.0, 'sam')]"]
     with pytest.warns(SharedRegularizerWarning, match=r"Give each a scope: .*@meta/SAM\(\), "):
         run([*BOTH, "SAM.rho = 0.1"])
+    with pytest.warns(SharedRegularizerWarning, match=r"@meta/SAM\(\), .*@optimizee/SAM\(\), "):
+        run([BOTH[0], "RegularizedTruncatedStep.regularizer = @SAM()"])
+    with pytest.warns(SharedRegularizerWarning, match=r"^sam .*@optimizee/Sum\(\), "):
+        run([BOTH[0], *sum_of_it])
+    shared = len(seen)
     with warnings.catch_warnings():
         warnings.simplefilter("error", SharedRegularizerWarning)
         run(SCOPED)
         for one in BOTH:
             run([one])
         run([BOTH[0], "RegularizedTruncatedStep.regularizer = 'l2'"])
+        run([SCOPED[0], *sum_of_it])
         run([])
-    scoped = seen[1]
+    scoped = seen[shared]
     assert isinstance(scoped, RegularizedTruncatedGrad)
     assert (scoped.regularizer.rho, scoped.truncated_step.regularizer.rho) == (0.05, 0.5)
 

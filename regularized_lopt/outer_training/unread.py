@@ -37,19 +37,19 @@ def advice(binding: gin_files.Binding, estimator: RegularizedTruncatedGrad) -> s
 
 def warn_if_shared(estimator: RegularizedTruncatedGrad) -> None:
     """Of a regularizer that both spaces take from the same bindings: their units differ."""
-    meta, optimizee = (
-        gin.get_bindings(owner, resolve_references=False).get("regularizer", "none")
-        for owner in _SPACES
-    )
-    if meta == "none" or repr(meta) != repr(optimizee):  # Scopes are in a reference's text alone.
+    if not all(_is_from_gin(owner) for owner in _SPACES):
         return
-    what = estimator.regularizer
+    meta, optimizee = estimator.regularizer, estimator.truncated_step.regularizer
+    here = {_key(one) for one in _walk(optimizee)}
+    what = next((one for one in _walk(meta) if one.name != "none" and _key(one) in here), None)
+    if what is None:
+        return
     if isinstance(what, regularizers.Function):
         remedy = "Register it under a second name for one of them."
     else:
         references = (
-            f"{owner}.regularizer = @{space}/{type(what).__name__}()"
-            for owner, space in _SPACES.items()
+            f"{owner}.regularizer = @{space}/{type(top).__name__}()"
+            for (owner, space), top in zip(_SPACES.items(), (meta, optimizee), strict=True)
         )
         remedy = f"Give each a scope: {', '.join(references)}, and bind parameters within it."
     warnings.warn(
@@ -68,11 +68,24 @@ def _name(binding: gin_files.Binding) -> str | None:
     return binding.configurable if binding.configurable in regularizers.names() else None
 
 
-def _names_in_use(estimator: RegularizedTruncatedGrad) -> set[str]:
-    def walk(one: regularizers.Regularizer) -> Iterator[str]:
-        yield one.name
-        for _, term in one.terms if isinstance(one, regularizers.Sum) else ():
-            yield from walk(term)
+def _is_from_gin(owner: str) -> bool:
+    """Whether a name or a reference is bound, no object."""
+    value = gin.get_bindings(owner, resolve_references=False).get("regularizer")
+    return value is not None and not isinstance(value, regularizers.Regularizer)
 
+
+def _key(one: regularizers.Regularizer) -> tuple[str, str]:
+    """Equal where parameters come from the same bindings."""
+    return one.name, "" if isinstance(one, regularizers.Function) else one.scope
+
+
+def _walk(one: regularizers.Regularizer) -> Iterator[regularizers.Regularizer]:
+    """It, and the terms of sums."""
+    yield one
+    for _, term in one.terms if isinstance(one, regularizers.Sum) else ():
+        yield from _walk(term)
+
+
+def _names_in_use(estimator: RegularizedTruncatedGrad) -> set[str]:
     used = [estimator.regularizer, *(step.regularizer for step in estimator.truncated_steps)]
-    return {name for one in used for name in walk(one)}
+    return {term.name for one in used for term in _walk(one)}

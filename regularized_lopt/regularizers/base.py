@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,8 @@ class Regularizer:
     #: works with estimates of it; otherwise it differentiates `Objective.gradient` or its value.
     first_order = True
 
+    _scope = ""
+
     def __init__(self, weight: Scheduled = 1.0):
         """Initializer.
 
@@ -90,6 +93,12 @@ class Regularizer:
           weight: w in g + w (G_reg - g), >= 0.
         """
         self.weight = self._not_negative("weight", weight)
+        self._scope = gin.current_scope_str()
+
+    @property
+    def scope(self) -> str:
+        """Gin's scope that its parameters were read in; "" for none."""
+        return self._scope
 
     def gradient(
         self,
