@@ -172,6 +172,24 @@ def load(
     ), metadata
 
 
+def load_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      FileFormatError: it holds something else; the message names it.
+    """
+    try:
+        value = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:  # No JSON, or no text.
+        raise FileFormatError(
+            f"{path} is truncated or damaged ({error}). Restore it, or delete it."
+        ) from error
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{path} holds no JSON object. Restore it, or delete it.")
+    return value
+
+
 def _flatten(tree: Any) -> dict[str, Any]:
     return {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

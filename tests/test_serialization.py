@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 import regularized_lopt
 from regularized_lopt import gin_files, serialization
+from regularized_lopt.evaluation import store
 from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.checkpoint import Checkpoints
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
 
@@ -112,3 +114,26 @@ def test_a_run_goes_on_in_its_own_precision_alone_and_its_theta_in_any(tmp_path,
         assert np.all(moved != params)
     with jax.enable_x64(wide):
         assert train(3).metrics[-1]["outer_step"] == 3
+
+
+@pytest.mark.parametrize("text", [b"", b'{"seed": ', b"\xff", b"[1]", b"{}"], ids=repr)
+def test_a_damaged_description_of_a_run_is_named(tmp_path, text):
+    opt = regularized_lopt.LSTMLOpt(hidden_size=2)
+    theta = opt.init(jax.random.PRNGKey(0))
+    regularized_lopt.save(tmp_path / "theta.npz", opt, theta, {"task": "mine", "seed": 0})
+    file = tmp_path / "experiment.json"
+    file.write_bytes(text)
+    with pytest.raises(serialization.FileFormatError, match=r"experiment.json .*Restore (it|both)"):
+        regularized_lopt.load(tmp_path)
+    if text != b"{}":
+        with pytest.raises(serialization.FileFormatError, match=f"^{file} .*or delete it"):
+            store.Numbers(file)
+
+
+def test_where_no_checkpoint_loads_it_is_said_what_to_do(tmp_path):
+    (tmp_path / "checkpoint_00000003.npz").touch()
+    with (
+        pytest.warns(UserWarning, match="Trying the checkpoint before"),
+        pytest.raises(serialization.FileFormatError, match=f"delete {tmp_path} to begin anew"),
+    ):
+        Checkpoints(tmp_path).restore(TREE)

@@ -161,8 +161,8 @@ class Keeper:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """What the file holds; nothing where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What the file holds; nothing where there is none. See `serialization.load_json`."""
+    return serialization.load_json(path) if path.is_file() else {}
 
 
 def update_json(path: pathlib.Path, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -101,7 +101,10 @@ class Checkpoints:
                 problem = error
                 warnings.warn(f"{error} Trying the checkpoint before.", stacklevel=2)
         if problem is not None:
-            raise problem
+            raise serialization.FileFormatError(
+                f"{problem} No checkpoint loads: restore one, or delete {self.directory} to begin "
+                "anew."
+            )
         return None
 
     def last(self) -> pathlib.Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -222,12 +221,13 @@ def _check_run(path: pathlib.Path, metadata: dict[str, Any]) -> None:
     description = path.parent / EXPERIMENT_FILE
     if path.name != THETA_FILE or not description.is_file():
         return
-    found = {**json.loads(description.read_text()), "experiment": cards.checksum(description)}
+    found = {**serialization.load_json(description), "experiment": cards.checksum(description)}
     for name in ("task", "seed", "experiment"):
-        if metadata.get(name, found[name]) != found[name]:
+        expected = found.get(name)
+        if metadata.get(name, expected) != expected:
             raise serialization.FileFormatError(
                 f"{path} is of another run than {EXPERIMENT_FILE} beside it ({name}: "
-                f"{metadata[name]!r}, not {found[name]!r}). Restore both from one place, or move "
+                f"{metadata[name]!r}, not {expected!r}). Restore both from one place, or move "
                 "it to a directory of its own."
             )
 

@@ -8,6 +8,8 @@ import json
 import pathlib
 from typing import Any
 
+from regularized_lopt import serialization
+
 CARD_FILE = "card.json"
 CONFIG_FILE = "config.gin"
 LICENSE = "Apache-2.0"
@@ -79,7 +81,7 @@ class Card:
 
 def read(directory: pathlib.Path) -> Card:
     """The card in an entry's directory."""
-    contents = json.loads((directory / CARD_FILE).read_text())
+    contents = serialization.load_json(directory / CARD_FILE)
     return Card(**contents, config=(directory / CONFIG_FILE).read_text())
 
 
