@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 
 from regularized_lopt import errors
@@ -9,7 +13,7 @@ from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers.schedules import is_zero
 
 _SCHEDULES = ("constant", "cosine", "linear")
-_OPTIMIZERS = ("adam", "sgd")
+_OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 @configurable()
@@ -48,24 +52,39 @@ def theta_learning_rate(
 
 @configurable()
 def theta_optimizer(
-    name: str = "adam", clip_norm: float | None = 1.0, momentum: float = 0.0
+    name: str = "adam",
+    clip_norm: float | None = 1.0,
+    momentum: float = 0.0,
+    decay: float = 0.1,
 ) -> optax.GradientTransformation:
     """The optimizer of theta; its learning rate is `theta_learning_rate`.
 
     Args:
-      name: "adam" or "sgd".
+      name: "adam", "adamw" or "sgd".
       clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
         > 0; None: no clipping.
       momentum: of SGD, in [0, 1).
+      decay: of AdamW: theta shrinks by the learning rate times this at every step, in [0, 1]; STAR
+        (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink, i.e. a network's weights; not its
+        biases, nor what is no network, such as learned decays and scales.
 
     Raises:
       ValueError: an argument is out of its range.
     """
     errors.check_name("theta_optimizer.name", name, _OPTIMIZERS)
     errors.check_in("theta_optimizer.momentum", momentum, "[0, 1)")
+    errors.check_in("theta_optimizer.decay", decay, "[0, 1]")
     if clip_norm is not None:
         errors.check_positive("theta_optimizer.clip_norm", clip_norm)
     rate = theta_learning_rate()
-    decay = None if is_zero(momentum) else momentum
-    step = optax.adam(rate) if name == "adam" else optax.sgd(rate, decay)
+    if name == "adam":
+        step = optax.adam(rate)
+    elif name == "adamw":
+        step = optax.adamw(rate, weight_decay=decay, mask=_matrices)
+    else:
+        step = optax.sgd(rate, None if is_zero(momentum) else momentum)
     return step if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), step)
+
+
+def _matrices(theta: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, theta)
