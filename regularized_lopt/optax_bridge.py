@@ -11,20 +11,19 @@ import jax.numpy as jnp
 import optax
 
 from regularized_lopt import errors, upstream
-from regularized_lopt.learned_optimizers import LSTMLOpt, leaves
-from regularized_lopt.learned_optimizers.lstm import check_hidden
+from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, leaves
+from regularized_lopt.learned_optimizers.coordinatewise import check_hidden
 
 MIXES = ("add", "graft")
 
 
-class LSTMState(NamedTuple):
-    """State of the LSTM optimizer as a gradient transformation.
+class CoordinateWiseState(NamedTuple):
+    """State of a coordinate-wise optimizer as a gradient transformation.
 
     Attributes:
       iteration: updates taken, int32 scalar.
-      hidden: per layer (h, c), each [hidden_size, n] over all n coordinates; with `per_leaf`, a
-        tree like the params with, in place of each leaf, per layer (h, c), each hidden_size times
-        the leaf's shape.
+      hidden: arrays [.., n] over all n coordinates; with `per_leaf`, a tree like the params with,
+        in place of each leaf, the same arrays with the leaf's shape in place of n.
     """
 
     iteration: jax.Array
@@ -61,8 +60,8 @@ def as_optax(
     `init` and `update`, as are gradients that are not of the params that `init` had.
 
     Args:
-      learned_opt: the optimizer; one that is no `LSTMLOpt` takes no `state_dtype`, `chunk_size` or
-        `per_leaf`, and goes by `from_optimizer`.
+      learned_opt: the optimizer; one that is not coordinate-wise takes no `state_dtype`,
+        `chunk_size` or `per_leaf`. One that is none of ours goes by `from_optimizer`.
       theta: its weights.
       clip: bound on each coordinate's update, > 0; None: none.
       nominal: an optimizer to lean on where the learned one was not trained for the problem, e.g.
@@ -92,12 +91,12 @@ def as_optax(
         )
     errors.check_not_negative("as_optax magnitude", magnitude)
     errors.check_name("mix", mix, MIXES)
-    if isinstance(learned_opt, LSTMLOpt):
-        transformation = _lstm(learned_opt, theta, state_dtype, chunk_size, per_leaf)
+    if isinstance(learned_opt, CoordinateWiseLOpt):
+        transformation = _coordinate_wise(learned_opt, theta, state_dtype, chunk_size, per_leaf)
     elif state_dtype is not None or chunk_size is not None or per_leaf:
         raise ValueError(
-            "as_optax takes state_dtype, chunk_size and per_leaf for an LSTMLOpt alone, not for "
-            f"{type(learned_opt).__name__}."
+            "as_optax takes state_dtype, chunk_size and per_leaf for coordinate-wise optimizers "
+            f"alone, such as LSTMLOpt, not for {type(learned_opt).__name__}."
         )
     else:
         transformation = from_optimizer(learned_opt.opt_fn(theta))
@@ -108,12 +107,16 @@ def as_optax(
     return _of_trained(transformation)
 
 
-def _lstm(
-    learned_opt: LSTMLOpt, theta: Any, state_dtype: Any, chunk_size: int | None, per_leaf: bool
+def _coordinate_wise(
+    learned_opt: CoordinateWiseLOpt,
+    theta: Any,
+    state_dtype: Any,
+    chunk_size: int | None,
+    per_leaf: bool,
 ) -> optax.GradientTransformationExtraArgs:
     network = functools.partial(_network, learned_opt, theta, state_dtype, chunk_size)
 
-    def init(params: Any) -> LSTMState:
+    def init(params: Any) -> CoordinateWiseState:
         def zeros(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
             hidden = learned_opt.initial_hidden(count, state_dtype or dtype)
             return jax.tree.map(lambda h: h.reshape(h.shape[0], *shape), hidden)
@@ -126,11 +129,11 @@ def _lstm(
         else:
             count = leaves.size(params)
             hidden = zeros(count, (count,), leaves.common_dtype(params))
-        return LSTMState(jnp.zeros((), jnp.int32), hidden)
+        return CoordinateWiseState(jnp.zeros((), jnp.int32), hidden)
 
     def update(
-        updates: Any, state: LSTMState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, LSTMState]:
+        updates: Any, state: CoordinateWiseState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, CoordinateWiseState]:
         del extra_args
         if learned_opt.needs_params and params is None:
             raise ValueError(
@@ -152,7 +155,9 @@ def _lstm(
             new, hidden = network(state.hidden, leaves.flatten(grads), leaves.flatten(at))
             parts = leaves.unflatten(new, grads)
         moved = [p.astype(leaves.dtype(g)) for p, g in zip(parts, grads, strict=True)]
-        return treedef.unflatten(moved), LSTMState(optax.safe_increment(state.iteration), hidden)
+        return treedef.unflatten(moved), CoordinateWiseState(
+            optax.safe_increment(state.iteration), hidden
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -280,7 +285,7 @@ def _mixed(
 
 
 def _network(
-    learned_opt: LSTMLOpt,
+    learned_opt: CoordinateWiseLOpt,
     theta: Any,
     state_dtype: Any,
     chunk_size: int | None,

@@ -6,10 +6,14 @@ from typing import TypeVar
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
+from regularized_lopt.learned_optimizers.coordinatewise import (
+    CoordinateWiseLOpt as CoordinateWiseLOpt,
+)
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
-from regularized_lopt.learned_optimizers.lstm import LSTMOptState as LSTMOptState
 
-CLASSES: dict[str, type[upstream.LearnedOptimizer]] = {"LSTMLOpt": LSTMLOpt}
+CLASSES: dict[str, type[upstream.LearnedOptimizer]] = {
+    "LSTMLOpt": LSTMLOpt,
+}
 """Those that files of trained optimizers may hold, by name."""
 
 _C = TypeVar("_C", bound=type[upstream.LearnedOptimizer])

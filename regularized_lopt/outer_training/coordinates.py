@@ -17,8 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regularized_lopt.learned_optimizers.coordinatewise import (
+    CoordinateWiseLOpt,
+    CoordinateWiseState,
+)
 from regularized_lopt.learned_optimizers.leaves import flatten
-from regularized_lopt.learned_optimizers.lstm import LSTMLOpt, LSTMOptState
 
 
 def sample(
@@ -49,9 +52,9 @@ def sample(
 
 
 def surrogate(
-    learned_opt: LSTMLOpt,
+    learned_opt: CoordinateWiseLOpt,
     theta: Any,
-    start: LSTMOptState,
+    start: CoordinateWiseState,
     gradients: Float[Array, "steps n"],
     cotangents: Float[Array, "steps n"],
     fraction: float,
@@ -60,7 +63,7 @@ def surrogate(
     """A function of theta whose gradient is, on average, that of the outer loss.
 
     Args:
-      learned_opt: coordinate-wise, with `second_derivatives` off.
+      learned_opt: with `second_derivatives` off.
       theta: its weights.
       start: its state before the first step.
       gradients: inner gradients along the unroll.

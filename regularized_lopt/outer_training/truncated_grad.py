@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import LSTMLOpt
+from regularized_lopt.learned_optimizers import CoordinateWiseLOpt
 from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training import truncated_step as truncated_step_lib
 from regularized_lopt.outer_training import unroll as unroll_lib
@@ -106,8 +106,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             unperturbed theta.
           coordinate_fraction: share of the coordinates that theta's gradient is taken through, in
             (0, 1], drawn by the magnitude of dL/dparams. Below 1 the gradient is exact on average
-            and up to three times cheaper; the unroll is the same. Needs an `LSTMLOpt`, and in meta
-            space a regularizer that takes first derivatives only. See `coordinates`.
+            and up to three times cheaper; the unroll is the same. Needs a `CoordinateWiseLOpt`, and
+            in meta space a regularizer that takes first derivatives only. See `coordinates`.
           task_weights: weight of each truncated step's loss, >= 0; scaled to sum to 1. Default:
             equal.
           mesh: devices that share the tasks, see `devices.make_mesh`; None: one device.
@@ -433,7 +433,7 @@ def _check_fraction(
     if fraction == 1:
         return
     given = f"RegularizedTruncatedGrad.coordinate_fraction = {fraction}"
-    if not isinstance(learned_opt, LSTMLOpt) or learned_opt.second_derivatives:
+    if not isinstance(learned_opt, CoordinateWiseLOpt) or learned_opt.second_derivatives:
         raise ValueError(
             f"{given}: {type(learned_opt).__name__} is not known to treat each coordinate by "
             "itself. Use 1, or an LSTMLOpt with second_derivatives = False."

@@ -1,0 +1,227 @@
+"""Learned optimizers that treat every coordinate by itself, with one network for all."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regularized_lopt import upstream
+from regularized_lopt.learned_optimizers import leaves
+
+Theta = Any
+Params = Any
+Hidden = Any
+"""A pytree of arrays [.., n]."""
+
+
+@flax.struct.dataclass
+class CoordinateWiseState:
+    """State of a coordinate-wise optimizer: what a training loop carries from step to step.
+
+    Attributes:
+      params: the optimizee's weights, any pytree.
+      state: the optimizee's non-trained state (`ModelState` upstream), or None.
+      hidden: arrays [.., n]; n counts all coordinates of `params` that are trained.
+      iteration: inner steps taken, int32 scalar.
+    """
+
+    params: Params
+    state: Any
+    hidden: Hidden
+    iteration: jax.Array
+
+
+class CoordinateWiseLOpt(upstream.LearnedOptimizer):
+    """Base class: the update of a coordinate depends on its own gradients and param alone.
+
+    So theta's gradient can be taken through a sample of the coordinates (`coordinates`), and hidden
+    states can be kept leaf by leaf or updated in chunks (`as_optax`).
+
+    All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
+    and gates run over long contiguous rows.
+
+    Attributes:
+      config: the constructor's arguments as a JSON-serializable dict, of which the class makes the
+        same optimizer.
+      second_derivatives: differentiate through the gradients, too.
+    """
+
+    config: dict[str, Any]
+    second_derivatives = False
+
+    @property
+    def needs_params(self) -> bool:
+        """Whether the params are among the inputs."""
+        return False
+
+    @abc.abstractmethod
+    def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
+        """The hidden state before the first step, in `dtype`, averages not narrower than float32.
+
+        Each array is one of its own, so that a training loop may donate them.
+        """
+
+    @abc.abstractmethod
+    def with_gradient(self, hidden: Hidden, gradient: Float[Array, n]) -> Hidden:
+        """The hidden state with the gradient taken into its running averages."""
+
+    @abc.abstractmethod
+    def features(
+        self, hidden: Hidden, gradient: Float[Array, n], params: Float[Array, n]
+    ) -> Float[Array, "features n"]:
+        """What the network reads; averages in `hidden` have the gradient in them."""
+
+    @abc.abstractmethod
+    def updates(
+        self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
+    ) -> tuple[Float[Array, n], Hidden]:
+        """(what is added to the params, next hidden state)."""
+
+    def network(
+        self,
+        theta: Theta,
+        hidden: Hidden,
+        gradient: Float[Array, n],
+        params: Float[Array, n],
+    ) -> tuple[Float[Array, n], Hidden]:
+        """One step on n coordinates: (what is added to the params, next hidden state)."""
+        hidden = self.with_gradient(hidden, gradient)
+        return self.updates(theta, hidden, self.features(hidden, gradient, params))
+
+    def opt_fn(self, theta: Theta, is_training: bool = False) -> _CoordinateWiseOptimizer:
+        """Returns the `Optimizer` that `theta` parameterizes."""
+        return _CoordinateWiseOptimizer(self, theta)
+
+    def update_fn(
+        self,
+        theta: Theta,
+        opt_state: CoordinateWiseState,
+        grad: Params,
+        *,
+        key: jax.Array,
+        fraction: float = 1.0,
+        space: str = "gradient",
+    ) -> tuple[Callable[[jax.Array], Float[Array, n]], jax.Array, Float[Array, ""]]:
+        """The optimizer as a function of its input alone, its state held fixed.
+
+        Args:
+          theta: weights of the optimizer.
+          opt_state: where it stands.
+          grad: the gradient it would read next, shaped like the params.
+          key: draws the coordinates.
+          fraction: share of the coordinates to take, drawn with replacement unless 1.
+          space: "gradient": the input is the gradient [n]; "preprocessed": its features [f, n].
+
+        Returns:
+          (update_fn, its input here, the unit to measure the input in). The unit is the root mean
+          square of the whole gradient, or 1 for features.
+        """
+        gradient, params = leaves.flatten(grad), leaves.flatten(opt_state.params)
+        hidden = opt_state.hidden
+        unit = jnp.sqrt(jnp.mean(gradient**2))
+        if fraction < 1:
+            count = max(1, round(fraction * gradient.size))
+            index = jax.random.randint(key, (count,), 0, gradient.size)
+            gradient, params, hidden = jax.tree.map(
+                lambda leaf: leaf[..., index], (gradient, params, hidden)
+            )
+        if space == "preprocessed":
+            hidden = self.with_gradient(hidden, gradient)
+            features = self.features(hidden, gradient, params)
+            return lambda x: self.updates(theta, hidden, x)[0], features, jnp.ones_like(unit)
+        return lambda g: self.network(theta, hidden, g, params)[0], gradient, unit
+
+
+def check_hidden(hidden: Hidden, shape: tuple[int, ...], whose: str) -> None:
+    """Refuses hidden states of other coordinates.
+
+    Args:
+      hidden: see `CoordinateWiseState`.
+      shape: of the coordinates, [n], or that of a leaf.
+      whose: what the message calls them, e.g. "the params have".
+
+    Raises:
+      ValueError: they are of another shape.
+    """
+    for array in jax.tree.leaves(hidden):
+        if array.shape[1:] != shape:
+            raise ValueError(
+                f"The state is of coordinates {list(array.shape[1:])}, {whose} {list(shape)}: make "
+                "a new one, by init with these params."
+            )
+
+
+class _CoordinateWiseOptimizer(upstream.Optimizer):
+    """A `CoordinateWiseLOpt` with its weights: the interface of upstream's optimizers."""
+
+    def __init__(self, lopt: CoordinateWiseLOpt, theta: Theta):
+        self._lopt = lopt
+        self._theta = theta
+
+    @property
+    def name(self) -> str:
+        return self._lopt.name
+
+    def init(
+        self,
+        params: Params,
+        model_state: Any = None,
+        num_steps: int | None = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> CoordinateWiseState:
+        """Starts a run: fresh hidden state. `num_steps` and `key` are accepted and not needed.
+
+        Raises:
+          ValueError: a leaf of the params could not be trained, see `leaves.check`.
+        """
+        del num_steps, key, kwargs
+        leaves.check(params)
+        return CoordinateWiseState(
+            params=params,
+            state=model_state,
+            hidden=self._lopt.initial_hidden(leaves.size(params), leaves.common_dtype(params)),
+            iteration=jnp.asarray(0, jnp.int32),
+        )
+
+    def set_params(self, state: CoordinateWiseState, params: Params) -> CoordinateWiseState:
+        return state.replace(params=params)  # type: ignore[attr-defined]
+
+    def update(
+        self,
+        opt_state: CoordinateWiseState,
+        grad: Params,
+        loss: jax.Array | None = None,
+        model_state: Any = None,
+        key: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> CoordinateWiseState:
+        """One inner step: params <- params + network(grad); `grad` is shaped like the params.
+
+        Raises:
+          ValueError: it is not, or the state is of other params.
+        """
+        del loss, key, kwargs
+        leaves.check_gradients(grad, opt_state.params)
+        flat = leaves.flatten(opt_state.params)
+        check_hidden(opt_state.hidden, flat.shape, "the params have")
+        if flat.size == 0:
+            updates, hidden = flat, opt_state.hidden
+        else:
+            trained = leaves.trained_gradients(grad, opt_state.params)
+            gradient = leaves.flatten(trained).astype(flat.dtype)
+            if not self._lopt.second_derivatives:
+                gradient = jax.lax.stop_gradient(gradient)
+            updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
+        return CoordinateWiseState(
+            params=leaves.add_flat(opt_state.params, updates),
+            state=model_state,
+            hidden=hidden,
+            iteration=opt_state.iteration + 1,
+        )
