@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from regularized_lopt import errors, upstream
-from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, leaves
+from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, StarMLPLOpt, leaves
 from regularized_lopt.learned_optimizers.coordinatewise import check_hidden
 
 MIXES = ("add", "graft")
@@ -28,6 +28,18 @@ class CoordinateWiseState(NamedTuple):
 
     iteration: jax.Array
     hidden: Any
+
+
+class ByTensorState(NamedTuple):
+    """State of `StarMLPLOpt` as a gradient transformation.
+
+    Attributes:
+      iteration: updates taken, int32 scalar.
+      averages: see `StarMLPOptState`.
+    """
+
+    iteration: jax.Array
+    averages: tuple[Any, ...]
 
 
 class MixedState(NamedTuple):
@@ -96,8 +108,10 @@ def as_optax(
     elif state_dtype is not None or chunk_size is not None or per_leaf:
         raise ValueError(
             "as_optax takes state_dtype, chunk_size and per_leaf for coordinate-wise optimizers "
-            f"alone, such as LSTMLOpt, not for {type(learned_opt).__name__}."
+            f"alone, such as LSTMLOpt and StarLSTMLOpt, not for {type(learned_opt).__name__}."
         )
+    elif isinstance(learned_opt, StarMLPLOpt):
+        transformation = _by_tensor(learned_opt, theta)
     else:
         transformation = from_optimizer(learned_opt.opt_fn(theta))
     if nominal is not None:
@@ -158,6 +172,33 @@ def _coordinate_wise(
         return treedef.unflatten(moved), CoordinateWiseState(
             optax.safe_increment(state.iteration), hidden
         )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _by_tensor(learned_opt: StarMLPLOpt, theta: Any) -> optax.GradientTransformationExtraArgs:
+    def init(params: Any) -> ByTensorState:
+        averages = tuple(map(learned_opt.initial_averages, jax.tree.leaves(params)))
+        return ByTensorState(jnp.zeros((), jnp.int32), averages)
+
+    def update(
+        updates: Any, state: ByTensorState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ByTensorState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                f"{learned_opt.name} reads the params: call update(grads, state, params)."
+            )
+        moved, averages = [], []
+        grads: list[Any] = jax.tree.leaves(updates)
+        for grad, param, old in zip(grads, jax.tree.leaves(params), state.averages, strict=True):
+            part, new = learned_opt.update_tensor(
+                theta, old, jnp.asarray(grad), jnp.asarray(param), state.iteration
+            )
+            moved.append(part.astype(leaves.dtype(grad)))
+            averages.append(new)
+        state = ByTensorState(optax.safe_increment(state.iteration), tuple(averages))
+        return jax.tree.unflatten(jax.tree.structure(updates), moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -10,9 +10,13 @@ from regularized_lopt.learned_optimizers.coordinatewise import (
     CoordinateWiseLOpt as CoordinateWiseLOpt,
 )
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
+from regularized_lopt.learned_optimizers.star_lstm import StarLSTMLOpt as StarLSTMLOpt
+from regularized_lopt.learned_optimizers.star_mlp import StarMLPLOpt as StarMLPLOpt
 
 CLASSES: dict[str, type[upstream.LearnedOptimizer]] = {
     "LSTMLOpt": LSTMLOpt,
+    "StarLSTMLOpt": StarLSTMLOpt,
+    "StarMLPLOpt": StarMLPLOpt,
 }
 """Those that files of trained optimizers may hold, by name."""
 

@@ -436,7 +436,7 @@ def _check_fraction(
     if not isinstance(learned_opt, CoordinateWiseLOpt) or learned_opt.second_derivatives:
         raise ValueError(
             f"{given}: {type(learned_opt).__name__} is not known to treat each coordinate by "
-            "itself. Use 1, or an LSTMLOpt with second_derivatives = False."
+            "itself. Use 1, or an LSTMLOpt or StarLSTMLOpt with second_derivatives = False."
         )
     if not regularizer.first_order:
         raise ValueError(
