@@ -173,6 +173,37 @@ def test_theta_optimizers_are_optax_s():
         theta_optimizer("adan")
 
 
+def test_adamw_shrinks_matrices_alone():
+    """By the learning rate times the decay, at a gradient of 0."""
+    gin.clear_config()
+    gin.bind_parameter("theta_learning_rate.learning_rate", 0.1)
+    theta = {"w": np.full((2, 3), 2.0), "b": np.full(3, 2.0), "scale": np.asarray(2.0)}
+    still = jax.tree.map(np.zeros_like, theta)
+    for decay, left in ((0.5, 1.9), (None, 1.98), (0.0, 2.0)):
+        adamw = theta_optimizer("adamw", decay=decay)
+        updates, _ = adamw.update(still, adamw.init(theta), theta)
+        new = optax.apply_updates(theta, updates)
+        np.testing.assert_allclose(new["w"], np.full((2, 3), left), rtol=1e-6)
+        np.testing.assert_array_equal(new["b"], theta["b"])
+        np.testing.assert_array_equal(new["scale"], theta["scale"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"name": "adamw", "decay": -0.1},
+            r"theta_optimizer\.decay = -0\.1: it must be in \[0, 1\]",
+        ),
+        ({"name": "adam", "decay": 0.1}, r"decay = 0\.1 is of AdamW, not of 'adam'"),
+        ({"name": "adamw", "momentum": 0.9}, r"momentum = 0\.9 is of SGD, not of 'adamw'"),
+    ],
+)
+def test_what_an_optimizer_of_theta_does_not_read_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        theta_optimizer(**arguments)
+
+
 @pytest.mark.parametrize(
     ("binding", "message"),
     [

@@ -55,7 +55,7 @@ def theta_optimizer(
     name: str = "adam",
     clip_norm: float | None = 1.0,
     momentum: float = 0.0,
-    decay: float = 0.1,
+    decay: float | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of theta; its learning rate is `theta_learning_rate`.
 
@@ -63,16 +63,21 @@ def theta_optimizer(
       name: "adam", "adamw" or "sgd".
       clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
         > 0; None: no clipping.
-      momentum: of SGD, in [0, 1).
-      decay: of AdamW: theta shrinks by the learning rate times this at every step, in [0, 1]; STAR
-        (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink, i.e. a network's weights; not its
-        biases, nor what is no network, such as learned decays and scales.
+      momentum: of SGD alone, in [0, 1).
+      decay: of AdamW alone: theta shrinks by the learning rate times this at every step, in [0, 1];
+        default: 0.1; STAR (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink, i.e. a network's
+        weights; not its biases, nor what is no network, such as learned decays and scales.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range, or not of this optimizer.
     """
     errors.check_name("theta_optimizer.name", name, _OPTIMIZERS)
     errors.check_in("theta_optimizer.momentum", momentum, "[0, 1)")
+    if not is_zero(momentum) and name != "sgd":
+        raise ValueError(f"theta_optimizer.momentum = {momentum} is of SGD, not of {name!r}.")
+    if decay is not None and name != "adamw":
+        raise ValueError(f"theta_optimizer.decay = {decay} is of AdamW, not of {name!r}.")
+    decay = 0.1 if decay is None else decay
     errors.check_in("theta_optimizer.decay", decay, "[0, 1]")
     if clip_norm is not None:
         errors.check_positive("theta_optimizer.clip_norm", clip_norm)
