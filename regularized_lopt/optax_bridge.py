@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import optax
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, StarMLPLOpt, leaves
+from regularized_lopt.learned_optimizers import nominal as nominal_lib
 from regularized_lopt.learned_optimizers.coordinatewise import check_hidden
 
 MIXES = ("add", "graft")
@@ -54,7 +54,8 @@ def as_optax(
     theta: Any,
     *,
     clip: float | None = None,
-    nominal: optax.GradientTransformation | None = None,
+    nominal: optax.GradientTransformation | str | None = None,
+    nominal_step: float | None = None,
     mix: str = "add",
     magnitude: float = 1.0,
     state_dtype: Any = None,
@@ -77,7 +78,10 @@ def as_optax(
       theta: its weights.
       clip: bound on each coordinate's update, > 0; None: none.
       nominal: an optimizer to lean on where the learned one was not trained for the problem, e.g.
-        `optax.adam(1e-3)`.
+        `optax.adam(1e-3)`, or one of `learned_optimizers.nominal.DIRECTIONS`, which makes it by
+        `nominal.transformation`. It is bolted on after meta-training: theta knows nothing of it.
+        The same term meta-trained together with theta is `learned_optimizers.Stabilized`.
+      nominal_step: the step of one given by its name, >= 0. Default: 1e-3.
       mix: "add": the learned update plus `magnitude` times the nominal one (STAR, Harrison et al.
         2022, eq. 8); "graft": the learned update's direction, leaf by leaf, with `magnitude` times
         the l2 norm of the nominal one (Agarwal et al. 2020).
@@ -114,6 +118,7 @@ def as_optax(
         transformation = _by_tensor(learned_opt, theta)
     else:
         transformation = from_optimizer(learned_opt.opt_fn(theta))
+    nominal = _nominal(nominal, nominal_step)
     if nominal is not None:
         transformation = _mixed(transformation, nominal, mix, magnitude)
     if clip is not None:
@@ -249,17 +254,14 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
     (the loss) and `key`, where given, are passed on.
     """
 
-    def with_params(state: Any, params: Any) -> Any:
-        if dataclasses.is_dataclass(state) and not isinstance(state, type):
-            return dataclasses.replace(state, params=params)
-        return state._replace(params=params)
-
     def init(params: Any) -> Any:
         params = jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
             params,
         )
-        return _strongly_typed(with_params(opt.init(params, key=jax.random.PRNGKey(0)), ()))
+        return _strongly_typed(
+            upstream.with_params(opt.init(params, key=jax.random.PRNGKey(0)), ())
+        )
 
     def update(
         updates: Any,
@@ -274,14 +276,14 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
             raise ValueError(f"{opt.name} needs the params: call update(grads, state, params).")
         leaves.check_state(state, jax.eval_shape(init, params))
         loss = None if value is None else jnp.asarray(value)
-        new = opt.update(with_params(state, params), updates, loss=loss, key=key)
+        new = opt.update(upstream.with_params(state, params), updates, loss=loss, key=key)
         moved = jax.tree.map(
             lambda after, before, u: jnp.subtract(after, before).astype(jnp.result_type(u)),
             opt.get_params(new),
             params,
             updates,
         )
-        return moved, _strongly_typed(with_params(new, ()))
+        return moved, _strongly_typed(upstream.with_params(new, ()))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -323,6 +325,20 @@ def _mixed(
         return jax.tree.map(combine, first, second), MixedState(new, nominal_new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _nominal(
+    nominal: optax.GradientTransformation | str | None, step: float | None
+) -> optax.GradientTransformation | None:
+    if isinstance(nominal, str):
+        made = nominal_lib.transformation(nominal, 1e-3 if step is None else step)
+        return None if nominal == "none" else made
+    if step is not None:
+        raise ValueError(
+            f"as_optax nominal_step = {step}: it is the step of a nominal term given by its name "
+            f"({', '.join(nominal_lib.DIRECTIONS)}); an optax optimizer has its own."
+        )
+    return nominal
 
 
 def _network(

@@ -15,6 +15,7 @@ is written down once. Three things happen on import, in this order:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
@@ -231,3 +232,21 @@ else:
         task_param: Any
         iteration: jax.Array
         mask: jax.Array
+
+
+def with_params(state: Any, params: Any) -> Any:
+    """The state of an `Optimizer`, a dataclass or a namedtuple with `params`, with other params.
+
+    The wheel's `set_params` knows namedtuples alone, main's dataclasses.
+
+    Raises:
+      TypeError: it is neither.
+    """
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.replace(state, params=params)
+    if not hasattr(state, "_replace"):
+        raise TypeError(
+            f"An optimizer has a {type(state).__name__} as its state: it must be a dataclass or a "
+            "namedtuple with a field params."
+        )
+    return state._replace(params=params)

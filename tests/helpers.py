@@ -1,5 +1,7 @@
 """A small deterministic inner problem, and estimators on it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,19 @@ def run(estimator, theta, num_estimates=1):
         grads.append(out.grad)
         losses.append(out.mean_loss)
     return grads, losses, state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def follow(lopt, theta, params, grads, is_training=False):
+    """Params after each of some inner gradients, [steps, ...]."""
+    opt = lopt.opt_fn(theta, is_training=is_training)
+
+    def step(state, grad):
+        state = opt.update(state, grad, loss=jnp.zeros(()), key=KEY)
+        return state, opt.get_params(state)
+
+    state = opt.init(params, num_steps=100, key=KEY)
+    return jax.lax.scan(step, jax.tree.map(jnp.asarray, state), grads)[1]
 
 
 def flat(tree):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
@@ -10,11 +10,13 @@ from regularized_lopt.learned_optimizers.coordinatewise import (
     CoordinateWiseLOpt as CoordinateWiseLOpt,
 )
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
+from regularized_lopt.learned_optimizers.stabilized import Stabilized as Stabilized
 from regularized_lopt.learned_optimizers.star_lstm import StarLSTMLOpt as StarLSTMLOpt
 from regularized_lopt.learned_optimizers.star_mlp import StarMLPLOpt as StarMLPLOpt
 
 CLASSES: dict[str, type[upstream.LearnedOptimizer]] = {
     "LSTMLOpt": LSTMLOpt,
+    "Stabilized": Stabilized,
     "StarLSTMLOpt": StarLSTMLOpt,
     "StarMLPLOpt": StarMLPLOpt,
 }
@@ -39,3 +41,21 @@ def register(cls: _C) -> _C:
         raise ValueError(f"A learned optimizer {cls.__name__!r} is registered; rename yours.")
     CLASSES[cls.__name__] = configurable()(cls)
     return cls
+
+
+def make(name: str, config: dict[str, Any]) -> Any:
+    """The optimizer of a class in `CLASSES`; what is nested in its config is made first.
+
+    Raises:
+      KeyError: there is no class of the name.
+      TypeError: it does not take these arguments.
+    """
+    made = {
+        key: make(value["class"], value["config"]) if _is_nested(value) else value
+        for key, value in config.items()
+    }
+    return CLASSES[name](**made)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"class", "config"}

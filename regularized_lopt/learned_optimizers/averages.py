@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,20 @@ class Factored(NamedTuple):
     columns: jax.Array
 
 
+class Moments(NamedTuple):
+    """Running averages by coordinate, which are corrected for their start at 0.
+
+    Attributes:
+      momenta: [decays, ...], m <- b m + (1 - b) g.
+      second: [1, ...], v <- b v + (1 - b) g^2.
+      age: [1, ...], steps since the coordinate's first gradient that was not 0.
+    """
+
+    momenta: jax.Array
+    second: jax.Array
+    age: jax.Array
+
+
 def check_decays(name: str, decays: Sequence[float]) -> tuple[float, ...]:
     """Returns decays, of which there must be one, each in (0, 1).
 
@@ -38,6 +52,46 @@ def check_decays(name: str, decays: Sequence[float]) -> tuple[float, ...]:
     for decay in decays:
         errors.check_in(name, decay, "(0, 1)")
     return tuple(float(decay) for decay in decays)
+
+
+def zeros_moments(shape: Sequence[int], count: int, dtype: jnp.dtype) -> Moments:
+    """Zeros, for `count` momenta; float32 or wider, lest 1 - decay be rounded away."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return Moments(*(jnp.zeros((rows, *shape), wide) for rows in (count, 1, 1)))
+
+
+def update_moments(
+    old: Moments, gradient: jax.Array, momentum_decays: Sequence[float], second_decay: float
+) -> Moments:
+    """The averages with the gradient taken into them."""
+    gradient = gradient.astype(old.second.dtype)
+    second = second_decay * old.second + (1 - second_decay) * gradient**2
+    return Moments(
+        momenta=_decayed(old.momenta, gradient, jnp.asarray(momentum_decays)),
+        second=second,
+        # Of the average, not of the gradient: its square may be too small for a float.
+        age=old.age + ((second > 0) | (old.age > 0)),
+    )
+
+
+def corrected(
+    kept: Moments, momentum_decays: Sequence[float], second_decay: float
+) -> tuple[jax.Array, jax.Array]:
+    """(momenta [decays, ...], v [1, ...]) as if they had no zeros before the first gradient."""
+    decays = _column(jnp.asarray(momentum_decays, kept.momenta.dtype), kept.momenta.ndim)
+    momenta = kept.momenta / share_seen(decays, kept.age)
+    return momenta, kept.second / share_seen(second_decay, kept.age)
+
+
+def share_seen(decay: Any, age: jax.Array) -> jax.Array:
+    """1 - decay^age, what an average of that age lacks to sum to 1; 1 where there is none."""
+    return jnp.where(age > 0, 1 - decay ** jnp.maximum(age, 1), 1)
+
+
+def inverse_root(second: jax.Array) -> jax.Array:
+    """1 / sqrt(v), and 0 where v is; its derivative is finite there."""
+    seen = second > 0
+    return jnp.where(seen, jax.lax.rsqrt(jnp.where(seen, second, 1)), 0)
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
@@ -100,8 +154,12 @@ def learned_decays(initial: Sequence[float], offsets: jax.Array) -> jax.Array:
 
 
 def _decayed(old: jax.Array, new: jax.Array, decays: jax.Array) -> jax.Array:
-    decays = decays.astype(old.dtype).reshape(-1, *[1] * new.ndim)
+    decays = _column(decays.astype(old.dtype), old.ndim)
     return decays * old + (1 - decays) * new
+
+
+def _column(decays: jax.Array, ndim: int) -> jax.Array:
+    return decays.reshape(-1, *[1] * (ndim - 1))
 
 
 def _safe_rsqrt(x: jax.Array) -> jax.Array:

@@ -189,6 +189,19 @@ def add_flat(params: Tree, updates: Float[Array, n]) -> Tree:
     return jax.tree.unflatten(treedef, added)
 
 
+def replace_flat(params: Tree, flat: Float[Array, n]) -> Tree:
+    """The inverse of `flatten`, each leaf in its own dtype; those that are not trained are kept."""
+    leaves, treedef = jax.tree.flatten(params)
+    parts = zip(leaves, unflatten(flat, leaves), strict=True)
+    new = [leaf if part is None else part.astype(dtype(leaf)) for leaf, part in parts]
+    return jax.tree.unflatten(treedef, new)
+
+
+def trained_alone(params: Tree) -> Tree:
+    """The tree with None, which has no leaves, in place of those that are not trained."""
+    return jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, params)
+
+
 def _check_gradients(found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
     for path in [*wanted, *found]:
         grad, param = found.get(path), wanted.get(path)

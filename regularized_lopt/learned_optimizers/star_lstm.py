@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,6 @@ Hidden = tuple[Any, ...]
 _DIRECTIONS = ("none", "adam", "adam_aggmo")
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 _LOG_UNIT = 10.0  # Logarithms are divided by it, so that they are of the order of the others.
-
-
-class Averages(NamedTuple):
-    """What is kept of the gradients of n coordinates, float32 or wider.
-
-    Attributes:
-      momenta: [decays, n], m <- b m + (1 - b) g.
-      second: [1, n], v <- b v + (1 - b) g^2.
-      peak: [1, n], the largest v so far, corrected for its start at 0.
-      age: [1, n], steps since the coordinate's first gradient that was not 0.
-    """
-
-    momenta: jax.Array
-    second: jax.Array
-    peak: jax.Array
-    age: jax.Array
 
 
 @configurable()
@@ -134,47 +118,35 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         return theta
 
     def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
-        """Zeros; averages are never narrower than float32, lest 1 - decay be rounded away."""
-        wide = jnp.promote_types(dtype, jnp.float32)
-
-        def rows(count: int) -> jax.Array:
-            return jnp.zeros((count, num_coordinates), wide)
-
+        """Zeros: (h, c) by layer, `averages.Moments`, and the largest v so far, [1, n]."""
         layers = lstm_network.initial(self._num_layers, self._hidden_size, num_coordinates, dtype)
-        return (*layers, Averages(rows(len(self._momentum_decays)), rows(1), rows(1), rows(1)))
+        moments = averages.zeros_moments((num_coordinates,), len(self._momentum_decays), dtype)
+        return (*layers, moments, jnp.zeros_like(moments.second))
 
     def with_gradient(self, hidden: Hidden, gradient: Float[Array, n]) -> Hidden:
-        *layers, old = hidden
-        decays = jnp.asarray(self._momentum_decays, old.momenta.dtype)[:, None]
-        decay = self._second_moment_decay
-        second = decay * old.second + (1 - decay) * gradient**2
-        # Of the average, not of the gradient: its square may be too small for a float.
-        age = old.age + ((second > 0) | (old.age > 0))
-        new = Averages(
-            momenta=decays * old.momenta + (1 - decays) * gradient,
-            second=second,
-            peak=jnp.maximum(old.peak, second / _share_seen(decay, age)),
-            age=age,
-        )
-        return (*layers, new)
+        *layers, moments, peak = hidden
+        decays = self._momentum_decays, self._second_moment_decay
+        moments = averages.update_moments(moments, gradient, *decays)
+        _, second = averages.corrected(moments, *decays)
+        return (*layers, moments, jnp.maximum(peak, second))
 
     def features(
         self, hidden: Hidden, gradient: Float[Array, n], params: Float[Array, n]
     ) -> Float[Array, "features n"]:
         del params
-        kept: Averages = hidden[-1]
-        seen = kept.second > 0
-        second = jnp.where(seen, kept.second / _share_seen(self._second_moment_decay, kept.age), 1)
-        inverse_rms = jnp.where(seen, jax.lax.rsqrt(second), 0)
-        decays = jnp.asarray(self._momentum_decays, second.dtype)[:, None]
-        momenta = kept.momenta / _share_seen(decays, kept.age)
-        below_peak = jnp.log(second / jnp.where(seen, kept.peak, 1)) / _LOG_UNIT
+        *_, moments, peak = hidden
+        momenta, second = averages.corrected(
+            moments, self._momentum_decays, self._second_moment_decay
+        )
+        inverse_rms, seen = averages.inverse_root(second), second > 0
+        share = jnp.where(seen, second, 1) / jnp.where(seen, peak, 1)
+        below_peak = jnp.log(share) / _LOG_UNIT
         return jnp.concatenate([gradient * inverse_rms, momenta * inverse_rms, below_peak])
 
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
-        *layers, kept = hidden
+        *layers, moments, peak = hidden
         outputs, advanced = lstm_network.apply(theta, layers, features)
         descent = self._blackbox_scale * outputs[0] * jnp.exp(outputs[1])
         if self._nominal != "none":
@@ -182,9 +154,4 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             ascent = momenta[-1] if self._nominal == "adam" else jnp.mean(momenta, axis=0)
             size = jnp.exp(outputs[2]) if self._controller else 1.0
             descent = descent + self._nominal_step * size * ascent
-        return jnp.where(kept.second[0] > 0, -descent, 0), (*advanced, kept)
-
-
-def _share_seen(decay: Any, age: jax.Array) -> jax.Array:
-    """1 - decay^age, what an average of that age lacks to sum to 1; 1 where there is none."""
-    return jnp.where(age > 0, 1 - decay ** jnp.maximum(age, 1), 1)
+        return jnp.where(moments.second[0] > 0, -descent, 0), (*advanced, moments, peak)

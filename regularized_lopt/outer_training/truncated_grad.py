@@ -416,10 +416,17 @@ def _check_smoothing(
 ) -> None:
     if smoothing is None or hasattr(learned_opt, "update_fn"):
         return
+    name = type(learned_opt).__name__
+    if not getattr(learned_opt, "second_derivatives", True):
+        raise ValueError(
+            f"RegularizedTruncatedGrad.smoothing climbs through the gradients that {name} reads, "
+            f"which it does not differentiate through: give it {name}.second_derivatives = True "
+            "(and what it wraps), or smooth an LSTMLOpt or StarLSTMLOpt."
+        )
     if smoothing.fraction < 1 or smoothing.space != "gradient":
         raise ValueError(
             f"Smoothing.fraction = {smoothing.fraction} and space = {smoothing.space!r}: "
-            f"{type(learned_opt).__name__} is smoothed as a whole, on its gradients. Use fraction "
+            f"{name} is smoothed as a whole, on its gradients. Use fraction "
             '= 1 and space = "gradient", or an LSTMLOpt.'
         )
 

@@ -14,7 +14,7 @@ import optax
 
 from regularized_lopt import errors, optax_bridge, serialization, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import CLASSES
+from regularized_lopt.learned_optimizers import CLASSES, make
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
 
@@ -200,7 +200,11 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
             "again, by regularized_lopt.save."
         )
     try:
-        learned_opt: Any = CLASSES[name](**metadata["config"])
+        learned_opt = make(name, metadata["config"])
+    except KeyError as error:
+        raise serialization.FileFormatError(
+            f"{path} holds a {name} of a {error}, which is not known; known: {', '.join(CLASSES)}."
+        ) from error
     except TypeError as error:
         raise serialization.FileFormatError(
             f"{path} holds a {name} with arguments that this version of it does not know ({error})."
