@@ -76,7 +76,7 @@ def test_through_all_coordinates_it_is_backpropagation(monkeypatch, loss, regula
 def estimates(count, **kwargs):
     """`count` gradients at one state: all that differs is which coordinates are drawn."""
     estimator = make(TwoLayer(), unroll_length=4, **kwargs)
-    theta = regularized_lopt.LSTMLOpt().init(KEY)
+    theta = estimator.learned_opt.init(KEY)
     state = estimator.init_worker_state(weights(theta), KEY)
 
     data = estimator.get_datas()
