@@ -101,6 +101,23 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, stop):
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+def test_rescaled_trajectories_resume_and_are_validated_as_the_task_has_them(tmp_path):
+    """Theta stands still here, so that validations differ by nothing else."""
+    still = "theta_learning_rate.learning_rate = 1e-30"
+    scales = [f"RegularizedTruncatedStep.{name}_scale_bound = 1.0" for name in ("param", "input")]
+    train(tmp_path / "plain", 5, still)
+    train(tmp_path / "whole", 5, still, *scales)
+    train(tmp_path / "resumed", 3, still, *scales)  # Within a trajectory.
+    train(tmp_path / "resumed", 5, still, *scales)
+    plain, whole, resumed = (
+        load_metrics(tmp_path / name) for name in ("plain", "whole", "resumed")
+    )
+    np.testing.assert_array_equal(resumed["loss"], whole["loss"])
+    assert np.all(whole["loss"] != plain["loss"])
+    np.testing.assert_allclose(whole["validation_loss"], plain["validation_loss"], rtol=1e-6)
+    assert np.isfinite(plain["validation_loss"]).sum() == 1
+
+
 def test_entries_after_the_checkpoint_are_dropped_on_resuming(tmp_path):
     train(tmp_path / "run", 6, "outer_train.checkpoint_every = 4")
     (tmp_path / "run/checkpoints/checkpoint_00000006.npz").unlink()  # As if killed before it.

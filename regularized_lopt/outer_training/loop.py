@@ -240,7 +240,7 @@ class Loop:
 
         def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
             init_key, loop_key = jax.random.split(key)
-            task_state = step_lib.init_one(theta, outer_state, init_key)
+            task_state = step_lib.init_one(theta, outer_state, init_key, rescaled=False)
 
             def body(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
                 task_state, total = carry

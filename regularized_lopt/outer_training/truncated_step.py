@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -24,6 +25,19 @@ Theta = Any
 INNER_GRADIENT = "inner_gradient"
 
 
+class Scales(NamedTuple):
+    """By what a trajectory's problem is rescaled, so that optimizers meet other sizes.
+
+    Attributes:
+      params: of each tensor s, a scalar: the task's own params are s times the optimizer's; None:
+        no such rescaling.
+      inputs: what images are multiplied by, a scalar, or None.
+    """
+
+    params: Any
+    inputs: Any
+
+
 @flax.struct.dataclass
 class UnrollState:
     """One trajectory between two unrolls (the fields of upstream's class of this name).
@@ -35,6 +49,7 @@ class UnrollState:
       task_param: which task of the family this is.
       is_done: the next unroll begins a new trajectory.
       first_loss: the trajectory's first inner loss (ours; upstream's estimators leave it 0).
+      scales: constant along the trajectory (ours), see `Scales`; None: as the task has them.
     """
 
     inner_opt_state: Any
@@ -43,6 +58,7 @@ class UnrollState:
     task_param: Any
     is_done: jax.Array
     first_loss: jax.Array
+    scales: Scales | None = None
 
 
 @configurable()
@@ -51,6 +67,12 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     The regularizer given here acts in optimizee space: it replaces the outer loss L(params) by a
     flatness-aware one. The inner loss, its gradients and batches are never touched by it.
+
+    With bounds on scales, trajectories are those of rescaled problems: L(s p; x), where p begins at
+    p_0 / s, is the same function at the start, with gradients s times as large and params as much
+    smaller. An optimizer that was meta-trained so meets sizes that no task of its own has (Lv,
+    Jiang & Li 2017, arXiv 1703.03633, Section 4.1, by coordinate; here by tensor). Flatness is
+    that of the task's own params, s p. Validations are on problems as they are.
 
     Methods without `_one` are upstream's interface, vectorized over tasks; the `_one` methods serve
     a single task and are vmapped by `RegularizedTruncatedGrad`.
@@ -65,6 +87,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         regularizer: str | regularizers.Regularizer = "none",
         outer_data_split: str = "train",
         explosion_factor: float = 1e3,
+        param_scale_bound: float = 0.0,
+        input_scale_bound: float = 0.0,
     ):
         """Initializer.
 
@@ -90,6 +114,8 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         errors.check_name(
             "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
         )
+        errors.check_in("RegularizedTruncatedStep.param_scale_bound", param_scale_bound, "[0, 10]")
+        errors.check_in("RegularizedTruncatedStep.input_scale_bound", input_scale_bound, "[0, 10]")
         self.task_family = task_family
         self.learned_opt = learned_opt
         self.trunc_sched = trunc_sched or upstream.truncation_schedule.ConstantTruncationSchedule(
@@ -99,7 +125,11 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         self.regularizer = regularizers.get(regularizer)
         self.outer_data_split = outer_data_split
         self.explosion_factor = explosion_factor
+        self.param_scale_bound = param_scale_bound
+        self.input_scale_bound = input_scale_bound
         _check_params(task_family)
+        if input_scale_bound:
+            _check_images(task_family)
 
     # Data: resident on the device and sampled inside the jit, or pulled from the task's own
     # iterators.
@@ -152,15 +182,26 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     # One task.
 
     def init_one(
-        self, theta: Theta, outer_state: Any, key: jax.Array, num_steps: int | None = None
+        self,
+        theta: Theta,
+        outer_state: Any,
+        key: jax.Array,
+        num_steps: int | None = None,
+        rescaled: bool = True,
     ) -> UnrollState:
         """Starts a trajectory on a freshly drawn task from freshly drawn params.
 
-        The optimizer is told its length: `num_steps`, or what the truncation schedule says.
+        The optimizer is told its length: `num_steps`, or what the truncation schedule says. Unless
+        it is to be `rescaled`, bounds on scales have no part in it.
         """
         task_key, init_key, schedule_key, opt_key = jax.random.split(key, 4)
         task_param = self.task_family.sample(task_key)
         params, model_state = self.task_family.task_fn(task_param).init_with_state(init_key)
+        scales = None
+        if rescaled and (self.param_scale_bound or self.input_scale_bound):
+            # A key beside those four, so that the others are what they are without scales.
+            scales = self._draw_scales(params, jax.random.fold_in(key, 4))
+            params = _divided(params, scales.params)
         truncation_state = self.trunc_sched.init(schedule_key, outer_state)
         opt_state = self.learned_opt.opt_fn(theta, is_training=True).init(
             params,
@@ -175,8 +216,25 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
             task_param=task_param,
             is_done=jnp.asarray(False),
             first_loss=jnp.asarray(0.0, jnp.float32),
+            scales=scales,
         )
         return jax.tree.map(jnp.asarray, state)
+
+    def _draw_scales(self, params: Any, key: jax.Array) -> Scales:
+        params_key, inputs_key = jax.random.split(key)
+
+        def factor(key: jax.Array, bound: float) -> jax.Array:
+            return jnp.exp(jax.random.uniform(key, (), minval=-bound, maxval=bound))
+
+        by_tensor, inputs = None, None
+        if self.param_scale_bound:
+            tensors, treedef = jax.tree.flatten(params)
+            keys = jax.random.split(params_key, len(tensors))
+            factors = [factor(key, self.param_scale_bound) for key in keys]
+            by_tensor = jax.tree.unflatten(treedef, factors)
+        if self.input_scale_bound:
+            inputs = factor(inputs_key, self.input_scale_bound)
+        return Scales(by_tensor, inputs)
 
     def reset_one(
         self, theta: Theta, state: UnrollState, outer_state: Any, key: jax.Array
@@ -196,9 +254,13 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         task = self.task_family.task_fn(state.task_param)
         params, model_state = opt.get_params_state(state.inner_opt_state)
-        (loss, model_state), grad = jax.value_and_grad(task.loss_with_state, has_aux=True)(
-            params, model_state, loss_key, batch
-        )
+        batch = _with_scaled_images(batch, state.scales)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            own = _own_params(params, state.scales)
+            return task.loss_with_state(own, model_state, loss_key, batch)
+
+        (loss, model_state), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
         grad = checkpoint_name(grad, INNER_GRADIENT)
         opt_state = opt.update(
             state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
@@ -248,7 +310,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         """The outer loss at the state's params: (regularized in optimizee space, plain)."""
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         params, model_state = opt.get_params_state(state.inner_opt_state)
-        return self._outer_loss(state.task_param, params, model_state, key, batch, outer_state)
+        return self._outer_loss(state, params, model_state, key, batch, outer_state)
 
     def outer_gradient_one(
         self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
@@ -258,9 +320,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
         params, model_state = opt.get_params_state(state.inner_opt_state)
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            losses = self._outer_loss(
-                state.task_param, params, model_state, key, batch, outer_state
-            )
+            losses = self._outer_loss(state, params, model_state, key, batch, outer_state)
             return losses[0], jnp.stack(losses)
 
         grad, losses = jax.grad(loss, has_aux=True)(params)
@@ -268,14 +328,16 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     def _outer_loss(
         self,
-        task_param: Any,
+        state: UnrollState,
         params: Any,
         model_state: Any,
         key: jax.Array,
         batch: Any,
         outer_state: Any,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        task = self.task_family.task_fn(task_param)
+        task = self.task_family.task_fn(state.task_param)
+        params = _own_params(params, state.scales)
+        batch = _with_scaled_images(batch, state.scales)
         loss_key, regularizer_key = jax.random.split(key)
 
         def loss_fn(at: Any) -> jax.Array:
@@ -405,6 +467,38 @@ def _check_params(task_family: upstream.TaskFamily) -> None:
         raise ValueError(
             f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
         )
+
+
+def _check_images(task_family: upstream.TaskFamily) -> None:
+    """Refuses a task whose batches are not known to have images."""
+    batch = getattr(task_family.datasets, "abstract_batch", None)
+    image = batch.get("image") if isinstance(batch, Mapping) else None
+    if image is None or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"RegularizedTruncatedStep.input_scale_bound: batches of {task_family.name} have no "
+            'float "image" (datasets.abstract_batch), which is what it rescales. Use 0.'
+        )
+
+
+def _own_params(params: Any, scales: Scales | None) -> Any:
+    """The task's own params, given those that the optimizer moves."""
+    if scales is None or scales.params is None:
+        return params
+    return jax.tree.map(lambda leaf, s: leaf * s.astype(leaf.dtype), params, scales.params)
+
+
+def _divided(params: Any, by: Any) -> Any:
+    """The inverse of `_own_params`."""
+    if by is None:
+        return params
+    return jax.tree.map(lambda leaf, s: leaf / s.astype(leaf.dtype), params, by)
+
+
+def _with_scaled_images(batch: Any, scales: Scales | None) -> Any:
+    if scales is None or scales.inputs is None:
+        return batch
+    image = batch["image"]
+    return {**batch, "image": image * scales.inputs.astype(image.dtype)}
 
 
 def _update_fn(
