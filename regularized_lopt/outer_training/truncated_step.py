@@ -71,7 +71,7 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     With bounds on scales, trajectories are those of rescaled problems: L(s p; x), where p begins at
     p_0 / s, is the same function at the start, with gradients s times as large and params as much
     smaller. An optimizer that was meta-trained so meets sizes that no task of its own has (Lv,
-    Jiang & Li 2017, arXiv 1703.03633, Section 4.1, by coordinate; here by tensor). Flatness is
+    Jiang & Li 2017, arXiv 1703.03633, by coordinate; here by tensor). Flatness is
     that of the task's own params, s p. Validations are on problems as they are.
 
     Methods without `_one` are upstream's interface, vectorized over tasks; the `_one` methods serve
