@@ -56,6 +56,7 @@ ARGUMENTS = {
     "FlatnessAwareFamily": {"task_family": FAMILY},
     "RegularizedTruncatedGrad": {"truncated_step": STEP},
     "RegularizedTruncatedStep": {"task_family": FAMILY, "learned_opt": LOPT},
+    "Stabilized": {"learned_opt": LOPT, "controller": "coordinate"},
     "StagedTruncationSchedule": {"lengths": (10, 20), "boundaries": (5,)},
     "Search": {
         "variants": {"none": "gin_configs/digits_mlp_none.gin"},
