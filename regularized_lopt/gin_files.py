@@ -16,10 +16,11 @@ from typing import Any
 import gin
 from gin import config_parser
 
-from regularized_lopt import errors
+from regularized_lopt import errors, upstream
 
 _MACRO = "gin.macro"
 _LONGEST = 80
+_UNKNOWN = re.compile(r"No configurable matching (?:reference )?'@?([\w./]+)")
 
 
 class UnreadBindingError(ValueError):
@@ -74,7 +75,7 @@ def parse_gin(
     for module in imports:
         _import(module)
     try:
-        gin.parse_config_files_and_bindings(list(config_files), list(bindings))
+        _parse(list(config_files), list(bindings))
     except UnicodeDecodeError as error:
         raise ValueError(f"{', '.join(map(str, config_files))}: no text ({error}).") from error
     except ValueError as error:
@@ -93,6 +94,20 @@ def parse_gin(
         ) from error
 
 
+def _parse(config_files: list[str], bindings: list[str]) -> None:
+    """Upstream's learned optimizers are imported where a name is unknown.
+
+    Not before: who has a copy of one would find its name ambiguous.
+    """
+    try:
+        gin.parse_config_files_and_bindings(config_files, bindings)
+    except ValueError as error:
+        if not _UNKNOWN.search(str(error)):
+            raise
+        upstream.import_learned_optimizers()
+        gin.parse_config_files_and_bindings(config_files, bindings)
+
+
 def _import(module: str) -> None:
     """Whatever goes wrong in it, the reason is that of the module."""
     try:
@@ -106,7 +121,7 @@ def _import(module: str) -> None:
 
 def _raise_with_nearest(error: ValueError) -> None:
     message = errors.reason(error)
-    if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
+    if match := _UNKNOWN.search(message):
         errors.check_name("gin configurable", match[1], _own_configurables())
     if match := re.search(
         r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
@@ -119,10 +134,16 @@ def _raise_with_nearest(error: ValueError) -> None:
 
 
 def _own_configurables() -> list[str]:
-    """Gin has no public list of what is registered; upstream's own would hide ours in it."""
-    selectors = [selector for selector, _ in gin.config._REGISTRY.items()]
-    own = [name for name in selectors if name.startswith("regularized_lopt.")]
-    return [name.rpartition(".")[-1] for name in own]
+    """And learned optimizers; gin has no public list, and all of upstream's would hide these."""
+    return [
+        selector.rpartition(".")[-1]
+        for selector, one in gin.config._REGISTRY.items()
+        if selector.startswith("regularized_lopt.") or _is_learned_optimizer(one.wrapped)
+    ]
+
+
+def _is_learned_optimizer(configurable: Any) -> bool:
+    return inspect.isclass(configurable) and issubclass(configurable, upstream.LearnedOptimizer)
 
 
 @contextlib.contextmanager

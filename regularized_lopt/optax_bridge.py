@@ -13,6 +13,7 @@ from regularized_lopt import errors, upstream
 from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, StarMLPLOpt, leaves
 from regularized_lopt.learned_optimizers import nominal as nominal_lib
 from regularized_lopt.learned_optimizers.coordinatewise import check_hidden
+from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of, works
 
 MIXES = ("add", "graft")
 
@@ -61,6 +62,7 @@ def as_optax(
     state_dtype: Any = None,
     chunk_size: int | None = None,
     per_leaf: bool = False,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The learned optimizer as a gradient transformation: it turns gradients into updates.
 
@@ -93,6 +95,8 @@ def as_optax(
         no time where there are a million; with `state_dtype`, nothing can be differentiated through
         the states. Default: all.
       per_leaf: keep hidden states leaf by leaf, so that they can be sharded like the params.
+      num_steps: updates to come, > 0, for optimizers that need to know, such as upstream's NNAdam;
+        those of ours do not.
 
     Raises:
       ValueError: an argument is out of its range, or one that this optimizer does not take.
@@ -117,7 +121,8 @@ def as_optax(
     elif isinstance(learned_opt, StarMLPLOpt):
         transformation = _by_tensor(learned_opt, theta)
     else:
-        transformation = from_optimizer(learned_opt.opt_fn(theta))
+        opt = learned_opt.opt_fn(theta)
+        transformation = from_optimizer(opt, num_steps, name_of(learned_opt))
     nominal = _nominal(nominal, nominal_step)
     if nominal is not None:
         transformation = _mixed(transformation, nominal, mix, magnitude)
@@ -247,21 +252,33 @@ def _of_trained(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtraArgs:
+def from_optimizer(
+    opt: upstream.Optimizer, num_steps: int | None = None, name: str | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Any of upstream's `Optimizer`s whose state is a dataclass or a namedtuple with `params`.
 
     The update is the difference of its params, rounded as such. `update` needs the params; `value`
     (the loss) and `key`, where given, are passed on.
+
+    Args:
+      opt: the optimizer.
+      num_steps: what `opt.init` is told, > 0.
+      name: what messages call it; default: its own.
+
+    Raises:
+      ValueError: num_steps is out of its range; by `init`, where the optimizer needs it; by
+        `update`, where it needs the params or the loss; the message says which.
     """
+    name = opt.name if name is None else name
+    told = WithNumSteps(opt, num_steps, name)
 
     def init(params: Any) -> Any:
         params = jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
             params,
         )
-        return _strongly_typed(
-            upstream.with_params(opt.init(params, key=jax.random.PRNGKey(0)), ())
-        )
+        state = told.init(params, key=jax.random.PRNGKey(0))
+        return _strongly_typed(upstream.with_params(state, ()))
 
     def update(
         updates: Any,
@@ -273,12 +290,11 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
     ) -> tuple[Any, Any]:
         del extra_args
         if params is None:
-            raise ValueError(f"{opt.name} needs the params: call update(grads, state, params).")
+            raise ValueError(f"{name} needs the params: call update(grads, state, params).")
         leaves.check_state(state, jax.eval_shape(init, params))
-        loss = None if value is None else jnp.asarray(value)
-        new = opt.update(upstream.with_params(state, params), updates, loss=loss, key=key)
+        new = _advance(opt, name, upstream.with_params(state, params), updates, value, key)
         moved = jax.tree.map(
-            lambda after, before, u: jnp.subtract(after, before).astype(jnp.result_type(u)),
+            lambda after, at, u: jnp.subtract(after, at).astype(jnp.result_type(u)),
             opt.get_params(new),
             params,
             updates,
@@ -286,6 +302,21 @@ def from_optimizer(opt: upstream.Optimizer) -> optax.GradientTransformationExtra
         return moved, _strongly_typed(upstream.with_params(new, ()))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _advance(
+    opt: upstream.Optimizer, name: str, state: Any, grads: Any, value: Any, key: Any
+) -> Any:
+    """The optimizer's next state; one that fails for want of the loss says so."""
+    loss = None if value is None else jnp.asarray(value)
+    try:
+        return opt.update(state, grads, loss=loss, key=key)
+    except Exception as error:
+        if loss is None and works(lambda: opt.update(state, grads, loss=jnp.zeros(()), key=key)):
+            raise ValueError(
+                f"{name} reads the loss: call update(grads, state, params, value=loss)."
+            ) from error
+        raise
 
 
 def _strongly_typed(state: Any) -> Any:

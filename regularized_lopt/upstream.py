@@ -18,12 +18,14 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import gin
 import jax
 from absl import logging
 
@@ -237,16 +239,59 @@ else:
 def with_params(state: Any, params: Any) -> Any:
     """The state of an `Optimizer`, a dataclass or a namedtuple with `params`, with other params.
 
-    The wheel's `set_params` knows namedtuples alone, main's dataclasses.
+    Those of optimizers within it, such as the terms of a sum, are replaced as well. The wheel's
+    `set_params` knows namedtuples alone, main's dataclasses.
 
     Raises:
       TypeError: it is neither.
     """
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return dataclasses.replace(state, params=params)
-    if not hasattr(state, "_replace"):
+    if not _has_params(state):
         raise TypeError(
             f"An optimizer has a {type(state).__name__} as its state: it must be a dataclass or a "
             "namedtuple with a field params."
         )
-    return state._replace(params=params)
+    is_dataclass = dataclasses.is_dataclass(state)
+    names = [one.name for one in dataclasses.fields(state)] if is_dataclass else state._fields
+    new = {
+        name: jax.tree.map(
+            lambda node: with_params(node, params) if _has_params(node) else node,
+            getattr(state, name),
+            is_leaf=_has_params,
+        )
+        for name in names
+    }
+    new["params"] = params
+    return dataclasses.replace(state, **new) if is_dataclass else state._replace(**new)
+
+
+def _has_params(node: Any) -> bool:
+    is_record = dataclasses.is_dataclass(node) or hasattr(node, "_replace")
+    return is_record and not isinstance(node, type) and hasattr(node, "params")
+
+
+_LOPT_PACKAGES = ("learned_optimization.learned_optimizers.", "learned_optimization.research.")
+_LOPT_MODULES = ("adafac_mlp_lopt", "adafac_nominal", "mlp_lopt", "nn_adam", "rnn_mlp_lopt")
+
+
+def import_learned_optimizers() -> None:
+    """Imports the modules of upstream's learned optimizers, whose names gin knows from then on."""
+    for module in _LOPT_MODULES:
+        if _importable(f"{_LOPT_PACKAGES[0]}{module}"):  # Main has more of them.
+            _import_of_upstream(f"{_LOPT_PACKAGES[0]}{module}")
+
+
+def find_class(module: str, name: str) -> type | None:
+    """A class that a module of upstream's learned optimizers defines; None: there is none."""
+    parts = module.split(".")
+    if not module.startswith(_LOPT_PACKAGES) or not all(part.isidentifier() for part in parts):
+        return None
+    if not _importable(module):
+        return None
+    found = vars(_import_of_upstream(module)).get(name)
+    return found if inspect.isclass(found) and found.__module__ == module else None
+
+
+def _import_of_upstream(module: str) -> types.ModuleType:
+    # What it registers with gin binds nothing, so that gin may be locked.
+    with gin.unlock_config(), _deferred_imports():
+        return importlib.import_module(module)

@@ -229,21 +229,24 @@ def test_it_is_saved_with_what_it_wraps_and_loaded(tmp_path):
     theta, path = perturbed(lopt), tmp_path / "lopt.npz"
     regularized_lopt.save(path, lopt, theta)
     loaded = regularized_lopt.load(path)
-    assert loaded.learned_opt.config == lopt.config
+    described = learned_optimizers.describe(lopt)
+    assert learned_optimizers.describe(loaded.learned_opt) == described
     grads = gradients(PARAMS)
     chex.assert_trees_all_equal(
         follow(lopt, theta, PARAMS, grads), follow(loaded.learned_opt, loaded.theta, PARAMS, grads)
     )
-    nested = {**lopt.config, "learned_opt": {"class": "Unheard", "config": {}}}
-    serialization.save(path, theta, {"learned_opt": "Stabilized", "config": nested})
-    with pytest.raises(serialization.FileFormatError, match=r"Stabilized .*'Unheard'.*not known"):
+    described["config"]["learned_opt"]["__learned_opt__"]["learned_opt"] = "Unheard"
+    serialization.save(path, theta, described)
+    with pytest.raises(
+        serialization.FileFormatError, match=r"holds a Unheard; known: .*Stabilized"
+    ):
         regularized_lopt.load(path)
 
     class Nameless(upstream.LearnedOptimizer):
         init = opt_fn = None
 
     with pytest.raises(
-        ValueError, match="A Stabilized Nameless cannot be saved: decorate Nameless"
+        ValueError, match=r"learned_opt is a learned optimizer .Nameless cannot be saved: decorate"
     ):
         regularized_lopt.save(path, Stabilized(Nameless()), theta)
 
@@ -362,7 +365,8 @@ def test_gin_makes_it():
         """
     )
     lopt = gin.get_configurable("Stabilized")()
-    assert lopt.config["learned_opt"] == {"class": "LSTMLOpt", "config": LSTM.config}
+    described = learned_optimizers.describe(lopt)["config"]["learned_opt"]
+    assert described == {"__learned_opt__": learned_optimizers.describe(LSTM)}
     assert "Stabilized" in learned_optimizers.CLASSES
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from regularized_lopt import errors, upstream, zoo
+from regularized_lopt import errors, learned_optimizers, upstream, zoo
 
 SAM_RHO = 0.1
 """Radius of the SAM baselines, fixed beforehand: only their learning rate is tuned."""
@@ -51,24 +50,17 @@ class Contestant:
 
 
 def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Contestant:
-    """A learned optimizer with its weights; results of one without a `config` are not stored."""
-    config: Any = getattr(learned_opt, "config", None)
-    lasting = _is_json(config)
-    which = sorted(config.items()) if lasting else id(learned_opt)
-    kind = f"{type(learned_opt).__qualname__} {which}"
+    """A learned optimizer with its weights; results of one that cannot be saved are not stored."""
+    try:
+        described = learned_optimizers.describe(learned_opt)
+    except ValueError:
+        kind, lasting = f"{type(learned_opt).__qualname__} {id(learned_opt)}", False
+    else:
+        module = f"{described['module']}." if "module" in described else ""
+        kind = f"{module}{described['learned_opt']} {sorted(described['config'].items())}"
+        lasting = True
     hyper = jax.tree.map(jnp.asarray, theta)
     return Contestant(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
-
-
-def _is_json(config: Any) -> bool:
-    """A dict, and without objects whose text may be their address."""
-    if not isinstance(config, dict):
-        return False
-    try:
-        json.dumps(config)
-    except TypeError:
-        return False
-    return True
 
 
 def load(name: str, path: Any) -> Contestant:

@@ -135,37 +135,6 @@ class Stabilized(upstream.LearnedOptimizer):
         self._blackbox_scale = blackbox_scale
         self._decays = (momentum_decays, second_moment_decay)
         self._epsilon = epsilon
-        self._config: dict[str, Any] = {
-            "nominal": nominal,
-            "nominal_step": nominal_step,
-            "controller": controller,
-            "hidden_size": hidden_size,
-            "precondition": precondition,
-            "blackbox_scale": blackbox_scale,
-            "momentum_decays": list(momentum_decays),
-            "second_moment_decay": second_moment_decay,
-            "epsilon": epsilon,
-            "scale_free": scale_free,
-            "hold_unseen": hold_unseen,
-            "second_derivatives": second_derivatives,
-        }
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as a JSON-serializable dict, the wrapped one's within it.
-
-        Raises:
-          ValueError: that has none.
-        """
-        wrapped, name = self.learned_opt, type(self.learned_opt).__name__
-        config = getattr(wrapped, "config", None)
-        if not isinstance(config, dict):
-            raise ValueError(
-                f"A Stabilized {name} cannot be saved: decorate {name} with "
-                "learned_optimizers.register and give it an attribute config, the constructor's "
-                "arguments as a dict."
-            )
-        return {"learned_opt": {"class": name, "config": config}, **self._config}
 
     @property
     def name(self) -> str:

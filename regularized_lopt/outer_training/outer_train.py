@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from regularized_lopt import errors, gin_files, provenance, tasks, upstream, zoo
+from regularized_lopt import (
+    errors,
+    gin_files,
+    learned_optimizers,
+    provenance,
+    tasks,
+    upstream,
+    zoo,
+)
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import checked, configurable
 from regularized_lopt.learned_optimizers import LSTMLOpt
@@ -83,8 +91,8 @@ def outer_train(
       train_log_dir: where checkpoints, curves, and the result (theta.npz) go.
       task: what to meta-train on: the name of a task, a task, or a family; or several, which may
         differ in shape (`RegularizedTruncatedGrad.task_weights` weighs them).
-      learned_opt: default: `LSTMLOpt()` with gin's parameters. Your own: see
-        `learned_optimizers.register`.
+      learned_opt: any `LearnedOptimizer`, e.g. upstream's; default: `LSTMLOpt()` with gin's
+        parameters. Your own: see `learned_optimizers.register`.
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
       num_outer_steps: stop after so many updates of theta if the curriculum has not ended before,
@@ -135,7 +143,12 @@ def outer_train(
     if devices.is_writer():
         unread.warn_if_shared(estimator)
     _check_read(_unread(loop), asked_for, estimator)
-    metadata = {**_describe(estimator), "task": task_name, "seed": seed}
+    metadata = {
+        **_describe(estimator),
+        "task": task_name,
+        "seed": seed,
+        zoo.LONGEST: max(curriculum.train_lengths),
+    }
     with (
         _memory_explained(estimator),
         run_dir_lib.RunDir(
@@ -256,6 +269,7 @@ def _parts(
 ) -> tuple[RegularizedTruncatedGrad, curriculum_lib.Curriculum, Loop, str]:
     """What a run needs, and the name of what it is meta-trained on."""
     learned_opt = learned_opt or LSTMLOpt()
+    learned_optimizers.describe(learned_opt)  # Refuses what could not be saved.
     curriculum = curriculum or curriculum_lib.Curriculum()
     estimator, task_name = _estimator(task, learned_opt, num_devices)
     curriculum.check(estimator.unroll_length)
@@ -361,11 +375,11 @@ def _num_devices(estimator: RegularizedTruncatedGrad) -> int:
 def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:
     """Of a trained optimizer, if it is one of this kind."""
     loaded = zoo.load(path)
-    wanted, found = getattr(learned_opt, "config", None), loaded.metadata["config"]
-    if type(loaded.learned_opt).__name__ != type(learned_opt).__name__ or wanted != found:
+    wanted, found = map(learned_optimizers.describe, (learned_opt, loaded.learned_opt))
+    if wanted != found:
         raise ValueError(
-            f"warm_start: {path} holds a {type(loaded.learned_opt).__name__} with {found}; this "
-            f"run trains a {type(learned_opt).__name__} with {wanted}."
+            f"warm_start: {path} holds a {found['learned_opt']} with {found['config']}; this run "
+            f"trains a {wanted['learned_opt']} with {wanted['config']}."
         )
     return loaded.theta
 

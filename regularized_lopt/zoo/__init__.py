@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import optax
 
-from regularized_lopt import errors, optax_bridge, serialization, upstream
+from regularized_lopt import errors, learned_optimizers, optax_bridge, serialization, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import CLASSES, make
+from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 THETA_FILE = "theta.npz"
 METRICS_FILE = "metrics.csv"
 EXPERIMENT_FILE = "experiment.json"
+LONGEST = "longest_trajectory"
+"""In a file's metadata: the most inner steps of a trajectory of its meta-training."""
 ENTRIES = pathlib.Path(__file__).parent / "entries"
 
 
@@ -48,12 +50,28 @@ class LoadedLOpt:
         """The entry's of the zoo; of the run's directory; or of the file."""
         return self.path.parent.name if self.path.name == THETA_FILE else self.path.stem
 
-    def opt(self) -> upstream.Optimizer:
-        """The `Optimizer` (init / update / get_params) for a training loop of your own."""
-        return self.learned_opt.opt_fn(self.theta)
+    @property
+    def longest_trajectory(self) -> int | None:
+        """The most inner steps that it was meta-trained for; None: not recorded."""
+        return self.metadata.get(LONGEST)
+
+    def opt(self, num_steps: int | None = None) -> upstream.Optimizer:
+        """The `Optimizer` (init / update / get_params) for a training loop of your own.
+
+        Args:
+          num_steps: what `init` tells optimizers that need to know how long a run will be, > 0;
+            default: `longest_trajectory`. `init(params, num_steps=...)` takes precedence.
+        """
+        opt = self.learned_opt.opt_fn(self.theta)
+        return WithNumSteps(opt, num_steps or self.longest_trajectory, name_of(self.learned_opt))
 
     def as_optax(self, **options: Any) -> optax.GradientTransformationExtraArgs:
-        """The same as an `optax.GradientTransformation`; options as `optax_bridge.as_optax` has."""
+        """The same as an `optax.GradientTransformation`.
+
+        Args:
+          **options: as `optax_bridge.as_optax` has; `num_steps` is `longest_trajectory` by default.
+        """
+        options = {"num_steps": self.longest_trajectory, **options}
         return optax_bridge.as_optax(self.learned_opt, self.theta, **options)
 
     def plot_update(self, scale: float = 1e-2, num_steps: int = 10) -> mpl_figure.Figure:
@@ -152,16 +170,9 @@ def save(
     """Writes a trained optimizer: weights, constructor's arguments, `metadata` (JSON), no code.
 
     Raises:
-      ValueError: `load` could not make it again: its class is not registered
-        (`learned_optimizers.register`) or has no `config`.
+      ValueError: `load` could not make it again, see `learned_optimizers.describe`.
     """
-    name = type(learned_opt).__name__
-    if name not in CLASSES or not isinstance(getattr(learned_opt, "config", None), dict):
-        raise ValueError(
-            f"{name} cannot be saved: decorate the class with learned_optimizers.register and give "
-            "it an attribute config, the constructor's arguments as a dict."
-        )
-    header = {"learned_opt": name, "config": learned_opt.config, **(metadata or {})}
+    header = {**learned_optimizers.describe(learned_opt), **(metadata or {})}
     serialization.save(path, jax.tree.map(np.asarray, theta), header)
 
 
@@ -174,8 +185,9 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
 
     Raises:
       FileNotFoundError: there is neither; the message says what was looked for.
-      serialization.FileFormatError: the file is damaged, foreign, of a newer format, or of another
-        run than the directory.
+      serialization.FileFormatError: the file is damaged, foreign, of a newer format, of another run
+        than the directory, or holds an optimizer that cannot be made here, see
+        `learned_optimizers.make`.
     """
     path, expected = _find(name_or_path)
     if expected and cards.checksum(path) != expected:
@@ -188,27 +200,10 @@ def load(name_or_path: str | os.PathLike[str]) -> LoadedLOpt:
             f"{path} holds no learned optimizer (a checkpoint, perhaps)."
         )
     _check_run(path, metadata)
-    name = metadata["learned_opt"]
-    if name not in CLASSES:
-        raise serialization.FileFormatError(
-            f"{path} holds a {name}; known: {', '.join(CLASSES)}. Import the module that registers "
-            "it first (launchers: --gin_import)."
-        )
-    if not isinstance(metadata.get("config"), dict):
-        raise serialization.FileFormatError(
-            f"{path} holds a {name} without its config, the constructor's arguments: write it "
-            "again, by regularized_lopt.save."
-        )
     try:
-        learned_opt = make(name, metadata["config"])
-    except KeyError as error:
-        raise serialization.FileFormatError(
-            f"{path} holds a {name} of a {error}, which is not known; known: {', '.join(CLASSES)}."
-        ) from error
-    except TypeError as error:
-        raise serialization.FileFormatError(
-            f"{path} holds a {name} with arguments that this version of it does not know ({error})."
-        ) from error
+        learned_opt = learned_optimizers.make(metadata)
+    except ValueError as error:
+        raise serialization.FileFormatError(f"{path} holds {error}") from error
     like = jax.eval_shape(learned_opt.init, jax.random.PRNGKey(0))
     theta, _ = serialization.load(path, like, any_precision=True)
     return LoadedLOpt(learned_opt, jax.tree.map(jax.numpy.asarray, theta), metadata, path)
