@@ -117,13 +117,12 @@ class SoftSignLOpt(upstream.LearnedOptimizer):
     """Three weights: the logit of the decay, and the logarithms of step and scale."""
 
     def __init__(self, initial_step: float = 0.01):
-        self.config = {"initial_step": initial_step}  # What `load` makes it from.
+        self._initial_step = initial_step
 
     def init(self, rng: jax.Array) -> Any:
-        initial_step = self.config["initial_step"]
         return {
             "decay": jnp.asarray(2.0),
-            "log_step": jnp.log(initial_step),
+            "log_step": jnp.log(self._initial_step),
             "log_scale": jnp.asarray(1.0),
         }
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
 import pickle
 import subprocess
@@ -52,6 +53,11 @@ SMALL = {
     "RNNMLPLOpt": {"hidden_size": 2, "lstm_hidden_size": 2, "lstm_to_ff": 2},
 }
 ALL = pytest.mark.parametrize("name", sorted(CLASSES))
+SLOW = {"AdafacMLPLOpt", "MLPNomLOpt", "RNNMLPLOpt"}  # To compile.
+SOME_ARE_SLOW = pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in sorted(CLASSES)],
+)
 
 
 def small(name, **more):
@@ -59,7 +65,8 @@ def small(name, **more):
 
 
 def theta_of(lopt):
-    return jax.tree.map(lambda t: t + 0.01, lopt.init(KEY))
+    """Strongly typed, as one that was trained."""
+    return jax.tree.map(lambda t: jnp.asarray(np.asarray(t) + np.float32(0.01)), lopt.init(KEY))
 
 
 def reload(lopt, path, theta=None, **metadata):
@@ -326,7 +333,7 @@ def gradients(params, scale):
     return jax.tree.map(gradient, params)
 
 
-@ALL
+@SOME_ARE_SLOW
 @settings(max_examples=3)
 @given(params=trees(), scale=st.sampled_from([1e-2, 10.0]))
 def test_a_file_and_optax_s_form_keep_the_updates(name, tmp_path_factory, params, scale):
@@ -351,8 +358,11 @@ def test_a_file_and_optax_s_form_keep_the_updates(name, tmp_path_factory, params
             params = optax.apply_updates(params, updates)
         return params
 
-    expected = jax.jit(lambda: in_upstream_s_form(lopt.opt_fn(theta_of(lopt))))()
-    chex.assert_trees_all_equal(expected, jax.jit(lambda: in_upstream_s_form(loaded.opt()))())
+    expected, again = (
+        jax.jit(functools.partial(in_upstream_s_form, opt))()
+        for opt in (lopt.opt_fn(theta_of(lopt)), loaded.opt())
+    )
+    chex.assert_trees_all_equal(expected, again)
     found = jax.jit(in_optax_s_form)(params)
     kept = [x for x in jax.tree.leaves(found) if not _is_trained(x)]
     chex.assert_trees_all_equal(kept, [x for x in jax.tree.leaves(params) if not _is_trained(x)])
@@ -371,10 +381,10 @@ PARAMS = {"w": LEAVES["matrix"], "b": LEAVES["vector"]}
 def test_the_number_of_steps_and_the_loss_are_asked_for_by_name(name, tmp_path):
     lopt = small(name)
     theta = lopt.init(KEY)
-    if name == "NNAdam":
-        with pytest.raises(ValueError, match="NNAdam needs the number of steps"):
+    if name in ("AdafacMLPLOpt", "MLPNomLOpt", "NNAdam"):
+        with pytest.raises(ValueError, match=f"{name} needs the number of steps"):
             as_optax(lopt, theta).init(PARAMS)
-        with pytest.raises(ValueError, match="NNAdam needs the number of steps"):
+        with pytest.raises(ValueError, match=f"{name} needs the number of steps"):
             reload(lopt, tmp_path / "lopt.npz").opt().init(PARAMS)
     tx = as_optax(lopt, theta, num_steps=5)
     state = tx.init(PARAMS)
@@ -423,12 +433,7 @@ def check_a_life(name, path):
     loaded = regularized_lopt.load(path)
     assert type(loaded.learned_opt) is CLASSES[name]
     assert describe(loaded.learned_opt) == describe(result.learned_opt)
-    wanted = SMALL.get(name, {})
-    assert {key: inspect.signature(CLASSES[name]).parameters[key].default for key in wanted} != {
-        key: learned_optimizers.constructors._decode(value)
-        for key, value in describe(loaded.learned_opt)["config"].items()
-        if key in wanted
-    } or not wanted
+    assert describe(loaded.learned_opt) == describe(small(name))  # Gin's parameters are in it.
     assert loaded.longest_trajectory == 20
     chex.assert_trees_all_equal(loaded.theta, result.theta)
     loaded.opt().init(PARAMS)
