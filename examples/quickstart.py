@@ -63,21 +63,18 @@ def main() -> None:
         ],
         args.out_dir,
     ).write(
-        "Quickstart: a learned optimizer that looks for flat minima",
+        "Quickstart: two learned optimizers, one of them meta-trained with SAM",
         "Two LSTM optimizers were meta-trained on scikit-learn's handwritten digits (an MLP of "
         "20 sigmoid units), one with the plain outer loss, one with SAM in the outer objective. "
         "Here both train networks they have not seen, on an ordinary loss, next to SGD and Adam "
-        "with tuned learning rates.",
+        "with tuned learning rates. One seed each: it shows how things work, not whether SAM wins.",
     )
     page.heading("Outer training")
     page.figure(
         figures.outer_training(curves),
         "Left: what theta is trained on. Right: held-out validation.",
     )
-    page.note(
-        f"Seed 0, {outer_steps} outer steps each; one seed shows how it works, not whether SAM "
-        "wins."
-    )
+    page.note(f"Seed 0, {outer_steps} outer steps each.")
     page.write(args.out_dir / "report.html")
     print(f"Done in {time.monotonic() - start:.0f} s. Open {args.out_dir / 'report.html'}")
 
