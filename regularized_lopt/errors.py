@@ -29,10 +29,16 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     if given in names:
         return given
+    raise UnknownNameError(f"Unknown {kind} {given!r}. {nearest(given, names)}")
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """What may have been meant, and all that there is."""
+    names = sorted(allowed)
     by_lower = {name.lower(): name for name in names}
-    nearest = difflib.get_close_matches(str(given).lower(), by_lower, n=1, cutoff=0.0)
-    hint = f" Did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
-    raise UnknownNameError(f"Unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.")
+    found = difflib.get_close_matches(str(given).lower(), by_lower, n=1, cutoff=0.0)
+    hint = f"Did you mean {by_lower[found[0]]!r}? " if found else ""
+    return f"{hint}Known: {', '.join(names)}."
 
 
 def is_traced(value: Any) -> bool:

@@ -41,8 +41,8 @@ class LoadedLOpt:
     """
 
     learned_opt: upstream.LearnedOptimizer
-    theta: Any
-    metadata: dict[str, Any]
+    theta: Any = dataclasses.field(repr=False)
+    metadata: dict[str, Any] = dataclasses.field(repr=False)
     path: pathlib.Path
 
     @property
@@ -246,6 +246,6 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, str | Non
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file or directory {path}, and no optimizer of that name comes with "
-            f"regularized_lopt; those that do: {', '.join(names())}."
+            f"regularized_lopt. {errors.nearest(str(name_or_path), names())}"
         )
     return path, None

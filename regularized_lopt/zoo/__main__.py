@@ -1,5 +1,6 @@
 """python -m regularized_lopt.zoo: what trained optimizers there are. With names: their cards."""
 
+import argparse
 import sys
 
 import rich.console
@@ -18,16 +19,16 @@ def main(names: list[str]) -> None:
         title="Trained optimizers: regularized_lopt.load(name)",
         caption=f"License: {_licenses()}",
     )
-    # Names are there to be copied: whole.
-    table.add_column("name", min_width=max(map(len, zoo.names())))
-    for column in ("meta-trained on", "regularizer", "space", "test accuracy there (%)"):
-        table.add_column(column)
+    for column in ("name", "meta-trained on", "regularizer", "space", "test accuracy there (%)"):
+        table.add_column(column, no_wrap=True)
     for name in zoo.names():
         card = zoo.card(name)
         own = [row["accuracy"] for row in card.figures if row["task"] in card.task.split(" + ")]
         reached = ", ".join("{:.2f} ± {:.2f}".format(*accuracy) for accuracy in own)
         table.add_row(name, card.task, card.regularizer, card.space, reached)
-    rich.console.Console(width=120).print(table)
+    # Whole, whatever the terminal's width: names are there to be copied.
+    console = rich.console.Console(width=1_000)
+    rich.console.Console(width=console.measure(table).maximum).print(table)
 
 
 def _licenses() -> str:
@@ -36,7 +37,9 @@ def _licenses() -> str:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("names", nargs="*", help="of entries; none: a table of all")
+        main(parser.parse_args().names)
     except errors.UnknownNameError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
