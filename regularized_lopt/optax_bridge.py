@@ -124,6 +124,7 @@ def as_optax(
         opt = learned_opt.opt_fn(theta)
         transformation = from_optimizer(opt, num_steps, name_of(learned_opt))
     nominal = _nominal(nominal, nominal_step)
+    _check_mixed(nominal, mix, magnitude)
     if nominal is not None:
         transformation = _mixed(transformation, nominal, mix, magnitude)
     if clip is not None:
@@ -370,6 +371,18 @@ def _nominal(
             f"({', '.join(nominal_lib.DIRECTIONS)}); an optax optimizer has its own."
         )
     return nominal
+
+
+def _check_mixed(nominal: Any, mix: str, magnitude: float) -> None:
+    """Refuses what nothing would read."""
+    if nominal is not None:
+        return
+    for name, value, default in (("mix", mix, MIXES[0]), ("magnitude", magnitude, 1.0)):
+        if not errors.is_traced(value) and value != default:
+            raise ValueError(
+                f"as_optax {name} = {value!r} says how to lean on another optimizer, and there is "
+                'none: give nominal, e.g. nominal="adam_aggmo".'
+            )
 
 
 def _network(

@@ -356,3 +356,10 @@ def test_states_are_sharded_like_the_params_on_eight_devices(tmp_path):
 def test_refuses_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         as_optax(LOPT, THETA, **options)
+
+
+@pytest.mark.parametrize("options", [{"mix": "graft"}, {"magnitude": 2.0}], ids=str)
+def test_what_only_a_nominal_optimizer_reads_is_refused_without_one(options):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=2)
+    with pytest.raises(ValueError, match="there is none: give nominal"):
+        as_optax(lopt, lopt.init(jax.random.PRNGKey(0)), **options)
