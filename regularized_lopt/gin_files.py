@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import pathlib
 import re
 import textwrap
 import tokenize
@@ -74,6 +75,8 @@ def parse_gin(
     """
     for module in imports:
         _import(module)
+    for file in config_files:
+        _check_file(file)
     try:
         _parse(list(config_files), list(bindings))
     except UnicodeDecodeError as error:
@@ -83,6 +86,8 @@ def parse_gin(
     except (SyntaxError, tokenize.TokenError) as error:
         line = getattr(error, "text", None) or ""
         message = f"This is no gin: {line.strip()} {error}"
+        if "malformed node" in message:  # A bare word.
+            message = f"This is no gin: {line.strip()} (strings take quotes, in the shell, too)"
         raise ValueError(" ".join(message.split())) from error
     except OSError as error:
         raise OSError(errors.reason(error)) from error
@@ -106,6 +111,16 @@ def _parse(config_files: list[str], bindings: list[str]) -> None:
             raise
         upstream.import_learned_optimizers()
         gin.parse_config_files_and_bindings(config_files, bindings)
+
+
+def _check_file(file: str) -> None:
+    """Gin takes the folder of a missing file for a package, and fails on that."""
+    folders = ["", *gin.config._LOCATION_PREFIXES]
+    if not any(pathlib.Path(folder, file).is_file() for folder in folders):
+        raise FileNotFoundError(
+            f"There is no gin file {file} (in {pathlib.Path.cwd()}). What a file includes is "
+            "looked for from there, too: configurations of this project are named from its root."
+        )
 
 
 def _import(module: str) -> None:

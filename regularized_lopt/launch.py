@@ -53,8 +53,10 @@ def reuse_freed_memory() -> None:
 
 def _print(error: Exception, prefix: str = "") -> None:
     """The reason, without where gin's value came from, which gin appends."""
-    text = str(error).partition("\n  In call to configurable")[0]
-    print(f"{prefix}{text.strip() or type(error).__name__}", file=sys.stderr)
+    text = str(error).partition("\n  In call to configurable")[0].strip()
+    if text.startswith("Required bindings"):
+        text += " Give them by --config_file or --gin_bindings."
+    print(f"{prefix}{text or type(error).__name__}", file=sys.stderr)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
@@ -96,6 +98,9 @@ def _define_flags() -> None:
     flags.DEFINE_multi_string(
         "gin_import", [], "Modules to import first, e.g. one with a task of yours."
     )
+    for name in ("config_file", "gin_bindings", "gin_import"):
+        # Of the launcher itself, whose flags --help lists.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

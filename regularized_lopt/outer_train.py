@@ -21,7 +21,8 @@ def main() -> None:
     validations = [
         row["validation_loss"] for row in result.metrics if row["validation_loss"] is not None
     ]
-    print(f"Outer training done: {given.train_log_dir}/theta.npz", end="")
+    steps = result.metrics[-1]["outer_step"] if result.metrics else 0
+    print(f"Outer training done, {steps:.0f} steps: {given.train_log_dir}/theta.npz", end="")
     print(f", last validation loss {validations[-1]:.4f}." if validations else ".")
 
 

@@ -37,13 +37,14 @@ def _print_plan(cells: list[PlannedCell]) -> None:
     ]
     print_table("Cells", ["stage", "cell", "", "took, or is estimated"], rows)
     missing = [cell for cell in cells if not cell.cached]
-    known = sum(cell.seconds for cell in missing if cell.seconds is not None)
-    unknown = sum(cell.seconds is None for cell in missing)
-    print(
-        f"{len(cells)} cells, {len(cells) - len(missing)} cached; the others: about "
-        f"{known / 60:.1f} minutes"
-        + (f", and {unknown} of unknown cost: --measure times them." if unknown else ".")
-    )
+    known = [cell.seconds for cell in missing if cell.seconds is not None]
+    unknown = len(missing) - len(known)
+    said = [f"{len(cells)} cells", f"{len(cells) - len(missing)} cached"]
+    if known:
+        said.append(f"{len(known)} that take about {sum(known) / 60:.1f} minutes")
+    if unknown:
+        said.append(f"{unknown} of unknown cost: --measure times them")
+    print(f"{', '.join(said)}.")
 
 
 def _check_complete(cells: list[PlannedCell], out_dir: str) -> None:

@@ -157,3 +157,21 @@ def test_what_is_wrong_ends_a_launcher_with_one_line(launcher, flags, message):
     assert line.startswith("Error: ")
     assert message in line
     assert not (REPOSITORY / "unused").exists()
+
+
+@pytest.mark.parametrize("file", ["gin_configs/nope.gin", "/nope.gin", "nope/nope.gin"])
+def test_a_gin_file_that_is_not_there_is_named(file, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(FileNotFoundError, match=f"^There is no gin file {file}"):
+        gin_files.parse_gin([file], [])
+
+
+def test_a_string_without_quotes_is_explained():
+    with pytest.raises(ValueError, match=rf"{TASK} \(strings take quotes"):
+        gin_files.parse_gin([], [f"outer_train.task = {TASK}"])
+
+
+def test_help_lists_the_flags_that_every_command_needs():
+    said = python("-m", "regularized_lopt.outer_train", "--help").stdout
+    for name in ("config_file", "gin_bindings", "gin_import", "train_log_dir"):
+        assert f"--{name}:" in said or f"--[no]{name}:" in said
