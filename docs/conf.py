@@ -52,10 +52,10 @@ python_use_unqualified_type_names = True
 # Types that no page here describes: of projects whose inventories a build without network cannot
 # ask; our aliases of such types, and private classes; jaxtyping's dimensions.
 _OTHERS = ("collections", "haiku", "jax", "jaxlib", "jaxtyping", "learned_optimization")
-_OTHERS += ("matplotlib", "mpl_figure", "np", "numpy", "optax", "os", "pathlib")
+_OTHERS += ("matplotlib", "mpl_figure", "np", "numpy", "optax", "os", "pathlib", "tqdm")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
-    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta"),
+    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree"),
     ("py:class", r"regularized_lopt\..*\._\w+|truncated_step_lib\..*"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]

@@ -18,7 +18,7 @@ from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of,
 MIXES = ("add", "graft")
 
 
-class CoordinateWiseState(NamedTuple):
+class ByCoordinateState(NamedTuple):
     """State of a coordinate-wise optimizer as a gradient transformation.
 
     Attributes:
@@ -141,7 +141,7 @@ def _coordinate_wise(
 ) -> optax.GradientTransformationExtraArgs:
     network = functools.partial(_network, learned_opt, theta, state_dtype, chunk_size)
 
-    def init(params: Any) -> CoordinateWiseState:
+    def init(params: Any) -> ByCoordinateState:
         def zeros(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
             hidden = learned_opt.initial_hidden(count, state_dtype or dtype)
             return jax.tree.map(lambda h: h.reshape(h.shape[0], *shape), hidden)
@@ -154,11 +154,11 @@ def _coordinate_wise(
         else:
             count = leaves.size(params)
             hidden = zeros(count, (count,), leaves.common_dtype(params))
-        return CoordinateWiseState(jnp.zeros((), jnp.int32), hidden)
+        return ByCoordinateState(jnp.zeros((), jnp.int32), hidden)
 
     def update(
-        updates: Any, state: CoordinateWiseState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, CoordinateWiseState]:
+        updates: Any, state: ByCoordinateState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, ByCoordinateState]:
         del extra_args
         if learned_opt.needs_params and params is None:
             raise ValueError(
@@ -180,7 +180,7 @@ def _coordinate_wise(
             new, hidden = network(state.hidden, leaves.flatten(grads), leaves.flatten(at))
             parts = leaves.unflatten(new, grads)
         moved = [p.astype(leaves.dtype(g)) for p, g in zip(parts, grads, strict=True)]
-        return treedef.unflatten(moved), CoordinateWiseState(
+        return treedef.unflatten(moved), ByCoordinateState(
             optax.safe_increment(state.iteration), hidden
         )
 

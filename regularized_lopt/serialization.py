@@ -139,7 +139,7 @@ def load(
 
     Args:
       path: the file.
-      like: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      like: pytree of arrays, or of instances of `jax.ShapeDtypeStruct`.
       any_precision: convert numbers of 64 bits where `like` has 32, and the other way round.
 
     Raises:

@@ -30,9 +30,9 @@ class Estimate:
     Attributes:
       grad: gradient of the outer objective w.r.t. theta; zeros if anything in it was not finite.
       mean_loss: plain outer loss, averaged over tasks, of the unperturbed pass.
-      gradient_correction: ||G_reg - g|| / ||g|| of the regularizer in meta space (of each task and
+      gradient_correction: ‖G_reg - g‖ / ‖g‖ of the regularizer in meta space (of each task and
         averaged, with `per_task_perturbation`); exactly 0 where it changes nothing.
-      loss_correction: |L_reg - L| / |L| of the regularizer in optimizee space, L averaged over
+      loss_correction: `|L_reg - L| / |L|` of the regularizer in optimizee space, L averaged over
         tasks; exactly 0 where it changes nothing.
       unroll_state: where the next unroll continues, leading axis [num_tasks]; of a mixture, a
         tuple of these.
