@@ -31,8 +31,11 @@ class HaikuLayout(LSTMLOpt):
         hidden = super().initial_hidden(num_coordinates, dtype)
         return jax.tree.map(jnp.transpose, hidden)
 
+    def check_hidden(self, hidden: Any, num_coordinates: int) -> None:
+        """Coordinates are not where others have them."""
+
     def network(self, theta: Any, hidden: Any, gradient: Any, params: Any) -> tuple[Any, Any]:
-        x, new = self._features(hidden, gradient, params).T, []
+        x, new = self.features(hidden, gradient, params).T, []
         for layer, (h, c) in enumerate(hidden):
             weights = theta[f"lstm_{layer}"]
             gates = jnp.concatenate([x, h], axis=-1) @ weights["w"].T + weights["b"]

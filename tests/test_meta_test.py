@@ -362,7 +362,8 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
     table = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert table[1]["vs a (points, 95%)"] == "+0 [+0, +0]"
     verdicts = list(csv.DictReader((tmp_path / "verdicts.csv").open()))
-    assert {row["verdict"] for row in verdicts if row["optimizer"] == "b"} == {"undecided"}
+    judged = {row["by its interval, each measure"] for row in verdicts if row["optimizer"] == "b"}
+    assert judged == {"undecided: absolute, relative, matched"}
     assert len(list(csv.DictReader((tmp_path / "properties.csv").open()))) == 3 * 2 * 3 * 2 * 5
     page = (tmp_path / "report.html").read_text()
     for name in (f"{DIGITS}/differences", f"{DIGITS}/training_curves", f"{DIGITS}/ascent_curves",

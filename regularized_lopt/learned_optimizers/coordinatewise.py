@@ -94,6 +94,10 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         hidden = self.with_gradient(hidden, gradient)
         return self.updates(theta, hidden, self.features(hidden, gradient, params))
 
+    def check_hidden(self, hidden: Hidden, num_coordinates: int) -> None:
+        """Raises ValueError if a hidden state is of another number of coordinates."""
+        check_hidden(hidden, (num_coordinates,), "the params have")
+
     def opt_fn(self, theta: Theta, is_training: bool = False) -> _CoordinateWiseOptimizer:
         """Returns the `Optimizer` that `theta` parameterizes."""
         return _CoordinateWiseOptimizer(self, theta)
@@ -210,7 +214,7 @@ class _CoordinateWiseOptimizer(upstream.Optimizer):
         del loss, key, kwargs
         leaves.check_gradients(grad, opt_state.params)
         flat = leaves.flatten(opt_state.params)
-        check_hidden(opt_state.hidden, flat.shape, "the params have")
+        self._lopt.check_hidden(opt_state.hidden, flat.size)
         if flat.size == 0:
             updates, hidden = flat, opt_state.hidden
         else:
