@@ -400,6 +400,8 @@ def test_the_number_of_steps_and_the_loss_are_asked_for_by_name(name, tmp_path):
         step(state)
     with pytest.raises(ValueError, match="num_steps = 0: it must be"):
         as_optax(lopt, theta, num_steps=0)
+    with pytest.raises(ValueError, match="num_steps = 0: it must be"):
+        reload(lopt, tmp_path / "lopt.npz").opt(num_steps=0)
 
 
 def test_errors_of_an_optimizer_stay_its_own():

@@ -62,8 +62,10 @@ class LoadedLOpt:
           num_steps: what `init` tells optimizers that need to know how long a run will be, > 0;
             default: `longest_trajectory`. `init(params, num_steps=...)` takes precedence.
         """
+        if num_steps is None:
+            num_steps = self.longest_trajectory
         opt = self.learned_opt.opt_fn(self.theta)
-        return WithNumSteps(opt, num_steps or self.longest_trajectory, name_of(self.learned_opt))
+        return WithNumSteps(opt, num_steps, name_of(self.learned_opt))
 
     def as_optax(self, **options: Any) -> optax.GradientTransformationExtraArgs:
         """The same as an `optax.GradientTransformation`.
