@@ -200,6 +200,7 @@ def _by_tensor(learned_opt: StarMLPLOpt, theta: Any) -> optax.GradientTransforma
             raise ValueError(
                 f"{learned_opt.name} reads the params: call update(grads, state, params)."
             )
+        leaves.check_state(state, jax.eval_shape(init, params))
         moved, averages = [], []
         grads: list[Any] = jax.tree.leaves(updates)
         for grad, param, old in zip(grads, jax.tree.leaves(params), state.averages, strict=True):

@@ -260,3 +260,11 @@ def test_params_of_any_shape_keep_their_dtype(kind):
         assert (leaf.dtype, leaf.shape) == (jnp.bfloat16, (2, *SHAPES[name]))
         assert np.all(np.isfinite(leaf.astype(np.float32)))
         assert np.any(leaf[-1] != params[name])
+
+
+def test_in_optax_a_state_of_other_params_is_named():
+    lopt = StarMLPLOpt()
+    tx = as_optax(lopt, lopt.init(KEY))
+    params = {"w": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"The state's leaf .*momenta.* is float32\[4\]"):
+        tx.update(params, tx.init({"w": jnp.ones(4)}), params)
