@@ -175,6 +175,15 @@ def unflatten(flat: Float[Array, n], leaves: Sequence[Any]) -> list[jax.Array | 
     return parts
 
 
+def added_to(leaf: Any, update: jax.Array) -> jax.Array:
+    """leaf + update in the leaf's dtype; added in the update's, which is no narrower.
+
+    So small updates are rounded once.
+    """
+    old = jnp.asarray(leaf)
+    return (old.astype(update.dtype) + update).astype(old.dtype)
+
+
 def add_flat(params: Tree, updates: Float[Array, n]) -> Tree:
     """params + updates, each leaf in its own dtype; leaves that are not trained are kept."""
     leaves, treedef = jax.tree.flatten(params)
@@ -183,9 +192,7 @@ def add_flat(params: Tree, updates: Float[Array, n]) -> Tree:
         if update is None:
             added.append(leaf)
             continue
-        old = jnp.asarray(leaf)
-        # In the wider dtype, so that small updates are rounded once.
-        added.append((old.astype(updates.dtype) + update).astype(old.dtype))
+        added.append(added_to(leaf, update))
     return jax.tree.unflatten(treedef, added)
 
 
@@ -195,11 +202,6 @@ def replace_flat(params: Tree, flat: Float[Array, n]) -> Tree:
     parts = zip(leaves, unflatten(flat, leaves), strict=True)
     new = [leaf if part is None else part.astype(dtype(leaf)) for leaf, part in parts]
     return jax.tree.unflatten(treedef, new)
-
-
-def trained_alone(params: Tree) -> Tree:
-    """The tree with None, which has no leaves, in place of those that are not trained."""
-    return jax.tree.map(lambda leaf: leaf if is_trained(leaf) else None, params)
 
 
 def _check_gradients(found: dict[Any, Any], wanted: dict[Any, Any]) -> None:

@@ -259,7 +259,7 @@ class _StabilizedOptimizer(upstream.Optimizer):
           TypeError: the wrapped optimizer keeps its params elsewhere than in a field params.
         """
         leaves.check(params)
-        own = leaves.trained_alone(params)
+        own = leaves.trained(params, params)
         learned = self._wrapped.init(own, num_steps=num_steps, key=key, **kwargs)
         self._check(learned)
         return StabilizedState(
@@ -289,7 +289,7 @@ class _StabilizedOptimizer(upstream.Optimizer):
         """
         lopt, params = self._lopt, opt_state.params
         leaves.check_gradients(grad, params)
-        own, before = leaves.trained_alone(params), leaves.flatten(params)
+        own, before = leaves.trained(params, params), leaves.flatten(params)
         grads = leaves.trained_gradients(grad, params)
         if not lopt.second_derivatives:
             grads = jax.lax.stop_gradient(grads)

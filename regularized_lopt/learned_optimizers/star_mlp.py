@@ -294,8 +294,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         """1 over what gradients are measured in."""
         if not self._scale_free:
             return jnp.ones_like(new.mean_second)
-        seen = new.mean_second > 0
-        return jnp.where(seen, jax.lax.rsqrt(jnp.where(seen, new.mean_second, 1.0)), 1.0)
+        return jnp.where(new.mean_second > 0, averages.inverse_root(new.mean_second), 1)
 
     def _scaled(
         self, new: Averages, gradient: jax.Array
@@ -411,8 +410,7 @@ class _StarMLPOptimizer(upstream.Optimizer):
             tensors = zip(opt_state.averages, gradients, params, strict=True)
             found = [self._lopt.update_tensor(self._theta, *tensor, step) for tensor in tensors]
         for index, param, (update, _) in zip(trained, params, found, strict=True):
-            # In the wider dtype, so that small updates are rounded once.
-            moved[index] = (param.astype(update.dtype) + update).astype(param.dtype)
+            moved[index] = leaves.added_to(param, update)
         return StarMLPOptState(
             params=treedef.unflatten(moved),
             state=model_state,
