@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +140,12 @@ def _coordinate_wise(
     chunk_size: int | None,
     per_leaf: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    network = functools.partial(_network, learned_opt, theta, state_dtype, chunk_size)
+    if chunk_size is not None and learned_opt.reads_tensors:
+        raise ValueError(
+            f"as_optax chunk_size = {chunk_size}: {learned_opt.name} reads features of whole "
+            "tensors, which a chunk does not have. Use None, or per_leaf = True."
+        )
+    network = functools.partial(_network, learned_opt, theta, chunk_size)
 
     def init(params: Any) -> ByCoordinateState:
         def zeros(count: int, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -172,12 +178,14 @@ def _coordinate_wise(
             parts: list[Any] = []
             for i, path in enumerate(leaves.paths(updates)):
                 check_hidden(hidden[i], jnp.shape(grads[i]), f"the gradients' leaf {path} has")
-                part, hidden[i] = network(hidden[i], jnp.asarray(grads[i]), jnp.asarray(at[i]))
+                grad, param = jnp.asarray(grads[i]), jnp.asarray(at[i])
+                part, hidden[i] = network(hidden[i], grad, param, [grad.size])
                 parts.append(part)
             hidden = treedef.unflatten(hidden)
         else:
             check_hidden(state.hidden, (leaves.size(grads),), "the gradients have")
-            new, hidden = network(state.hidden, leaves.flatten(grads), leaves.flatten(at))
+            flat = leaves.flatten(grads), leaves.flatten(at)
+            new, hidden = network(state.hidden, *flat, leaves.sizes(grads))
             parts = leaves.unflatten(new, grads)
         moved = [p.astype(leaves.dtype(g)) for p, g in zip(parts, grads, strict=True)]
         return treedef.unflatten(moved), ByCoordinateState(
@@ -389,11 +397,11 @@ def _check_mixed(nominal: Any, mix: str, magnitude: float) -> None:
 def _network(
     learned_opt: CoordinateWiseLOpt,
     theta: Any,
-    state_dtype: Any,
     chunk_size: int | None,
     hidden: Any,
     grads: jax.Array,
     params: jax.Array,
+    sizes: Sequence[int],
 ) -> tuple[jax.Array, Any]:
     """Updates and next hidden state of an array of coordinates, of any shape."""
     shape, size = grads.shape, grads.size
@@ -406,7 +414,8 @@ def _network(
 
     def run(hidden: Any, grads: jax.Array, params: jax.Array) -> tuple[jax.Array, Any]:
         wide = jax.tree.map(lambda h: h.astype(dtype), hidden)
-        updates, new = learned_opt.network(theta, wide, grads, params)
+        whole = sizes if grads.size == size else None
+        updates, new = learned_opt.network(theta, wide, grads, params, whole)
         return updates, jax.tree.map(lambda h, to: h.astype(to), new, kept)
 
     if chunk_size is None or chunk_size >= size:

@@ -20,9 +20,10 @@ from regularized_lopt.optax_bridge import as_optax
 
 WHEEL = upstream.GENERATION == "wheel"
 LSTM = StarLSTMLOpt(hidden_size=3)
+LSTM_TENSORS = StarLSTMLOpt(hidden_size=3, tensor_features=True)
 MLP = StarMLPLOpt()
-NATIVE = {"StarLSTMLOpt": LSTM, "StarMLPLOpt": MLP}
-PAPER = {"scale_free": False, "hold_unseen": False}
+NATIVE = {"StarLSTMLOpt": LSTM, "of tensors": LSTM_TENSORS, "StarMLPLOpt": MLP}
+PAPER = {"scale_free": False, "bias_correction": False, "hold_unseen": False}
 SHAPES = {"matrix": (5, 7), "conv": (3, 2, 4, 5), "vector": (7,), "scalar": ()}
 
 
@@ -135,14 +136,18 @@ def test_the_form_for_training_is_the_same_to_rounding():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
+    ("kind", "name", "corrected"),
     [
-        *(("StarMLPLOpt", name) for name in ("sgd", "sgdm", "adam", "aggmo", "adam_aggmo")),
-        *(("StarLSTMLOpt", name) for name in ("adam", "adam_aggmo")),
+        *(
+            ("StarMLPLOpt", name, corrected)
+            for name in ("sgd", "sgdm", "adam", "aggmo", "adam_aggmo")
+            for corrected in (False, True)
+        ),
+        *(("StarLSTMLOpt", name, True) for name in ("adam", "adam_aggmo")),
     ],
 )
-def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name):
-    """Averages that start at 0: STAR leaves them so, the LSTM corrects them, as Adam does."""
+def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name, corrected):
+    """Averages that start at 0: STAR leaves them so; they can be corrected, as Adam's are."""
     decays, step = (0.8, 0.9), 0.01
     common = {
         "momentum_decays": decays,
@@ -153,7 +158,8 @@ def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name):
         "controller": False,
     }
     if kind == "StarMLPLOpt":
-        lopt = StarMLPLOpt(factored_decays=decays, **common, **PAPER)
+        form = {**PAPER, "bias_correction": corrected}
+        lopt = StarMLPLOpt(factored_decays=decays, **common, **form)
     else:
         lopt = StarLSTMLOpt(hidden_size=3, **common)
     params = jnp.zeros(6)
@@ -162,12 +168,12 @@ def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name):
     columns = np.array(decays)[:, None]
     for t, g in enumerate(np.asarray(grads, np.float64), start=1):
         m, v = columns * m + (1 - columns) * g, 0.99 * v + 0.01 * g**2
-        corrected, root = m, np.sqrt(v + 1e-6)
-        if kind == "StarLSTMLOpt":
-            corrected, root = m / (1 - columns**t), np.sqrt(v / (1 - 0.99**t))
-        ascent = {"sgd": g, "sgdm": m[1], "aggmo": m.mean(0)}.get(name)
+        momenta = m / (1 - columns**t) if corrected else m
+        second = v / (1 - 0.99**t) if corrected else v
+        root = np.sqrt(second if kind == "StarLSTMLOpt" else second + 1e-6)
+        ascent = {"sgd": g, "sgdm": momenta[1], "aggmo": momenta.mean(0)}.get(name)
         if ascent is None:
-            ascent = (corrected[1] if name == "adam" else corrected.mean(0)) / root
+            ascent = (momenta[1] if name == "adam" else momenta.mean(0)) / root
         p = p - step * ascent
     found = follow(lopt, lopt.init(KEY), params, grads)[-1]
     np.testing.assert_allclose(found, p, rtol=1e-6, atol=1e-6 * np.abs(p).max())
@@ -204,6 +210,8 @@ OPTAX = [
     (LSTM, {"chunk_size": 4}),
     (LSTM, {"per_leaf": True}),
     (LSTM, {"state_dtype": jnp.float32}),
+    (LSTM_TENSORS, {}),
+    (LSTM_TENSORS, {"per_leaf": True}),
 ]
 
 
@@ -223,6 +231,38 @@ def test_the_optax_form_is_the_other_bit_by_bit(lopt, options):
 
     found = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), grads)[1])(params)
     chex.assert_trees_all_equal(found, follow(lopt, theta, params, grads))
+
+
+def test_tensor_features_are_the_root_mean_squares_of_each_tensor():
+    lopt, params = LSTM_TENSORS, params_of(("vector", "scalar", "matrix"))
+    theta, grads = perturbed(lopt), normal(params, 0.1, 3)
+    before = follow(lopt, theta, params, jax.tree.map(lambda g: g[:2], grads))
+    state = functools.reduce(
+        lopt.opt_fn(theta).update,
+        [jax.tree.map(lambda g, n=n: g[n], grads) for n in range(3)],
+        lopt.opt_fn(theta).init(params),
+    )
+    told = state.hidden[-1]
+    start = 0
+    for name in sorted(params):
+        first, second = before[name]
+        count = first.size
+        rms = [np.sqrt(np.mean(np.asarray(x, np.float64) ** 2)) for x in (second, second - first)]
+        for found, wanted in zip((told.rms_params, told.rms_updates), rms, strict=True):
+            np.testing.assert_allclose(found[0, start : start + count], wanted, rtol=1e-4)
+        start += count
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda lopt: as_optax(lopt, lopt.init(KEY), chunk_size=4), "chunk_size = 4"),
+        (lambda lopt: estimates(1, lopt=lopt, coordinate_fraction=0.25), "coordinate_fraction"),
+    ],
+)
+def test_tensor_features_refuse_parts_of_tensors(make, message):
+    with pytest.raises(ValueError, match=f"{message}.*reads features of whole tensors"):
+        make(LSTM_TENSORS)
 
 
 def test_narrow_states_keep_wide_averages():

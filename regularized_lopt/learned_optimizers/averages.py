@@ -11,7 +11,8 @@ import numpy as np
 
 from regularized_lopt import errors
 
-_FLOOR = 1e-9  # Of second moments under a root, as upstream has it.
+FLOOR = 1e-9
+"""Of second moments under a root, as upstream has it."""
 
 
 class Factored(NamedTuple):
@@ -127,21 +128,21 @@ def update_factored(
     return new, jnp.mean(rows)
 
 
-def inverse_roots(factored: Factored, floor: float = _FLOOR) -> list[tuple[jax.Array, ...]]:
-    """Per decay, factors whose product approximates 1 / sqrt(v).
+def inverse_roots(factored: Factored, floor: float = FLOOR) -> tuple[jax.Array, jax.Array]:
+    """Two factors, [decays, ...], whose product approximates 1 / sqrt(v).
 
     Args:
       factored: second moments.
       floor: added to v of a vector or a scalar.
     """
     if not factored.columns.size:
-        return [(_safe_rsqrt(v + floor),) for v in factored.rows]
+        first = _safe_rsqrt(factored.rows + floor)
+        return first, jnp.ones((first.shape[0], *[1] * (first.ndim - 1)), first.dtype)
     shape = jnp.broadcast_shapes(factored.rows.shape[1:], factored.columns.shape[1:])
     axes = factored_axes(shape)
     assert axes is not None
     means = jnp.mean(factored.rows, axis=1 + axes[0], keepdims=True)
-    row_factors = _safe_rsqrt(factored.rows / (means + _FLOOR))
-    return list(zip(row_factors, _safe_rsqrt(factored.columns), strict=True))
+    return _safe_rsqrt(factored.rows / (means + FLOOR)), _safe_rsqrt(factored.columns)
 
 
 def learned_decays(initial: Sequence[float], offsets: jax.Array) -> jax.Array:
@@ -163,4 +164,4 @@ def _column(decays: jax.Array, ndim: int) -> jax.Array:
 
 
 def _safe_rsqrt(x: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(jnp.maximum(x, _FLOOR))
+    return jax.lax.rsqrt(jnp.maximum(x, FLOOR))

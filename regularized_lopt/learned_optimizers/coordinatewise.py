@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -41,7 +41,8 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
     """Base class: the update of a coordinate depends on its own gradients and param alone.
 
     So theta's gradient can be taken through a sample of the coordinates (`coordinates`), and hidden
-    states can be kept leaf by leaf or updated in chunks (`as_optax`).
+    states can be kept leaf by leaf or updated in chunks (`as_optax`); unless the optimizer reads
+    features of whole tensors (`reads_tensors`), too.
 
     All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
     and gates run over long contiguous rows.
@@ -58,6 +59,11 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
     @property
     def needs_params(self) -> bool:
         """Whether the params are among the inputs."""
+        return False
+
+    @property
+    def reads_tensors(self) -> bool:
+        """Whether features of whole tensors are among the inputs."""
         return False
 
     @abc.abstractmethod
@@ -83,14 +89,29 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
     ) -> tuple[Float[Array, n], Hidden]:
         """(what is added to the params, next hidden state)."""
 
+    def with_tensors(self, hidden: Hidden, params: Float[Array, n], sizes: Sequence[int]) -> Hidden:
+        """The hidden state with what `reads_tensors` asks for, of tensors of these sizes."""
+        del params, sizes
+        return hidden
+
     def network(
         self,
         theta: Theta,
         hidden: Hidden,
         gradient: Float[Array, n],
         params: Float[Array, n],
+        sizes: Sequence[int] | None = None,
     ) -> tuple[Float[Array, n], Hidden]:
-        """One step on n coordinates: (what is added to the params, next hidden state)."""
+        """One step on n coordinates: (what is added to the params, next hidden state).
+
+        Args:
+          theta: weights of the optimizer.
+          hidden: see `initial_hidden`.
+          gradient: of the coordinates.
+          params: of the coordinates.
+          sizes: of the tensors whose coordinates these are, in order; default: one tensor.
+        """
+        hidden = self.with_tensors(hidden, params, [params.size] if sizes is None else sizes)
         hidden = self.with_gradient(hidden, gradient)
         return self.updates(theta, hidden, self.features(hidden, gradient, params))
 
@@ -127,7 +148,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
           square of the whole gradient, or 1 for features.
         """
         gradient, params = leaves.flatten(grad), leaves.flatten(opt_state.params)
-        hidden = opt_state.hidden
+        hidden = self.with_tensors(opt_state.hidden, params, leaves.sizes(opt_state.params))
         unit = jnp.sqrt(jnp.mean(gradient**2))
         if fraction < 1:
             count = max(1, round(fraction * gradient.size))
@@ -139,7 +160,12 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
             hidden = self.with_gradient(hidden, gradient)
             features = self.features(hidden, gradient, params)
             return lambda x: self.updates(theta, hidden, x)[0], features, jnp.ones_like(unit)
-        return lambda g: self.network(theta, hidden, g, params)[0], gradient, unit
+
+        def update(gradient: jax.Array) -> Float[Array, n]:
+            after = self.with_gradient(hidden, gradient)
+            return self.updates(theta, after, self.features(after, gradient, params))[0]
+
+        return update, gradient, unit
 
 
 def check_hidden(hidden: Hidden, shape: tuple[int, ...], whose: str) -> None:
@@ -222,7 +248,9 @@ class _CoordinateWiseOptimizer(upstream.Optimizer):
             gradient = leaves.flatten(trained).astype(flat.dtype)
             if not self._lopt.second_derivatives:
                 gradient = jax.lax.stop_gradient(gradient)
-            updates, hidden = self._lopt.network(self._theta, opt_state.hidden, gradient, flat)
+            updates, hidden = self._lopt.network(
+                self._theta, opt_state.hidden, gradient, flat, leaves.sizes(opt_state.params)
+            )
         return CoordinateWiseState(
             params=leaves.add_flat(opt_state.params, updates),
             state=model_state,

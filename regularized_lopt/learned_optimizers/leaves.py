@@ -141,9 +141,14 @@ def with_zeros(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(leaf, tree, like, is_leaf=lambda one: one is None)
 
 
+def sizes(params: Tree) -> list[int]:
+    """Coordinates of each leaf that is trained, in order."""
+    return [int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params) if is_trained(leaf)]
+
+
 def size(params: Tree) -> int:
     """How many coordinates are trained."""
-    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(params) if is_trained(leaf))
+    return sum(sizes(params))
 
 
 def common_dtype(params: Tree) -> Any:

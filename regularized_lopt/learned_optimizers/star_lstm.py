@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,21 @@ Hidden = tuple[Any, ...]
 _DIRECTIONS = ("none", "adam", "adam_aggmo")
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 _LOG_UNIT = 10.0  # Logarithms are divided by it, so that they are of the order of the others.
+_RMS_FLOOR = 1e-8  # Added to root mean squares before their logarithm is taken.
+
+
+class Tensors(NamedTuple):
+    """What a coordinate is told of the tensor that it is part of, each [1, n].
+
+    Attributes:
+      update: what was added to the coordinate last.
+      rms_params: root mean square of the tensor's params.
+      rms_updates: of its last updates.
+    """
+
+    update: jax.Array
+    rms_params: jax.Array
+    rms_updates: jax.Array
 
 
 @configurable()
@@ -49,6 +66,7 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         blackbox_scale: float = 1e-3,
         controller: bool = True,
         head_scale: float = 0.1,
+        tensor_features: bool = False,
         second_derivatives: bool = False,
     ):
         """Initializer.
@@ -64,6 +82,9 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
           blackbox_scale: see above, >= 0.
           controller: whether the network scales the nominal term; if not, n = 0.
           head_scale: factor on the linear layer's weights at init, >= 0.
+          tensor_features: whether the LSTM reads the logarithms of the root mean squares of the
+            tensor's params and of its last updates, too. It then takes no
+            `coordinate_fraction`, and in optax no chunks and no state by leaf.
           second_derivatives: differentiate through the gradients, too.
 
         Raises:
@@ -91,6 +112,7 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             "blackbox_scale": blackbox_scale,
             "controller": controller,
             "head_scale": head_scale,
+            "tensor_features": tensor_features,
             "second_derivatives": second_derivatives,
         }
         self._hidden_size = hidden_size
@@ -102,51 +124,67 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         self._blackbox_scale = blackbox_scale
         self._controller = controller
         self._head_scale = head_scale
+        self._tensor_features = tensor_features
         self.second_derivatives = second_derivatives
 
     @property
     def name(self) -> str:
         return f"StarLSTMLOpt_{self._num_layers}x{self._hidden_size}"
 
+    @property
+    def reads_tensors(self) -> bool:
+        return self._tensor_features
+
     def init(self, rng: jax.Array) -> Theta:
         """Draws theta, see `lstm_network.init`; the linear layer's weights times `head_scale`."""
         heads = len(_HEADS) if self._controller else len(_HEADS) - 1
-        theta = lstm_network.init(
-            rng, len(self._momentum_decays) + 2, self._hidden_size, self._num_layers, heads
-        )
+        inputs = len(self._momentum_decays) + (4 if self._tensor_features else 2)
+        theta = lstm_network.init(rng, inputs, self._hidden_size, self._num_layers, heads)
         theta["linear"]["w"] *= self._head_scale
         return theta
 
     def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
-        """Zeros: (h, c) by layer, `averages.Moments`, and the largest v so far, [1, n]."""
+        """Zeros: (h, c) by layer, `averages.Moments`, the largest v so far, [1, n], `Tensors`."""
         layers = lstm_network.initial(self._num_layers, self._hidden_size, num_coordinates, dtype)
         moments = averages.zeros_moments((num_coordinates,), len(self._momentum_decays), dtype)
-        return (*layers, moments, jnp.zeros_like(moments.second))
+        tensors = [Tensors(*(jnp.zeros_like(moments.second) for _ in Tensors._fields))]
+        peak = jnp.zeros_like(moments.second)
+        return (*layers, moments, peak, *(tensors if self._tensor_features else ()))
+
+    def with_tensors(self, hidden: Hidden, params: Float[Array, n], sizes: Sequence[int]) -> Hidden:
+        if not self._tensor_features:
+            return hidden
+        *kept, tensors = hidden
+        rms = functools.partial(_rms_by_tensor, sizes=tuple(sizes))
+        return (*kept, Tensors(tensors.update, rms(params), rms(tensors.update[0])))
 
     def with_gradient(self, hidden: Hidden, gradient: Float[Array, n]) -> Hidden:
-        *layers, moments, peak = hidden
+        layers, moments, peak, tensors = self._parts(hidden)
         decays = self._momentum_decays, self._second_moment_decay
         moments = averages.update_moments(moments, gradient, *decays)
         _, second = averages.corrected(moments, *decays)
-        return (*layers, moments, jnp.maximum(peak, second))
+        return (*layers, moments, jnp.maximum(peak, second), *tensors)
 
     def features(
         self, hidden: Hidden, gradient: Float[Array, n], params: Float[Array, n]
     ) -> Float[Array, "features n"]:
         del params
-        *_, moments, peak = hidden
+        _, moments, peak, tensors = self._parts(hidden)
         momenta, second = averages.corrected(
             moments, self._momentum_decays, self._second_moment_decay
         )
         inverse_rms, seen = averages.inverse_root(second), second > 0
         share = jnp.where(seen, second, 1) / jnp.where(seen, peak, 1)
-        below_peak = jnp.log(share) / _LOG_UNIT
-        return jnp.concatenate([gradient * inverse_rms, momenta * inverse_rms, below_peak])
+        logs = [jnp.log(share)]
+        for one in tensors:
+            logs += [jnp.log(one.rms_params + _RMS_FLOOR), jnp.log(one.rms_updates + _RMS_FLOOR)]
+        normalized = [gradient * inverse_rms, momenta * inverse_rms]
+        return jnp.concatenate([*normalized, *(log / _LOG_UNIT for log in logs)])
 
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
-        *layers, moments, peak = hidden
+        layers, moments, peak, tensors = self._parts(hidden)
         outputs, advanced = lstm_network.apply(theta, layers, features)
         descent = self._blackbox_scale * outputs[0] * jnp.exp(outputs[1])
         if self._nominal != "none":
@@ -154,4 +192,22 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             ascent = momenta[-1] if self._nominal == "adam" else jnp.mean(momenta, axis=0)
             size = jnp.exp(outputs[2]) if self._controller else 1.0
             descent = descent + self._nominal_step * size * ascent
-        return jnp.where(moments.second[0] > 0, -descent, 0), (*advanced, moments, peak)
+        update = jnp.where(moments.second[0] > 0, -descent, 0)
+        kept = [one._replace(update=update[None].astype(one.update.dtype)) for one in tensors]
+        return update, (*advanced, moments, peak, *kept)
+
+    def _parts(self, hidden: Hidden) -> tuple[Any, averages.Moments, jax.Array, Any]:
+        """((h, c) by layer, averages, peak, `Tensors` if any)."""
+        layers = hidden[: self._num_layers]
+        moments, peak, *tensors = hidden[self._num_layers :]
+        return layers, moments, peak, tensors
+
+
+def _rms_by_tensor(array: Float[Array, n], sizes: tuple[int, ...]) -> Float[Array, "1 n"]:
+    """The root mean square of the part that a coordinate is in; finite derivatives at 0."""
+    ends = list(itertools.accumulate(sizes))
+    parts = [jnp.mean(part**2) for part in jnp.split(array, ends[:-1])]
+    roots = [mean * averages.inverse_root(mean) for mean in parts]
+    return jnp.concatenate(
+        [jnp.broadcast_to(root, (size,)) for root, size in zip(roots, sizes, strict=True)]
+    )[None]

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers import averages, leaves
 from regularized_lopt.learned_optimizers import nominal as nominal_lib
+from regularized_lopt.learned_optimizers import star_features as features
+from regularized_lopt.learned_optimizers.star_features import Averages
 
 Theta = dict[str, Any]
 Params = Any
 
-_TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-_FEATURE_FLOOR = 1e-5  # Added to a feature's mean square before it is normalized by it.
-_ROOT_FLOOR = 1e-8  # Added to factored second moments under a root.
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
-
-
-class Averages(NamedTuple):
-    """What is kept for a tensor of the params: running averages of its gradient.
-
-    Attributes:
-      momenta: per decay, of the tensor's shape, float32 or wider.
-      second: v, of the tensor's shape.
-      mean_second: mean of v over the tensor, scalar.
-      factored: see `averages.Factored`.
-    """
-
-    momenta: tuple[jax.Array, ...]
-    second: jax.Array
-    mean_second: jax.Array
-    factored: averages.Factored
 
 
 @flax.struct.dataclass
@@ -75,7 +56,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
 
     By default gradients are measured in units of their own tensor's root mean square, so that a
     constant factor on the loss changes nothing, and a coordinate that has never had a gradient does
-    not move. The paper's own form has `scale_free = False` and `hold_unseen = False`.
+    not move. The paper's own form has `scale_free`, `bias_correction` and `hold_unseen` off.
 
     Attributes:
       config: the constructor's arguments as a JSON-serializable dict; `StarMLPLOpt(**config)` is
@@ -98,6 +79,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         epsilon: float = 1e-6,
         head_scale: float = 1.0,
         scale_free: bool = True,
+        bias_correction: bool = True,
         hold_unseen: bool = True,
         second_derivatives: bool = False,
     ):
@@ -119,6 +101,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
           epsilon: added to v under a root, > 0; with `scale_free` in units of v's mean.
           head_scale: factor on the heads' weights at init, >= 0.
           scale_free: measure gradients in units of their tensor's root mean square.
+          bias_correction: correct averages for their start at 0, as Adam does.
           hold_unseen: leave coordinates where they are as long as all their gradients were 0.
           second_derivatives: differentiate through the gradients, too.
 
@@ -161,6 +144,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             "epsilon": epsilon,
             "head_scale": head_scale,
             "scale_free": scale_free,
+            "bias_correction": bias_correction,
             "hold_unseen": hold_unseen,
             "second_derivatives": second_derivatives,
         }
@@ -174,19 +158,14 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         self._precondition = precondition
         self._blackbox_scale = blackbox_scale
         self._magnitude_scale = magnitude_scale
-        self._epsilon = epsilon
+        self._form = features.Form(scale_free, bias_correction, epsilon)
         self._head_scale = head_scale
-        self._scale_free = scale_free
         self._hold_unseen = hold_unseen
         self.second_derivatives = second_derivatives
 
     @property
     def name(self) -> str:
         return "StarMLPLOpt_" + "x".join(map(str, self._sizes))
-
-    @property
-    def _num_features(self) -> int:
-        return 4 + 3 * len(self._momentum_decays) + 5 * len(self._factored_decays)
 
     def init(self, rng: jax.Array) -> Theta:
         """Draws theta, float32.
@@ -195,7 +174,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         its biases 0, as are the offsets of the decays and of the nominal step.
         """
         heads = len(_HEADS) if self._controller else len(_HEADS) - 1
-        sizes = [self._num_features + len(_TIMESCALES), *self._sizes, heads]
+        num_inputs = features.count(len(self._momentum_decays)) + len(features.TIMESCALES)
+        sizes = [num_inputs, *self._sizes, heads]
         network = {}
         for layer, key in enumerate(jax.random.split(rng, len(sizes) - 1)):
             shape = (sizes[layer], sizes[layer + 1])
@@ -236,14 +216,16 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         them. To be differentiated through, take `update_tensors`.
         """
         theta, gradient, param = _as(old.second.dtype, (theta, gradient, param))
-        new = self._averaged(theta["decays"], old, gradient)
-        # The barrier keeps the two passes apart: features that both use are computed twice, which
-        # costs less than to write and to read them.
-        scales = _inverse_rms(self._features(new, gradient, param))
+        decays = self._decays(theta)
+        new = features.averaged(old, gradient, decays)
+        given = features.inputs(new, gradient, param, decays, step, self._form)
+        scales = features.inverse_rms(features.features(given))
+        # The barrier keeps the two passes apart: what both use is computed twice, which costs less
+        # than to write and to read it.
         new, gradient, param, scales = jax.lax.optimization_barrier((new, gradient, param, scales))
-        features = self._features(new, gradient, param)
-        heads = _unit_by_unit(theta["network"], features, scales, step)
-        return self._update(theta, heads, new, gradient), new
+        given = features.inputs(new, gradient, param, decays, step, self._form)
+        heads = features.unit_by_unit(theta["network"], features.features(given), scales, step)
+        return jnp.broadcast_to(self._update(theta, heads, given), gradient.shape), new
 
     def update_tensors(
         self,
@@ -253,99 +235,46 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         params: Sequence[jax.Array],
         step: jax.Array,
     ) -> list[tuple[jax.Array, Averages]]:
-        """The same of several tensors, whose features are one matrix: fast to differentiate."""
-        tensors, matrices = [], []
-        for old, *given in zip(olds, gradients, params, strict=True):
-            cast, gradient, param = _as(old.second.dtype, (theta, *given))
-            new = self._averaged(cast["decays"], old, gradient)
-            features = self._features(new, gradient, param)
-            rows = [x * scale for x, scale in zip(features, _inverse_rms(features), strict=True)]
-            matrices.append(jnp.stack([jnp.broadcast_to(x, param.shape).ravel() for x in rows]))
-            tensors.append((cast, new, gradient))
-        heads = _as_matrices(theta["network"], jnp.concatenate(matrices, axis=1), step)
-        ends = list(itertools.accumulate(gradient.size for _, _, gradient in tensors))
+        """The same of several tensors side by side: quick to differentiate, and to compile."""
+        dtype = jnp.result_type(*(old.second for old in olds))
+        theta, wide, at = _as(dtype, (theta, list(gradients), list(params)))
+        decays = self._decays(theta)
+        olds_wide = [_as(dtype, old) for old in olds]
+        news, given = features.side_by_side(olds_wide, wide, at, decays, step, self._form)
+        sizes = [gradient.size for gradient in wide]
+        rows = features.normalized(features.features(given), sizes)
+        heads = features.as_matrices(theta["network"], rows, step)
+        updates = self._update(theta, heads, given._replace(momenta=tuple(given.momenta[0])))
+        parts = jnp.split(updates, list(itertools.accumulate(sizes))[:-1])
         return [
-            (
-                self._update(cast, [head.reshape(gradient.shape) for head in part], new, gradient),
-                new,
-            )
-            for part, (cast, new, gradient) in zip(
-                jnp.split(heads, ends[:-1], axis=1), tensors, strict=True
-            )
+            _as(old.second.dtype, (part.reshape(gradient.shape), new))
+            for part, gradient, new, old in zip(parts, wide, news, olds, strict=True)
         ]
 
-    def _averaged(self, offsets: Theta, old: Averages, gradient: jax.Array) -> Averages:
-        momentum_decays = averages.learned_decays(self._momentum_decays, offsets["momentum"])
-        (decay,) = averages.learned_decays([self._second_moment_decay], offsets["second_moment"])
-        factored_decays = averages.learned_decays(self._factored_decays, offsets["factored"])
-        square = gradient * gradient
-        factored, mean_square = averages.update_factored(old.factored, square, factored_decays)
-        return Averages(
-            momenta=tuple(
-                b * m + (1 - b) * gradient
-                for b, m in zip(momentum_decays, old.momenta, strict=True)
-            ),
-            second=decay * old.second + (1 - decay) * square,
-            mean_second=decay * old.mean_second + (1 - decay) * mean_square,
-            factored=factored,
+    def _decays(self, theta: Theta) -> features.Decays:
+        offsets = theta["decays"]
+        return features.Decays(
+            averages.learned_decays(self._momentum_decays, offsets["momentum"]),
+            averages.learned_decays([self._second_moment_decay], offsets["second_moment"]),
+            averages.learned_decays(self._factored_decays, offsets["factored"]),
         )
 
-    def _unit(self, new: Averages) -> jax.Array:
-        """1 over what gradients are measured in."""
-        if not self._scale_free:
-            return jnp.ones_like(new.mean_second)
-        return jnp.where(new.mean_second > 0, averages.inverse_root(new.mean_second), 1)
-
-    def _scaled(
-        self, new: Averages, gradient: jax.Array
-    ) -> tuple[jax.Array, list[jax.Array], jax.Array, averages.Factored, jax.Array]:
-        """(g, momenta, v, factored second moments, 1 / sqrt(v + epsilon)), in those units."""
-        unit = self._unit(new)
-        second = unit**2 * new.second
-        factored = averages.Factored(*(unit**2 * part for part in new.factored))
-        momenta = [unit * m for m in new.momenta]
-        return unit * gradient, momenta, second, factored, jax.lax.rsqrt(second + self._epsilon)
-
-    def _features(self, new: Averages, gradient: jax.Array, param: jax.Array) -> list[jax.Array]:
-        """What the MLP reads, each broadcastable to the tensor."""
-        gradient, momenta, second, factored, inverse_root = self._scaled(new, gradient)
-        # Upstream's two uses of a vector's second moments differ in what is added to them.
-        gradient_roots = averages.inverse_roots(factored)
-        momentum_roots = averages.inverse_roots(factored, floor=1e-6)
-        rows = columns = list(factored.rows)
-        if factored.columns.size:
-            columns = list(factored.columns)
-        return [
-            gradient,
-            param,
-            *momenta,
-            second,
-            *(m * inverse_root for m in momenta),
-            inverse_root,
-            *(_product(gradient, roots) for roots in gradient_roots),
-            *rows,
-            *columns,
-            *(jax.lax.rsqrt(row + _ROOT_FLOOR) for row in rows),
-            *(jax.lax.rsqrt(column + _ROOT_FLOOR) for column in columns),
-            *(_product(m, roots) for m, roots in zip(momenta, momentum_roots, strict=True)),
-        ]
-
     def _update(
-        self, theta: Theta, heads: Sequence[jax.Array], new: Averages, gradient: jax.Array
+        self, theta: Theta, heads: Sequence[jax.Array], given: features.Inputs
     ) -> jax.Array:
-        gradient, momenta, _, _, inverse_root = self._scaled(new, gradient)
         blackbox = heads[0] * jnp.exp(self._magnitude_scale * heads[1]) * self._blackbox_scale
         if self._precondition:
-            blackbox = blackbox * inverse_root
+            blackbox = blackbox * given.inverse_root
         update = -blackbox
         if self._nominal != "none" and self._nominal_step:
-            ascent = nominal_lib.direction(self._nominal, gradient, momenta, inverse_root)
+            ascent = nominal_lib.direction(
+                self._nominal, given.gradient, given.momenta, given.inverse_root
+            )
             size = self._nominal_step * jnp.exp(theta["nominal_scale"])
             if self._controller:
                 size = size * jnp.exp(self._magnitude_scale * heads[2])
             update = update - size * ascent
-        update = jnp.broadcast_to(update, gradient.shape)
-        return jnp.where(new.second > 0, update, 0.0) if self._hold_unseen else update
+        return jnp.where(given.second > 0, update, 0.0) if self._hold_unseen else update
 
 
 class _StarMLPOptimizer(upstream.Optimizer):
@@ -417,79 +346,6 @@ class _StarMLPOptimizer(upstream.Optimizer):
             averages=tuple(new for _, new in found),
             iteration=opt_state.iteration + 1,
         )
-
-
-def _product(array: jax.Array, factors: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.multiply, factors, array)
-
-
-def _inverse_rms(features: Sequence[jax.Array]) -> list[jax.Array]:
-    """1 over the root mean square of each feature, scalars."""
-    shape = jnp.broadcast_shapes(*(feature.shape for feature in features))
-    whole = [index for index, feature in enumerate(features) if feature.shape == shape]
-    squares = dict(zip(whole, _sums([features[i] ** 2 for i in whole]), strict=True))
-    return [
-        jax.lax.rsqrt(squares.get(i, jnp.sum(x**2)) / x.size + _FEATURE_FLOOR)
-        for i, x in enumerate(features)
-    ]
-
-
-@jax.custom_jvp
-def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    """The sum of each of several arrays of one shape, in one pass over all."""
-    zeros = [jnp.zeros((), x.dtype) for x in arrays]
-    axes = tuple(range(arrays[0].ndim))
-
-    def add(one: Any, other: Any) -> Any:
-        return [a + b for a, b in zip(one, other, strict=True)]
-
-    return list(jax.lax.reduce(arrays, zeros, add, axes))
-
-
-@_sums.defjvp
-def _sums_jvp(primals: Any, tangents: Any) -> Any:
-    return _sums(*primals), [jnp.sum(t) for t in tangents[0]]
-
-
-def _unit_by_unit(
-    network: Theta, features: Sequence[jax.Array], scales: Sequence[jax.Array], step: jax.Array
-) -> list[jax.Array]:
-    """The heads, from arithmetic on one unit at a time, of which XLA makes a single loop."""
-    count = len(features)
-    (weights, bias), *rest = _layers(network, count, step)
-    units = _layer(weights * jnp.stack(list(scales))[:, None], bias, features)
-    for weights, bias in rest:
-        units = _layer(weights, bias, [jax.nn.relu(unit) for unit in units])
-    return units
-
-
-def _layer(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> list[jax.Array]:
-    return [
-        sum((w * x for w, x in zip(weights[:, j], inputs, strict=True)), start=bias[j])
-        for j in range(weights.shape[1])
-    ]
-
-
-def _as_matrices(
-    network: Theta, features: Float[Array, "features n"], step: jax.Array
-) -> Float[Array, "heads n"]:
-    """The heads, from normalized features."""
-    (weights, bias), *rest = _layers(network, len(features), step)
-    units = weights.T.astype(features.dtype) @ features + bias[:, None]
-    for weights, bias in rest:
-        units = weights.T.astype(features.dtype) @ jax.nn.relu(units) + bias[:, None]
-    return units
-
-
-def _layers(
-    network: Theta, num_features: int, step: jax.Array
-) -> list[tuple[jax.Array, jax.Array]]:
-    """(weights, bias) by layer; what the step adds, the same for all coordinates, is in a bias."""
-    layers = [network[f"layer_{i}"] for i in range(len(network))]
-    pairs = [(layer["w"], layer["b"]) for layer in layers]
-    weights, bias = pairs[0]
-    clock = jnp.tanh(step / jnp.asarray(_TIMESCALES, weights.dtype) - 1).astype(weights.dtype)
-    return [(weights[:num_features], bias + clock @ weights[num_features:]), *pairs[1:]]
 
 
 def _as(dtype: Any, tree: Any) -> Any:

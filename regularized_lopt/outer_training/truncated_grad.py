@@ -445,6 +445,11 @@ def _check_fraction(
             f"{given}: {type(learned_opt).__name__} is not known to treat each coordinate by "
             "itself. Use 1, or an LSTMLOpt or StarLSTMLOpt with second_derivatives = False."
         )
+    if learned_opt.reads_tensors:
+        raise ValueError(
+            f"{given}: {learned_opt.name} reads features of whole tensors, which a sample of the "
+            "coordinates does not have. Use 1, or StarLSTMLOpt.tensor_features = False."
+        )
     if not regularizer.first_order:
         raise ValueError(
             f"{given}: {regularizer.name} in meta space takes second derivatives, which a sample "

@@ -1,0 +1,335 @@
+"""What the network of `StarMLPLOpt` reads of a tensor, and that network.
+
+Both come in two forms with the same result: one tensor at a time, in passes over its coordinates
+with nothing of their size in between, and all tensors side by side, as matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regularized_lopt.learned_optimizers import averages
+
+TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+
+_FLOOR = 1e-5  # Added to a feature's mean square before it is normalized by it.
+_MOMENTUM_FLOOR = 1e-6  # Added to a vector's; for gradients upstream has another.
+_ROOT_FLOOR = 1e-8  # Added to factored second moments under a root.
+_LEAST_SHARE = 1e-6  # Of an average's weights that have been given out; a decay may become 1.
+
+
+class Averages(NamedTuple):
+    """What is kept for a tensor of the params: running averages of its gradient.
+
+    Attributes:
+      momenta: per decay, of the tensor's shape, float32 or wider.
+      second: v, of the tensor's shape.
+      mean_second: mean of v over the tensor, scalar.
+      factored: see `averages.Factored`.
+    """
+
+    momenta: tuple[jax.Array, ...]
+    second: jax.Array
+    mean_second: jax.Array
+    factored: averages.Factored
+
+
+class Decays(NamedTuple):
+    """Of the running averages: momenta [k], second moment [1], factored ones [k]."""
+
+    momentum: jax.Array
+    second_moment: jax.Array
+    factored: jax.Array
+
+
+class Form(NamedTuple):
+    """How averages are read: see the arguments of `StarMLPLOpt` with the same names."""
+
+    scale_free: bool
+    bias_correction: bool
+    epsilon: float
+
+
+class Inputs(NamedTuple):
+    """What features are made of, in the unit of the gradient.
+
+    Of one tensor, arrays are of its shape or broadcastable to it, and those by decay one each; of
+    tensors side by side all are [n], and those by decay a single [decays, n].
+
+    Attributes:
+      gradient: as it came.
+      param: the params.
+      momenta: by decay.
+      second: v.
+      inverse_root: 1 / sqrt(v + epsilon).
+      gradient_roots: by decay of the factored second moments, two factors whose product
+        approximates 1 / sqrt(v).
+      momentum_roots: the same with another floor.
+      rows: by decay, factored second moments.
+      columns: the same.
+    """
+
+    gradient: jax.Array
+    param: jax.Array
+    momenta: tuple[jax.Array, ...]
+    second: jax.Array
+    inverse_root: jax.Array
+    gradient_roots: tuple[tuple[jax.Array, jax.Array], ...]
+    momentum_roots: tuple[tuple[jax.Array, jax.Array], ...]
+    rows: tuple[jax.Array, ...]
+    columns: tuple[jax.Array, ...]
+
+
+def count(num_decays: int) -> int:
+    """How many features there are."""
+    return 4 + 8 * num_decays
+
+
+def averaged(old: Averages, gradient: jax.Array, decays: Decays) -> Averages:
+    """The averages with a gradient taken into them."""
+    square = gradient * gradient
+    factored, mean_square = averages.update_factored(old.factored, square, decays.factored)
+    (decay,) = decays.second_moment
+    return Averages(
+        momenta=tuple(
+            b * m + (1 - b) * gradient for b, m in zip(decays.momentum, old.momenta, strict=True)
+        ),
+        second=decay * old.second + (1 - decay) * square,
+        mean_second=decay * old.mean_second + (1 - decay) * mean_square,
+        factored=factored,
+    )
+
+
+def inputs(
+    new: Averages,
+    gradient: jax.Array,
+    param: jax.Array,
+    decays: Decays,
+    step: jax.Array,
+    form: Form,
+) -> Inputs:
+    """Of a tensor whose averages have the gradient in them; `step` counts those before it."""
+    corrections = _corrections(decays, step, form)
+    unit = _unit(new.mean_second, corrections, form)
+    second = unit**2 * corrections.second_moment[0] * new.second
+    factored = _factored(new.factored, unit, corrections)
+    rows, columns = factored.rows, factored.columns
+    return Inputs(
+        gradient=unit * gradient,
+        param=param,
+        momenta=tuple(unit * c * m for c, m in zip(corrections.momentum, new.momenta, strict=True)),
+        second=second,
+        inverse_root=jax.lax.rsqrt(second + form.epsilon),
+        gradient_roots=tuple(zip(*averages.inverse_roots(factored), strict=True)),
+        momentum_roots=tuple(zip(*averages.inverse_roots(factored, _MOMENTUM_FLOOR), strict=True)),
+        rows=tuple(rows),
+        columns=tuple(columns if columns.size else rows),
+    )
+
+
+def side_by_side(
+    olds: Sequence[Averages],
+    gradients: Sequence[jax.Array],
+    params: Sequence[jax.Array],
+    decays: Decays,
+    step: jax.Array,
+    form: Form,
+) -> tuple[list[Averages], Inputs]:
+    """`averaged` and `inputs` of several tensors, whose coordinates are one axis of all arrays."""
+    tensors = _Tensors([gradient.shape for gradient in gradients])
+    gradient = tensors.join(gradients)
+    b, c = decays.momentum[:, None], decays.second_moment[0]
+    stacks = [
+        tensors.join(of_decay) for of_decay in zip(*(old.momenta for old in olds), strict=True)
+    ]
+    momenta = b * jnp.stack(stacks) + (1 - b) * gradient
+    square = gradient * gradient
+    second = c * tensors.join([old.second for old in olds]) + (1 - c) * square
+    news = []
+    for index, old in enumerate(olds):
+        factored, mean = averages.update_factored(
+            old.factored, tensors.part(square, index), decays.factored
+        )
+        mean = c * old.mean_second + (1 - c) * mean
+        parts = tuple(tensors.part(m, index) for m in momenta)
+        news.append(Averages(parts, tensors.part(second, index), mean, factored))
+
+    corrections = _corrections(decays, step, form)
+    units = [_unit(new.mean_second, corrections, form) for new in news]
+    unit = tensors.join(units)
+    second = unit**2 * corrections.second_moment[0] * second
+    factored_ones = [
+        _factored(new.factored, one, corrections) for new, one in zip(news, units, strict=True)
+    ]
+    rows = [one.rows for one in factored_ones]
+    columns = [one.columns if one.columns.size else one.rows for one in factored_ones]
+
+    def roots(floor: float) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        pairs = (averages.inverse_roots(one, floor) for one in factored_ones)
+        first, other = zip(*pairs, strict=True)
+        return ((tensors.join(first), tensors.join(other)),)
+
+    given = Inputs(
+        gradient=unit * gradient,
+        param=tensors.join(params),
+        momenta=(unit * corrections.momentum[:, None] * momenta,),
+        second=second,
+        inverse_root=jax.lax.rsqrt(second + form.epsilon),
+        gradient_roots=roots(averages.FLOOR),
+        momentum_roots=roots(_MOMENTUM_FLOOR),
+        rows=(tensors.join(rows),),
+        columns=(tensors.join(columns),),
+    )
+    return news, given
+
+
+def _corrections(decays: Decays, step: jax.Array, form: Form) -> Decays:
+    """1 over the share of an average's weights that has been given out, by decay."""
+    if not form.bias_correction:
+        return Decays(*map(jnp.ones_like, decays))
+    times = (step + 1).astype(decays.momentum.dtype)
+    return Decays(*(1 / jnp.maximum(1 - decay**times, _LEAST_SHARE) for decay in decays))
+
+
+def _unit(mean_second: jax.Array, corrections: Decays, form: Form) -> jax.Array:
+    """1 over what the gradients of a tensor are measured in."""
+    if not form.scale_free:
+        return jnp.ones_like(mean_second)
+    mean = corrections.second_moment[0] * mean_second
+    return jnp.where(mean > 0, averages.inverse_root(mean), 1)
+
+
+def _factored(
+    factored: averages.Factored, unit: jax.Array, corrections: Decays
+) -> averages.Factored:
+    factors = unit**2 * corrections.factored
+    return averages.Factored(
+        *(factors.reshape(-1, *[1] * (part.ndim - 1)) * part for part in factored)
+    )
+
+
+def features(given: Inputs) -> list[jax.Array]:
+    """What the network reads, each broadcastable to the tensor."""
+    return [
+        given.gradient,
+        given.param,
+        *given.momenta,
+        given.second,
+        *(m * given.inverse_root for m in given.momenta),
+        given.inverse_root,
+        *(given.gradient * one * other for one, other in given.gradient_roots),
+        *given.rows,
+        *given.columns,
+        *(jax.lax.rsqrt(row + _ROOT_FLOOR) for row in given.rows),
+        *(jax.lax.rsqrt(column + _ROOT_FLOOR) for column in given.columns),
+        *(
+            m * one * other
+            for m, (one, other) in zip(given.momenta, given.momentum_roots, strict=True)
+        ),
+    ]
+
+
+def normalized(rows: Sequence[jax.Array], sizes: Sequence[int]) -> Float[Array, "features n"]:
+    """Features side by side, each over its root mean square in each tensor."""
+    tensors = _Tensors([(size,) for size in sizes])
+    matrix = jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
+    squares = matrix**2
+    means = [jnp.mean(tensors.part(squares, i), axis=1, keepdims=True) for i in range(len(sizes))]
+    return matrix * tensors.join([jax.lax.rsqrt(mean + _FLOOR) for mean in means])
+
+
+class _Tensors:
+    """Tensors whose coordinates are laid side by side on the last axis."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        self._shapes = shapes
+        self._starts = list(itertools.accumulate(map(math.prod, shapes), initial=0))
+
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Arrays [..., *shape], or broadcastable to that, as one, [..., n]."""
+        flat = []
+        for part, shape in zip(parts, self._shapes, strict=True):
+            batch = part.shape[: max(0, part.ndim - len(shape))]
+            flat.append(jnp.broadcast_to(part, (*batch, *shape)).reshape(*batch, math.prod(shape)))
+        return jnp.concatenate(flat, axis=-1)
+
+    def part(self, joined: jax.Array, index: int) -> jax.Array:
+        """The part of one tensor, [..., *shape]."""
+        part = joined[..., self._starts[index] : self._starts[index + 1]]
+        return part.reshape(*joined.shape[:-1], *self._shapes[index])
+
+
+def inverse_rms(rows: Sequence[jax.Array]) -> list[jax.Array]:
+    """1 over the root mean square of each feature of a tensor, scalars."""
+    shape = jnp.broadcast_shapes(*(row.shape for row in rows))
+    whole = [index for index, row in enumerate(rows) if row.shape == shape]
+    squares = dict(zip(whole, _sums([rows[i] ** 2 for i in whole]), strict=True))
+    return [
+        jax.lax.rsqrt(squares.get(i, jnp.sum(row**2)) / row.size + _FLOOR)
+        for i, row in enumerate(rows)
+    ]
+
+
+@jax.custom_jvp
+def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
+    """The sum of each of several arrays of one shape, in one pass over all."""
+    zeros = [jnp.zeros((), x.dtype) for x in arrays]
+    axes = tuple(range(arrays[0].ndim))
+
+    def add(one: Any, other: Any) -> Any:
+        return [a + b for a, b in zip(one, other, strict=True)]
+
+    return list(jax.lax.reduce(arrays, zeros, add, axes))
+
+
+@_sums.defjvp
+def _sums_jvp(primals: Any, tangents: Any) -> Any:
+    return _sums(*primals), [jnp.sum(t) for t in tangents[0]]
+
+
+def unit_by_unit(
+    network: Any, rows: Sequence[jax.Array], scales: Sequence[jax.Array], step: jax.Array
+) -> list[jax.Array]:
+    """The heads, from arithmetic on one unit at a time, of which XLA makes a single loop."""
+    (weights, bias), *rest = _layers(network, len(rows), step)
+    units = _layer(weights * jnp.stack(list(scales))[:, None], bias, rows)
+    for weights, bias in rest:
+        units = _layer(weights, bias, [jax.nn.relu(unit) for unit in units])
+    return units
+
+
+def _layer(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> list[jax.Array]:
+    return [
+        functools.reduce(
+            jnp.add, (w * x for w, x in zip(weights[:, j], inputs, strict=True)), bias[j]
+        )
+        for j in range(weights.shape[1])
+    ]
+
+
+def as_matrices(
+    network: Any, rows: Float[Array, "features n"], step: jax.Array
+) -> Float[Array, "heads n"]:
+    """The heads, from normalized features."""
+    (weights, bias), *rest = _layers(network, len(rows), step)
+    units = weights.T @ rows + bias[:, None]
+    for weights, bias in rest:
+        units = weights.T @ jax.nn.relu(units) + bias[:, None]
+    return units
+
+
+def _layers(network: Any, num_features: int, step: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """(weights, bias) by layer; what the step adds, the same for all coordinates, is in a bias."""
+    layers = [network[f"layer_{i}"] for i in range(len(network))]
+    pairs = [(layer["w"], layer["b"]) for layer in layers]
+    weights, bias = pairs[0]
+    clock = jnp.tanh(step / jnp.asarray(TIMESCALES, weights.dtype) - 1).astype(weights.dtype)
+    return [(weights[:num_features], bias + clock @ weights[num_features:]), *pairs[1:]]
