@@ -1,9 +1,12 @@
-"""What applying a learned optimizer (LO) costs in a training loop, against SAM's second gradient.
+"""What applying a learned optimizer costs in a training loop, against SAM's second gradient.
 
 An update is what follows the gradient: the optimizer, and the addition to the params, on donated
 buffers. With SAM the second gradient is part of it. All are timed in turns, round by round, in one
 process; medians over the rounds, of ratios within a round, are printed. Memory is per coordinate:
 what the arrays of the state hold, and what XLA sets aside during an update.
+
+`StarMLPLOpt` goes through its coordinates twice. The bytes that this moves, over the bandwidth of a
+copy that is measured beside it, bound its time from below; the last lines have the ratio.
 
 Images are random and theta is untrained: the cost depends on neither. PyTorch is timed where it is
 installed, with the same network and theta; its updates are compared with its own gradients.
@@ -28,7 +31,7 @@ import rich.console
 import rich.table
 
 import regularized_lopt
-from regularized_lopt import launch, tasks, upstream
+from regularized_lopt import launch, learned_optimizers, tasks, upstream
 from regularized_lopt.evaluation import contestants
 from regularized_lopt.optax_bridge import as_optax
 from regularized_lopt.tasks import data, networks
@@ -40,8 +43,15 @@ except ImportError:
 
 BATCH_SIZES = (128, 512, 2048, 8192)
 CHUNK_SIZE = 16_384
-LO = "LO"
-TORCH = "LO, PyTorch nn.LSTM"
+LSTM = "LSTMLOpt"
+STAR = "StarMLPLOpt"
+SMALL = "StarLSTMLOpt, 1 x 8"
+TORCH = "LSTMLOpt, PyTorch nn.LSTM"
+COMPARED_WITH_SAM = (LSTM, SMALL, STAR)
+# First pass: gradient, params, three momenta and v are read, the averages written. Second pass: the
+# same six are read, the params written.
+STAR_BYTES = 4 * (6 + 4 + 6 + 1)
+COPIED = 5_000_000  # Floats: as many bytes as a million coordinates have averages and gradients.
 
 K = TypeVar("K", bound=Hashable)
 Run = Callable[[], float]
@@ -83,15 +93,36 @@ def optimizers(
     chosen = {
         "Adam": optax.adam(1e-3),
         "SGD+SAM": contestants.BASELINES["SGD+SAM"].make(0.1),
-        LO: as_optax(lopt, theta),
-        "LO, bfloat16 states": as_optax(lopt, theta, state_dtype=jnp.bfloat16),
-        "LO, leaf by leaf": as_optax(lopt, theta, per_leaf=True),
+        LSTM: as_optax(lopt, theta),
+        "LSTMLOpt, bfloat16 states": as_optax(lopt, theta, state_dtype=jnp.bfloat16),
+        "LSTMLOpt, leaf by leaf": as_optax(lopt, theta, per_leaf=True),
     }
     if coordinates > CHUNK_SIZE:
         chunks = functools.partial(as_optax, lopt, theta, chunk_size=CHUNK_SIZE)
-        chosen[f"LO, chunks of {CHUNK_SIZE:,}"] = chunks()
-        chosen["LO, the same, bfloat16 states"] = chunks(state_dtype=jnp.bfloat16)
+        chosen[f"LSTMLOpt, chunks of {CHUNK_SIZE:,}"] = chunks()
+        chosen["LSTMLOpt, the same, bfloat16 states"] = chunks(state_dtype=jnp.bfloat16)
+    for name, other in others().items():
+        chosen[name] = as_optax(other, other.init(jax.random.PRNGKey(0)), num_steps=1000)
     return chosen
+
+
+def others() -> dict[str, upstream.LearnedOptimizer]:
+    """Learned optimizers besides the LSTM, upstream's own among them."""
+    # After regularized_lopt: on the wheel, it is what makes this import work on a current JAX.
+    from learned_optimization.learned_optimizers import adafac_mlp_lopt
+
+    found = {
+        SMALL: learned_optimizers.StarLSTMLOpt(hidden_size=8, num_layers=1),
+        STAR: learned_optimizers.StarMLPLOpt(),
+        "AdafacMLPLOpt, upstream's": adafac_mlp_lopt.AdafacMLPLOpt(),
+    }
+    if upstream.GENERATION != "wheel":
+        from learned_optimization.learned_optimizers import adafac_nominal
+
+        found["MLPNomLOpt, upstream's"] = adafac_nominal.MLPNomLOpt(
+            nominal_stepsize=1e-3, nominal_controller=True, normalize_blackbox=True
+        )
+    return found
 
 
 def random_batch(size: int) -> dict[str, np.ndarray]:
@@ -243,7 +274,7 @@ def torch_network(layers: Sequence[int] | None) -> "torch.nn.Module":
 
 
 def torch_updates(model: Model, lopt: TorchLOpt, at_least: float) -> tuple[Run, Run, Run, int]:
-    """The LO in PyTorch: a gradient, its update, a whole step, bytes of its state."""
+    """`LSTMLOpt` in PyTorch: a gradient, its update, a whole step, bytes of its state."""
     batch = random_batch(BATCH_SIZES[0])
     images, labels = torch.tensor(batch["image"]), torch.tensor(batch["label"]).long()
     images = images.movedim(3, 1)
@@ -271,16 +302,22 @@ def torch_updates(model: Model, lopt: TorchLOpt, at_least: float) -> tuple[Run, 
     )
 
 
+def copies(at_least: float) -> Run:
+    """A run that reads and writes `COPIED` floats."""
+    double = jax.jit(lambda x: 2 * x, donate_argnums=0)
+    return timed(double, jnp.ones(COPIED), at_least)
+
+
 def compare(
     model: Model, rounds: int, at_least: float, sizes: Sequence[int]
-) -> tuple[rich.table.Table, list[list[str]]]:
-    """The table of a model; rows on batch sizes, up to the first where the LO is below SAM."""
+) -> tuple[rich.table.Table, list[list[str]], str]:
+    """The table of a model; rows on batch sizes, up to the first below SAM; STAR's bound."""
     lopt = regularized_lopt.LSTMLOpt()
     theta = lopt.init(jax.random.PRNGKey(0))
     params = model.task.init(jax.random.PRNGKey(0))
     coordinates = sum(leaf.size for leaf in jax.tree.leaves(params))
     one, grads = gradients(model.task, params, sizes[0], at_least)
-    runs: dict[tuple[str, str], Run] = {("gradient", LO): one}
+    runs: dict[tuple[str, str], Run] = {("gradient", LSTM): one, ("copy", ""): copies(at_least)}
     memory: dict[str, tuple[int, int | None]] = {}
     for name, tx in optimizers(lopt, theta, coordinates).items():
         *found, held, temporary = updates(tx, model.task, params, grads, at_least)
@@ -296,7 +333,7 @@ def compare(
         title=f"{model.title}: {coordinates:,} coordinates, batch {sizes[0]}, median of {rounds}"
     )
     for column in (
-        *("", "step,\nms", "update,\nns/coordinate", "update /\ngradient", "LO /\nthis"),
+        *("", "step,\nms", "update,\nns/coordinate", "update /\ngradient", "LSTMLOpt /\nthis"),
         *("state,\nB/coordinate", "temporary,\nB/coordinate"),
     ):
         table.add_column(column, justify="right" if column else "left")
@@ -306,31 +343,49 @@ def compare(
             name,
             f"{1e3 * np.median(seconds['step', name]):.2f}",
             f"{1e9 * np.median(update) / coordinates:.1f}",
-            f"{np.median(update / seconds['gradient', TORCH if name == TORCH else LO]):.2f}",
-            f"{np.median(seconds['update', LO] / update):.2f}",
+            f"{np.median(update / seconds['gradient', TORCH if name == TORCH else LSTM]):.2f}",
+            f"{np.median(seconds['update', LSTM] / update):.2f}",
             f"{held / coordinates:.1f}",
             "n/a" if scratch is None else f"{scratch / coordinates:.1f}",
         )
+    bandwidth = 8 * COPIED / seconds["copy", ""]
+    bound = STAR_BYTES * coordinates / bandwidth
+    bounded = (
+        f"{model.title}: a copy moves {np.median(bandwidth) / 1e9:.1f} GB/s, at which the "
+        f"{STAR_BYTES} bytes per coordinate of {STAR} take {1e3 * np.median(bound):.3f} ms; it "
+        f"takes {np.median(seconds['update', STAR] / bound):.2f} times that."
+    )
+    return table, against_sam(model, runs, rounds, at_least, sizes), bounded
 
-    rows = []
+
+def against_sam(
+    model: Model,
+    runs: dict[tuple[str, str], Run],
+    rounds: int,
+    at_least: float,
+    sizes: Sequence[int],
+) -> list[list[str]]:
+    """A row for each optimizer and batch size, up to the first below a gradient."""
+    params = model.task.init(jax.random.PRNGKey(0))
+    rows, left = [], list(COMPARED_WITH_SAM)
     for size in sizes:
-        if size != sizes[0]:
-            one, _ = gradients(model.task, params, size, at_least)
-            again = {("update", LO): runs["update", LO], ("gradient", LO): one}
-            seconds = in_turns(again, rounds)
-        update, sam_s_second = seconds["update", LO], seconds["gradient", LO]
-        ratio = np.median(update / sam_s_second)
-        times = [f"{1e3 * np.median(x):.2f}" for x in (sam_s_second, update)]
-        verdict = "below" if ratio < 1 else "above"
-        rows.append([model.title, f"{size:,}", *times, f"{ratio:.2f}", verdict])
-        if ratio < 1:
-            return table, rows
-    rows.append([model.title, f"> {sizes[-1]:,}", "", "", "", "breaks even, if at all"])
-    return table, rows
+        if not left:
+            break
+        again = {name: runs["update", name] for name in left}
+        again["gradient"], _ = gradients(model.task, params, size, at_least)
+        seconds = in_turns(again, rounds)
+        for name in tuple(left):
+            ratio = np.median(seconds[name] / seconds["gradient"])
+            times = [f"{1e3 * np.median(seconds[key]):.2f}" for key in ("gradient", name)]
+            verdict = "below" if ratio < 1 else "above"
+            rows.append([model.title, name, f"{size:,}", *times, f"{ratio:.2f}", verdict])
+            if ratio < 1:
+                left.remove(name)
+    return sorted(rows, key=lambda row: COMPARED_WITH_SAM.index(row[1]))
 
 
 def main() -> None:
-    """Prints a table per model, and from which batch size on the LO costs less than SAM."""
+    """Prints a table per model, and from which batch size on an update costs less than SAM's."""
     known = models()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -345,15 +400,19 @@ def main() -> None:
     console = rich.console.Console(width=100)
     if torch is None:
         console.print("PyTorch is not installed: its rows are left out.")
-    costs = rich.table.Table(title="The LO's update against the second gradient that SAM costs")
-    for column in ("", "batch", "gradient, ms", "update, ms", "update / gradient", "the LO is"):
-        costs.add_column(column, justify="left" if column in ("", "the LO is") else "right")
+    costs = rich.table.Table(title="An update against the second gradient that SAM costs")
+    for column in ("", "", "batch", "gradient, ms", "update, ms", "update / gradient", "it is"):
+        costs.add_column(column, justify="left" if column in ("", "it is") else "right")
+    bounds = []
     for name in names:
-        table, rows = compare(known[name], rounds, at_least, sizes)
+        table, rows, bounded = compare(known[name], rounds, at_least, sizes)
+        bounds.append(bounded)
         console.print(table)
         for row in rows:
             costs.add_row(*row, end_section=row is rows[-1])
     console.print(costs)
+    for bounded in bounds:
+        console.print(bounded)
 
 
 if __name__ == "__main__":

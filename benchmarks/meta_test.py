@@ -34,7 +34,9 @@ class HaikuLayout(LSTMLOpt):
     def check_hidden(self, hidden: Any, num_coordinates: int) -> None:
         """Coordinates are not where others have them."""
 
-    def network(self, theta: Any, hidden: Any, gradient: Any, params: Any) -> tuple[Any, Any]:
+    def network(
+        self, theta: Any, hidden: Any, gradient: Any, params: Any, sizes: Any = None
+    ) -> tuple[Any, Any]:
         x, new = self.features(hidden, gradient, params).T, []
         for layer, (h, c) in enumerate(hidden):
             weights = theta[f"lstm_{layer}"]

@@ -23,7 +23,7 @@ LSTM = StarLSTMLOpt(hidden_size=3)
 LSTM_TENSORS = StarLSTMLOpt(hidden_size=3, tensor_features=True)
 MLP = StarMLPLOpt()
 NATIVE = {"StarLSTMLOpt": LSTM, "of tensors": LSTM_TENSORS, "StarMLPLOpt": MLP}
-PAPER = {"scale_free": False, "bias_correction": False, "hold_unseen": False}
+PAPER = {"bounded": False, "scale_free": False, "bias_correction": False, "hold_unseen": False}
 SHAPES = {"matrix": (5, 7), "conv": (3, 2, 4, 5), "vector": (7,), "scalar": ()}
 
 

@@ -78,6 +78,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         magnitude_scale: float = 1e-3,
         epsilon: float = 1e-6,
         head_scale: float = 1.0,
+        bounded: bool = True,
         scale_free: bool = True,
         bias_correction: bool = True,
         hold_unseen: bool = True,
@@ -100,6 +101,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
           magnitude_scale: see above, >= 0.
           epsilon: added to v under a root, > 0; with `scale_free` in units of v's mean.
           head_scale: factor on the heads' weights at init, >= 0.
+          bounded: bound d, m and n to (-1, 1) by x / (1 + |x|), so that on no network the black box
+            takes more than blackbox_scale e^magnitude_scale / sqrt(epsilon) at a step.
           scale_free: measure gradients in units of their tensor's root mean square.
           bias_correction: correct averages for their start at 0, as Adam does.
           hold_unseen: leave coordinates where they are as long as all their gradients were 0.
@@ -143,6 +146,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             "magnitude_scale": magnitude_scale,
             "epsilon": epsilon,
             "head_scale": head_scale,
+            "bounded": bounded,
             "scale_free": scale_free,
             "bias_correction": bias_correction,
             "hold_unseen": hold_unseen,
@@ -160,6 +164,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         self._magnitude_scale = magnitude_scale
         self._form = features.Form(scale_free, bias_correction, epsilon)
         self._head_scale = head_scale
+        self._bounded = bounded
         self._hold_unseen = hold_unseen
         self.second_derivatives = second_derivatives
 
@@ -262,6 +267,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
     def _update(
         self, theta: Theta, heads: Sequence[jax.Array], given: features.Inputs
     ) -> jax.Array:
+        if self._bounded:
+            heads = [jax.nn.soft_sign(head) for head in heads]
         blackbox = heads[0] * jnp.exp(self._magnitude_scale * heads[1]) * self._blackbox_scale
         if self._precondition:
             blackbox = blackbox * given.inverse_root
