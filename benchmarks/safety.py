@@ -6,11 +6,15 @@ The LOs that come with the package were meta-trained on an MLP with sigmoids on 
 steps. Here are other data with another activation; a CNN; three times as many steps; and color
 images, which were added because `mnist_mlp_none` fails there.
 
+With `--scales` the loss is multiplied by constants instead, which Adam does not notice.
+
     python benchmarks/safety.py [--lopt=mnist_mlp_none] [--runs=5] [--problems relu cnn long cifar]
+    python benchmarks/safety.py --scales [--lopt=mnist_mlp_none] [--problems relu]
 """
 
 import argparse
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +36,7 @@ PROBLEMS = {
 }
 CLIPS = (0.1, 0.01)
 RATES = (1e-3, 1e-2)
+SCALES = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 
 
 def optimizers(loaded: regularized_lopt.LoadedLOpt) -> dict[str, optax.GradientTransformation]:
@@ -45,6 +50,16 @@ def optimizers(loaded: regularized_lopt.LoadedLOpt) -> dict[str, optax.GradientT
     for rate in RATES:
         chosen[f"Adam({rate:g})"] = optax.adam(rate)
     return chosen
+
+
+def scaled(loaded: regularized_lopt.LoadedLOpt) -> dict[str, optax.GradientTransformation]:
+    """The LO and Adam, by what the loss is multiplied with."""
+    both = {"LO": loaded.as_optax(), "Adam(1e-2)": optax.adam(1e-2)}
+    return {
+        f"{name}, loss x {scale:g}": optax.chain(optax.scale(scale), tx)
+        for name, tx in both.items()
+        for scale in SCALES
+    }
 
 
 def train(
@@ -84,7 +99,7 @@ def train(
 
 
 def compare(
-    name: str, num_steps: int, num_runs: int, loaded: regularized_lopt.LoadedLOpt
+    name: str, num_steps: int, num_runs: int, chosen: Mapping[str, optax.GradientTransformation]
 ) -> rich.table.Table:
     """The table of one task: what each optimizer reached."""
     task = tasks.get(name)
@@ -103,7 +118,7 @@ def compare(
     table = rich.table.Table(title=f"{name}: {num_runs} runs of {num_steps:,} steps, mean ± std")
     for column in ("", "final training loss", "test accuracy, %"):
         table.add_column(column, justify="right" if column else "left")
-    for label, tx in optimizers(loaded).items():
+    for label, tx in chosen.items():
         losses, params = train(task, tx, start, batches, train_split)
         percent = 100 * accuracies(params, test_split)
         table.add_row(
@@ -120,16 +135,18 @@ def main() -> None:
     parser.add_argument("--lopt", default="mnist_mlp_none", help="name in the zoo, or a path")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--scales", action="store_true", help="multiply the loss by constants")
     parser.add_argument("--smallest", action="store_true", help="to see that everything runs")
     args = parser.parse_args()
     launch.reuse_freed_memory()
     loaded = regularized_lopt.load(args.lopt)
+    chosen = (scaled if args.scales else optimizers)(loaded)
     console = rich.console.Console(width=100)
     for problem in ["relu"] if args.smallest else args.problems:
         name, num_steps = PROBLEMS[problem]
         num_runs, num_steps = (2, 2) if args.smallest else (args.runs, num_steps)
         try:
-            console.print(compare(name, num_steps, num_runs, loaded))
+            console.print(compare(name, num_steps, num_runs, chosen))
         except data.DataUnavailableError as error:
             console.print(f"{name} is left out: {error}")
 

@@ -16,6 +16,7 @@ from test_coordinates import estimates
 
 from regularized_lopt import upstream
 from regularized_lopt.learned_optimizers import Stabilized, StarLSTMLOpt, StarMLPLOpt
+from regularized_lopt.learned_optimizers.star_mlp import PAPER_FORM
 from regularized_lopt.optax_bridge import as_optax
 
 WHEEL = upstream.GENERATION == "wheel"
@@ -23,7 +24,6 @@ LSTM = StarLSTMLOpt(hidden_size=3)
 LSTM_TENSORS = StarLSTMLOpt(hidden_size=3, tensor_features=True)
 MLP = StarMLPLOpt()
 NATIVE = {"StarLSTMLOpt": LSTM, "of tensors": LSTM_TENSORS, "StarMLPLOpt": MLP}
-PAPER = {"bounded": False, "scale_free": False, "bias_correction": False, "hold_unseen": False}
 SHAPES = {"matrix": (5, 7), "conv": (3, 2, 4, 5), "vector": (7,), "scalar": ()}
 
 
@@ -113,7 +113,7 @@ def test_with_upstream_s_weights_it_does_what_upstream_s_does(monkeypatch):
     theirs = adafac_nominal.MLPNomLOpt(
         nominal_stepsize=1e-3, nominal_controller=True, normalize_blackbox=True
     )
-    ours = StarMLPLOpt(**PAPER)
+    ours = StarMLPLOpt(**PAPER_FORM)
     assert sum(leaf.size for leaf in jax.tree.leaves(ours.init(KEY))) == 203
     check_against_upstream(theirs, ours, 3, SHAPES, monkeypatch, adafac_nominal)
 
@@ -121,7 +121,7 @@ def test_with_upstream_s_weights_it_does_what_upstream_s_does(monkeypatch):
 def test_its_black_box_alone_does_what_upstream_s_does(monkeypatch):
     """Of vectors, the wheel divides a momentum by sqrt(v), we and main by sqrt(v + 1e-6)."""
     theirs = adafac_mlp_lopt.AdafacMLPLOpt()
-    ours = StarMLPLOpt(nominal="none", precondition=False, controller=False, **PAPER)
+    ours = StarMLPLOpt(nominal="none", precondition=False, controller=False, **PAPER_FORM)
     theta = {**ours.init(KEY), "nominal_scale": ()}
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 197
     names = ("matrix", "conv") if WHEEL else SHAPES
@@ -158,8 +158,8 @@ def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name, corrected):
         "controller": False,
     }
     if kind == "StarMLPLOpt":
-        form = {**PAPER, "bias_correction": corrected}
-        lopt = StarMLPLOpt(factored_decays=decays, **common, **form)
+        form = {**PAPER_FORM, "bias_correction": corrected}
+        lopt = StarMLPLOpt(factored_decays=decays, **{**form, **common})
     else:
         lopt = StarLSTMLOpt(hidden_size=3, **common)
     params = jnp.zeros(6)

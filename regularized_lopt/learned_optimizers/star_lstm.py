@@ -45,8 +45,8 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
     The LSTM reads, of each coordinate, its gradient and momenta divided by the root v of its own
     mean square, and how far v is below its peak; a linear layer writes d, m and n::
 
-      f_nominal  = nominal_step e^n a       a: the last or the mean of m / sqrt(v)
-      f_blackbox = blackbox_scale d e^m
+      f_nominal  = nominal_step e^(magnitude_scale n) a       a: last or mean of m / sqrt(v)
+      f_blackbox = blackbox_scale d e^(magnitude_scale m)
 
     All of that is unchanged by a constant factor on the loss. Averages are corrected for their
     start at 0 by the steps since a coordinate's first gradient, before which it does not move.
@@ -63,9 +63,11 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         second_moment_decay: float = 0.999,
         nominal: str = "adam_aggmo",
         nominal_step: float = 3e-3,
-        blackbox_scale: float = 1e-3,
+        blackbox_scale: float = 3e-4,
+        magnitude_scale: float = 1.0,
         controller: bool = True,
         head_scale: float = 0.1,
+        bounded: bool = True,
         tensor_features: bool = False,
         second_derivatives: bool = False,
     ):
@@ -80,8 +82,10 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             others have the scale of the loss.
           nominal_step: see above, >= 0.
           blackbox_scale: see above, >= 0.
+          magnitude_scale: see above, >= 0.
           controller: whether the network scales the nominal term; if not, n = 0.
           head_scale: factor on the linear layer's weights at init, >= 0.
+          bounded: bound d, m and n to (-1, 1) by x / (1 + |x|).
           tensor_features: whether the LSTM reads the logarithms of the root mean squares of the
             tensor's params and of its last updates, too. It then takes no
             `coordinate_fraction`, and in optax no chunks and no state by leaf.
@@ -99,6 +103,7 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         for key, value in {
             "nominal_step": nominal_step,
             "blackbox_scale": blackbox_scale,
+            "magnitude_scale": magnitude_scale,
             "head_scale": head_scale,
         }.items():
             errors.check_not_negative(f"{owner}.{key}", value)
@@ -110,8 +115,10 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             "nominal": nominal,
             "nominal_step": nominal_step,
             "blackbox_scale": blackbox_scale,
+            "magnitude_scale": magnitude_scale,
             "controller": controller,
             "head_scale": head_scale,
+            "bounded": bounded,
             "tensor_features": tensor_features,
             "second_derivatives": second_derivatives,
         }
@@ -122,8 +129,10 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         self._nominal = nominal
         self._nominal_step = nominal_step
         self._blackbox_scale = blackbox_scale
+        self._magnitude_scale = magnitude_scale
         self._controller = controller
         self._head_scale = head_scale
+        self._bounded = bounded
         self._tensor_features = tensor_features
         self.second_derivatives = second_derivatives
 
@@ -186,12 +195,15 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
     ) -> tuple[Float[Array, n], Hidden]:
         layers, moments, peak, tensors = self._parts(hidden)
         outputs, advanced = lstm_network.apply(theta, layers, features)
-        descent = self._blackbox_scale * outputs[0] * jnp.exp(outputs[1])
+        if self._bounded:
+            outputs = jax.nn.soft_sign(outputs)
+        sizes = jnp.exp(self._magnitude_scale * outputs[1:])
+        descent = self._blackbox_scale * outputs[0] * sizes[0]
         if self._nominal != "none":
             momenta = features[1 : 1 + len(self._momentum_decays)]
             ascent = momenta[-1] if self._nominal == "adam" else jnp.mean(momenta, axis=0)
-            size = jnp.exp(outputs[2]) if self._controller else 1.0
-            descent = descent + self._nominal_step * size * ascent
+            step = self._nominal_step * (sizes[1] if self._controller else 1.0)
+            descent = descent + step * ascent
         update = jnp.where(moments.second[0] > 0, -descent, 0)
         kept = [one._replace(update=update[None].astype(one.update.dtype)) for one in tensors]
         return update, (*advanced, moments, peak, *kept)

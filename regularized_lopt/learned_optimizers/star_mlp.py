@@ -22,6 +22,18 @@ Params = Any
 
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 
+PAPER_FORM = {
+    "nominal_step": 1e-3,
+    "blackbox_scale": 1e-3,
+    "magnitude_scale": 1e-3,
+    "epsilon": 1e-6,
+    "bounded": False,
+    "scale_free": False,
+    "bias_correction": False,
+    "hold_unseen": False,
+}
+"""Arguments with which `StarMLPLOpt` is the optimizer of the paper."""
+
 
 @flax.struct.dataclass
 class StarMLPOptState:
@@ -54,9 +66,10 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
     Source: Harrison, Metz & Sohl-Dickstein 2022, eqs. 20 to 22; the features are those of Metz et
     al. 2022 (arXiv 2203.11860). 203 weights by default, 20 bytes of state per coordinate.
 
-    By default gradients are measured in units of their own tensor's root mean square, so that a
-    constant factor on the loss changes nothing, and a coordinate that has never had a gradient does
-    not move. The paper's own form has `scale_free`, `bias_correction` and `hold_unseen` off.
+    The paper's own form is `StarMLPLOpt(**star_mlp.PAPER_FORM)`. By default it has more to
+    rely on: gradients are measured in units of their own tensor's root mean square, so that a
+    constant factor on the loss changes nothing; averages are corrected for their start at 0; the
+    heads are bounded; and a coordinate that has never had a gradient does not move.
 
     Attributes:
       config: the constructor's arguments as a JSON-serializable dict; `StarMLPLOpt(**config)` is
@@ -71,12 +84,12 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         second_moment_decay: float = 0.999,
         factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
         nominal: str = "adam_aggmo",
-        nominal_step: float = 1e-3,
+        nominal_step: float = 3e-3,
         controller: bool = True,
         precondition: bool = True,
-        blackbox_scale: float = 1e-3,
-        magnitude_scale: float = 1e-3,
-        epsilon: float = 1e-6,
+        blackbox_scale: float = 3e-4,
+        magnitude_scale: float = 1.0,
+        epsilon: float = 1e-2,
         head_scale: float = 1.0,
         bounded: bool = True,
         scale_free: bool = True,
