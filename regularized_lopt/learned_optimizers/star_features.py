@@ -154,13 +154,11 @@ def side_by_side(
     square = gradient * gradient
     second = c * tensors.join([old.second for old in olds]) + (1 - c) * square
     news = []
-    for index, old in enumerate(olds):
-        factored, mean = averages.update_factored(
-            old.factored, tensors.part(square, index), decays.factored
-        )
+    parts = (tensors.split(array) for array in (square, momenta, second))
+    for old, squares, of_decays, seconds in zip(olds, *parts, strict=True):
+        factored, mean = averages.update_factored(old.factored, squares, decays.factored)
         mean = c * old.mean_second + (1 - c) * mean
-        parts = tuple(tensors.part(m, index) for m in momenta)
-        news.append(Averages(parts, tensors.part(second, index), mean, factored))
+        news.append(Averages(tuple(of_decays), seconds, mean, factored))
 
     corrections = _corrections(decays, step, form)
     units = [_unit(new.mean_second, corrections, form) for new in news]
@@ -241,8 +239,7 @@ def normalized(rows: Sequence[jax.Array], sizes: Sequence[int]) -> Float[Array, 
     """Features side by side, each over its root mean square in each tensor."""
     tensors = _Tensors([(size,) for size in sizes])
     matrix = jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
-    squares = matrix**2
-    means = [jnp.mean(tensors.part(squares, i), axis=1, keepdims=True) for i in range(len(sizes))]
+    means = [jnp.mean(part, axis=1, keepdims=True) for part in tensors.split(matrix**2)]
     return matrix * tensors.join([jax.lax.rsqrt(mean + _FLOOR) for mean in means])
 
 
@@ -251,7 +248,7 @@ class _Tensors:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self._shapes = shapes
-        self._starts = list(itertools.accumulate(map(math.prod, shapes), initial=0))
+        self._ends = list(itertools.accumulate(map(math.prod, shapes)))
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Arrays [..., *shape], or broadcastable to that, as one, [..., n]."""
@@ -261,10 +258,11 @@ class _Tensors:
             flat.append(jnp.broadcast_to(part, (*batch, *shape)).reshape(*batch, math.prod(shape)))
         return jnp.concatenate(flat, axis=-1)
 
-    def part(self, joined: jax.Array, index: int) -> jax.Array:
-        """The part of one tensor, [..., *shape]."""
-        part = joined[..., self._starts[index] : self._starts[index + 1]]
-        return part.reshape(*joined.shape[:-1], *self._shapes[index])
+    def split(self, joined: jax.Array) -> list[jax.Array]:
+        """The inverse of `join`."""
+        parts = jnp.split(joined, self._ends[:-1], axis=-1)
+        batch = joined.shape[:-1]
+        return [x.reshape(*batch, *shape) for x, shape in zip(parts, self._shapes, strict=True)]
 
 
 def inverse_rms(rows: Sequence[jax.Array]) -> list[jax.Array]:
