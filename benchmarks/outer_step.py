@@ -5,6 +5,9 @@ of the outer loss w.r.t. the 5,141 weights of the LSTM. They are timed in turn, 
 one process, so that a slow moment of the machine hits all of them; the medians and their ratios are
 printed. PyTorch is timed where it is installed. All keep freed memory, as the launchers do.
 
+The last two do that work for an MLP by coordinate: `StarMLPLOpt` in ours, and upstream's
+`AdafacMLPLOpt`, which has the same features and no nominal term, in upstream's.
+
     python benchmarks/outer_step.py [--rounds=7] [--dataset=Mnist]
 """
 
@@ -23,7 +26,7 @@ import rich.console
 import rich.table
 
 import regularized_lopt
-from regularized_lopt import launch, tasks, upstream
+from regularized_lopt import launch, learned_optimizers, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 K = TypeVar("K")
@@ -32,10 +35,13 @@ TRAJECTORY = 100
 
 
 def ours(
-    task: upstream.Task, meta: str = "none", optimizee: str = "none"
+    task: upstream.Task,
+    meta: str = "none",
+    optimizee: str = "none",
+    lopt: upstream.LearnedOptimizer | None = None,
 ) -> tuple[Callable[[], None], int]:
     """One estimate of ours, and the bytes XLA sets aside for it."""
-    lopt = regularized_lopt.LSTMLOpt()
+    lopt = lopt or regularized_lopt.LSTMLOpt()
     step = RegularizedTruncatedStep(
         upstream.single_task_to_family(task),
         lopt,
@@ -53,12 +59,14 @@ def ours(
     return run, analysis.temp_size_in_bytes
 
 
-def upstreams(task: upstream.Task) -> Callable[[], None]:
+def upstreams(
+    task: upstream.Task, lopt: upstream.LearnedOptimizer | None = None
+) -> Callable[[], None]:
     """One estimate of upstream's TruncatedGrad with its defaults, on the task's own iterators."""
     # After regularized_lopt: on the wheel, it is what makes this import work on a current JAX.
     from learned_optimization.outer_trainers import truncated_grad
 
-    lopt = regularized_lopt.LSTMLOpt()
+    lopt = lopt or regularized_lopt.LSTMLOpt()
     family = upstream.single_task_to_family(task)
     schedule = upstream.truncation_schedule.ConstantTruncationSchedule(TRAJECTORY)
     if upstream.GENERATION == "wheel":
@@ -169,6 +177,11 @@ def main() -> None:
         }.items():
             runs[name], memory[name] = ours(task, **kwargs)
         runs[f"upstream ({upstream.GENERATION}) TruncatedGrad"] = upstreams(task)
+        from learned_optimization.learned_optimizers import adafac_mlp_lopt
+
+        star, theirs = learned_optimizers.StarMLPLOpt(), adafac_mlp_lopt.AdafacMLPLOpt()
+        runs["ours, StarMLPLOpt"], memory["ours, StarMLPLOpt"] = ours(task, lopt=star)
+        runs["upstream TruncatedGrad, AdafacMLPLOpt"] = upstreams(task, theirs)
         if (torch_run := pytorchs(task)) is not None:
             runs["PyTorch nn.LSTM"] = torch_run
         seconds = measure(runs, args.rounds)
