@@ -23,6 +23,7 @@ TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 _FLOOR = 1e-5  # Added to a feature's mean square before it is normalized by it.
 _MOMENTUM_FLOOR = 1e-6  # Added to a vector's; for gradients upstream has another.
 _ROOT_FLOOR = 1e-8  # Added to factored second moments under a root.
+_LOG_UNIT = 5.0  # Logarithms are divided by it, so that they are of the order of the others.
 _LEAST_SHARE = 1e-6  # Of an average's weights that have been given out; a decay may become 1.
 
 
@@ -91,6 +92,25 @@ class Inputs(NamedTuple):
 def count(num_decays: int) -> int:
     """How many features there are."""
     return 4 + 8 * num_decays
+
+
+def count_of_tensor(num_decays: int) -> int:
+    """How many features of the whole tensor there are."""
+    return 1 + num_decays
+
+
+def of_tensor(scales: jax.Array, num_decays: int) -> jax.Array:
+    """Features of the whole tensor: how large params are, and how much noise is in gradients.
+
+    Args:
+      scales: [features, ...], 1 over the root mean square of each feature of a tensor.
+      num_decays: k.
+
+    Returns:
+      [1 + k, ...], logarithms of the root mean squares of the params and of every m / sqrt(v).
+    """
+    chosen = [1, *range(3 + num_decays, 3 + 2 * num_decays)]
+    return -jnp.log(scales[jnp.asarray(chosen)]) / _LOG_UNIT
 
 
 def averaged(old: Averages, gradient: jax.Array, decays: Decays) -> Averages:
@@ -235,12 +255,15 @@ def features(given: Inputs) -> list[jax.Array]:
     ]
 
 
-def normalized(rows: Sequence[jax.Array], sizes: Sequence[int]) -> Float[Array, "features n"]:
-    """Features side by side, each over its root mean square in each tensor."""
+def normalized(
+    rows: Sequence[jax.Array], sizes: Sequence[int]
+) -> tuple[Float[Array, "features n"], Float[Array, "features tensors"]]:
+    """Features side by side, each over its root mean square in each tensor; 1 over these."""
     tensors = _Tensors([(size,) for size in sizes])
     matrix = jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
     means = [jnp.mean(part, axis=1, keepdims=True) for part in tensors.split(matrix**2)]
-    return matrix * tensors.join([jax.lax.rsqrt(mean + _FLOOR) for mean in means])
+    scales = [jax.lax.rsqrt(mean + _FLOOR) for mean in means]
+    return matrix * tensors.join(scales), jnp.concatenate(scales, axis=1)
 
 
 class _Tensors:
@@ -265,15 +288,13 @@ class _Tensors:
         return [x.reshape(*batch, *shape) for x, shape in zip(parts, self._shapes, strict=True)]
 
 
-def inverse_rms(rows: Sequence[jax.Array]) -> list[jax.Array]:
-    """1 over the root mean square of each feature of a tensor, scalars."""
+def inverse_rms(rows: Sequence[jax.Array]) -> Float[Array, features]:
+    """1 over the root mean square of each feature of a tensor."""
     shape = jnp.broadcast_shapes(*(row.shape for row in rows))
     whole = [index for index, row in enumerate(rows) if row.shape == shape]
     squares = dict(zip(whole, _sums([rows[i] ** 2 for i in whole]), strict=True))
-    return [
-        jax.lax.rsqrt(squares.get(i, jnp.sum(row**2)) / row.size + _FLOOR)
-        for i, row in enumerate(rows)
-    ]
+    means = [squares.get(i, jnp.sum(row**2)) / row.size for i, row in enumerate(rows)]
+    return jax.lax.rsqrt(jnp.stack(means) + _FLOOR)
 
 
 @jax.custom_jvp
@@ -294,11 +315,23 @@ def _sums_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def unit_by_unit(
-    network: Any, rows: Sequence[jax.Array], scales: Sequence[jax.Array], step: jax.Array
+    network: Any,
+    rows: Sequence[jax.Array],
+    scales: jax.Array,
+    step: jax.Array,
+    context: jax.Array,
 ) -> list[jax.Array]:
-    """The heads, from arithmetic on one unit at a time, of which XLA makes a single loop."""
-    (weights, bias), *rest = _layers(network, len(rows), step)
-    units = _layer(weights * jnp.stack(list(scales))[:, None], bias, rows)
+    """The heads, from arithmetic on one unit at a time, of which XLA makes a single loop.
+
+    Args:
+      network: weights and biases by layer.
+      rows: features, each broadcastable to the tensor.
+      scales: [features], what they are multiplied with.
+      step: steps taken.
+      context: [c], features of the whole tensor.
+    """
+    (weights, bias), *rest = _layers(network, len(rows), step, context)
+    units = _layer(weights * scales[:, None], bias, rows)
     for weights, bias in rest:
         units = _layer(weights, bias, [jax.nn.relu(unit) for unit in units])
     return units
@@ -314,20 +347,37 @@ def _layer(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> 
 
 
 def as_matrices(
-    network: Any, rows: Float[Array, "features n"], step: jax.Array
+    network: Any,
+    rows: Float[Array, "features n"],
+    sizes: Sequence[int],
+    step: jax.Array,
+    context: Float[Array, "c tensors"],
 ) -> Float[Array, "heads n"]:
-    """The heads, from normalized features."""
-    (weights, bias), *rest = _layers(network, len(rows), step)
-    units = weights.T @ rows + bias[:, None]
+    """The heads, from normalized features of tensors side by side and features of each tensor."""
+    (weights, biases), *rest = _layers(network, len(rows), step, context)
+    tensors = _Tensors([(size,) for size in sizes])
+    by_tensor = [biases[:, i : i + 1] for i in range(len(sizes))]
+    units = weights.T @ rows + tensors.join(by_tensor)
     for weights, bias in rest:
         units = weights.T @ jax.nn.relu(units) + bias[:, None]
     return units
 
 
-def _layers(network: Any, num_features: int, step: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """(weights, bias) by layer; what the step adds, the same for all coordinates, is in a bias."""
+def _layers(
+    network: Any, num_features: int, step: jax.Array, context: jax.Array
+) -> list[tuple[jax.Array, jax.Array]]:
+    """(weights, bias) by layer.
+
+    What the step and the context add is the same for all coordinates of a tensor: it is in the
+    first bias, [units, *context.shape[1:]].
+    """
     layers = [network[f"layer_{i}"] for i in range(len(network))]
     pairs = [(layer["w"], layer["b"]) for layer in layers]
     weights, bias = pairs[0]
     clock = jnp.tanh(step / jnp.asarray(TIMESCALES, weights.dtype) - 1).astype(weights.dtype)
-    return [(weights[:num_features], bias + clock @ weights[num_features:]), *pairs[1:]]
+    of_features, of_clock, of_context = jnp.split(
+        weights, [num_features, num_features + len(TIMESCALES)]
+    )
+    bias = bias + clock @ of_clock
+    bias = bias.reshape(-1, *[1] * (context.ndim - 1)) + of_context.T @ context
+    return [(of_features, bias), *pairs[1:]]

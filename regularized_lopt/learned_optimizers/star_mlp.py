@@ -27,6 +27,7 @@ PAPER_FORM = {
     "blackbox_scale": 1e-3,
     "magnitude_scale": 1e-3,
     "epsilon": 1e-6,
+    "tensor_features": False,
     "bounded": False,
     "scale_free": False,
     "bias_correction": False,
@@ -64,7 +65,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
       f_blackbox = blackbox_scale d e^(magnitude_scale m) / sqrt(v + epsilon)
 
     Source: Harrison, Metz & Sohl-Dickstein 2022, eqs. 20 to 22; the features are those of Metz et
-    al. 2022 (arXiv 2203.11860). 203 weights by default, 20 bytes of state per coordinate.
+    al. 2022 (arXiv 2203.11860). 219 weights by default, 16 bytes of state per coordinate.
 
     The paper's own form is `StarMLPLOpt(**star_mlp.PAPER_FORM)`. By default it has more to
     rely on: gradients are measured in units of their own tensor's root mean square, so that a
@@ -91,6 +92,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         magnitude_scale: float = 1.0,
         epsilon: float = 1e-2,
         head_scale: float = 1.0,
+        tensor_features: bool = True,
         bounded: bool = True,
         scale_free: bool = True,
         bias_correction: bool = True,
@@ -114,6 +116,9 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
           magnitude_scale: see above, >= 0.
           epsilon: added to v under a root, > 0; with `scale_free` in units of v's mean.
           head_scale: factor on the heads' weights at init, >= 0.
+          tensor_features: whether the MLP reads logarithms of the root mean squares over the tensor
+            of the params and of every m / sqrt(v), which the division of each feature by its own
+            takes away. They tell how much of the gradients is noise.
           bounded: bound d, m and n to (-1, 1) by x / (1 + |x|), so that on no network the black box
             takes more than blackbox_scale e^magnitude_scale / sqrt(epsilon) at a step.
           scale_free: measure gradients in units of their tensor's root mean square.
@@ -159,6 +164,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             "magnitude_scale": magnitude_scale,
             "epsilon": epsilon,
             "head_scale": head_scale,
+            "tensor_features": tensor_features,
             "bounded": bounded,
             "scale_free": scale_free,
             "bias_correction": bias_correction,
@@ -177,6 +183,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         self._magnitude_scale = magnitude_scale
         self._form = features.Form(scale_free, bias_correction, epsilon)
         self._head_scale = head_scale
+        self._tensor_features = tensor_features
         self._bounded = bounded
         self._hold_unseen = hold_unseen
         self.second_derivatives = second_derivatives
@@ -192,7 +199,9 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         its biases 0, as are the offsets of the decays and of the nominal step.
         """
         heads = len(_HEADS) if self._controller else len(_HEADS) - 1
-        num_inputs = features.count(len(self._momentum_decays)) + len(features.TIMESCALES)
+        num_decays = len(self._momentum_decays)
+        num_inputs = features.count(num_decays) + len(features.TIMESCALES)
+        num_inputs += features.count_of_tensor(num_decays) if self._tensor_features else 0
         sizes = [num_inputs, *self._sizes, heads]
         network = {}
         for layer, key in enumerate(jax.random.split(rng, len(sizes) - 1)):
@@ -242,7 +251,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         # than to write and to read it.
         new, gradient, param, scales = jax.lax.optimization_barrier((new, gradient, param, scales))
         given = features.inputs(new, gradient, param, decays, step, self._form)
-        heads = features.unit_by_unit(theta["network"], features.features(given), scales, step)
+        rows, context = features.features(given), self._context(scales)
+        heads = features.unit_by_unit(theta["network"], rows, scales, step, context)
         return jnp.broadcast_to(self._update(theta, heads, given), gradient.shape), new
 
     def update_tensors(
@@ -260,14 +270,20 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         olds_wide = [_as(dtype, old) for old in olds]
         news, given = features.side_by_side(olds_wide, wide, at, decays, step, self._form)
         sizes = [gradient.size for gradient in wide]
-        rows = features.normalized(features.features(given), sizes)
-        heads = features.as_matrices(theta["network"], rows, step)
+        rows, scales = features.normalized(features.features(given), sizes)
+        context = self._context(scales)
+        heads = features.as_matrices(theta["network"], rows, sizes, step, context)
         updates = self._update(theta, heads, given._replace(momenta=tuple(given.momenta[0])))
         parts = jnp.split(updates, list(itertools.accumulate(sizes))[:-1])
         return [
             _as(old.second.dtype, (part.reshape(gradient.shape), new))
             for part, gradient, new, old in zip(parts, wide, news, olds, strict=True)
         ]
+
+    def _context(self, scales: jax.Array) -> jax.Array:
+        if not self._tensor_features:
+            return scales[:0]
+        return features.of_tensor(scales, len(self._momentum_decays))
 
     def _decays(self, theta: Theta) -> features.Decays:
         offsets = theta["decays"]
