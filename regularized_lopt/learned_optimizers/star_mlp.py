@@ -23,7 +23,6 @@ Params = Any
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 
 PAPER_FORM = {
-    "nominal_step": 1e-3,
     "blackbox_scale": 1e-3,
     "magnitude_scale": 1e-3,
     "epsilon": 1e-6,
@@ -85,11 +84,11 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         second_moment_decay: float = 0.999,
         factored_decays: Sequence[float] = (0.9, 0.99, 0.999),
         nominal: str = "adam_aggmo",
-        nominal_step: float = 3e-3,
+        nominal_step: float = 1e-3,
         controller: bool = True,
         precondition: bool = True,
-        blackbox_scale: float = 3e-4,
-        magnitude_scale: float = 1.0,
+        blackbox_scale: float = 1e-4,
+        magnitude_scale: float = 2.0,
         epsilon: float = 1e-2,
         head_scale: float = 1.0,
         tensor_features: bool = True,
