@@ -209,15 +209,11 @@ def _by_tensor(learned_opt: StarMLPLOpt, theta: Any) -> optax.GradientTransforma
                 f"{learned_opt.name} reads the params: call update(grads, state, params)."
             )
         leaves.check_state(state, jax.eval_shape(init, params))
-        moved, averages = [], []
-        grads: list[Any] = jax.tree.leaves(updates)
-        for grad, param, old in zip(grads, jax.tree.leaves(params), state.averages, strict=True):
-            part, new = learned_opt.update_tensor(
-                theta, old, jnp.asarray(grad), jnp.asarray(param), state.iteration
-            )
-            moved.append(part.astype(leaves.dtype(grad)))
-            averages.append(new)
-        state = ByTensorState(optax.safe_increment(state.iteration), tuple(averages))
+        grads, at = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in (updates, params))
+        found = learned_opt.update(theta, state.averages, grads, at, state.iteration)
+        moved = [part.astype(grad.dtype) for (part, _), grad in zip(found, grads, strict=True)]
+        averages = tuple(new for _, new in found)
+        state = ByTensorState(optax.safe_increment(state.iteration), averages)
         return jax.tree.unflatten(jax.tree.structure(updates), moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -15,8 +15,7 @@ from learned_optimization.learned_optimizers import adafac_mlp_lopt
 from test_coordinates import estimates
 
 from regularized_lopt import upstream
-from regularized_lopt.learned_optimizers import Stabilized, StarLSTMLOpt, StarMLPLOpt
-from regularized_lopt.learned_optimizers.star_mlp import PAPER_FORM
+from regularized_lopt.learned_optimizers import Stabilized, StarLSTMLOpt, StarMLPLOpt, star_mlp
 from regularized_lopt.optax_bridge import as_optax
 
 WHEEL = upstream.GENERATION == "wheel"
@@ -25,6 +24,12 @@ LSTM_TENSORS = StarLSTMLOpt(hidden_size=3, tensor_features=True)
 MLP = StarMLPLOpt()
 NATIVE = {"StarLSTMLOpt": LSTM, "of tensors": LSTM_TENSORS, "StarMLPLOpt": MLP}
 SHAPES = {"matrix": (5, 7), "conv": (3, 2, 4, 5), "vector": (7,), "scalar": ()}
+
+
+@pytest.fixture(autouse=True)
+def no_tensor_is_small(monkeypatch):
+    """Each is updated by itself, unless a test says otherwise."""
+    monkeypatch.setattr(star_mlp, "_SMALL", 0)
 
 
 def normal(tree, scale=1.0, steps=None):
@@ -113,7 +118,7 @@ def test_with_upstream_s_weights_it_does_what_upstream_s_does(monkeypatch):
     theirs = adafac_nominal.MLPNomLOpt(
         nominal_stepsize=1e-3, nominal_controller=True, normalize_blackbox=True
     )
-    ours = StarMLPLOpt(**PAPER_FORM)
+    ours = StarMLPLOpt(**star_mlp.PAPER_FORM)
     assert sum(leaf.size for leaf in jax.tree.leaves(ours.init(KEY))) == 203
     check_against_upstream(theirs, ours, 3, SHAPES, monkeypatch, adafac_nominal)
 
@@ -121,7 +126,7 @@ def test_with_upstream_s_weights_it_does_what_upstream_s_does(monkeypatch):
 def test_its_black_box_alone_does_what_upstream_s_does(monkeypatch):
     """Of vectors, the wheel divides a momentum by sqrt(v), we and main by sqrt(v + 1e-6)."""
     theirs = adafac_mlp_lopt.AdafacMLPLOpt()
-    ours = StarMLPLOpt(nominal="none", precondition=False, controller=False, **PAPER_FORM)
+    ours = StarMLPLOpt(nominal="none", precondition=False, controller=False, **star_mlp.PAPER_FORM)
     theta = {**ours.init(KEY), "nominal_scale": ()}
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 197
     names = ("matrix", "conv") if WHEEL else SHAPES
@@ -133,6 +138,15 @@ def test_the_form_for_training_is_the_same_to_rounding():
     grads = normal(params, 0.01, 5)
     found = [follow(MLP, theta, params, grads, training) for training in (True, False)]
     chex.assert_trees_all_close(*found, atol=2e-6)
+
+
+@pytest.mark.parametrize("small", [8, 10_000])
+def test_small_tensors_side_by_side_are_the_same_to_rounding(monkeypatch, small):
+    theta, params = perturbed(MLP), params_of()
+    grads = normal(params, 0.01, 5)
+    alone = follow(MLP, theta, params, grads)
+    monkeypatch.setattr(star_mlp, "_SMALL", small)
+    chex.assert_trees_all_close(follow(MLP, theta, params, grads), alone, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +172,7 @@ def test_the_nominal_term_alone_is_that_of_the_textbook(kind, name, corrected):
         "controller": False,
     }
     if kind == "StarMLPLOpt":
-        form = {**PAPER_FORM, "bias_correction": corrected}
+        form = {**star_mlp.PAPER_FORM, "bias_correction": corrected}
         lopt = StarMLPLOpt(factored_decays=decays, **{**form, **common})
     else:
         lopt = StarLSTMLOpt(hidden_size=3, **common)

@@ -20,9 +20,11 @@ from regularized_lopt.learned_optimizers.star_features import Averages
 Theta = dict[str, Any]
 Params = Any
 
+_SMALL = 2048  # Coordinates; smaller tensors are updated side by side: see `update`.
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 
 PAPER_FORM = {
+    "nominal_step": 1e-3,
     "blackbox_scale": 1e-3,
     "magnitude_scale": 1e-3,
     "epsilon": 1e-6,
@@ -232,6 +234,35 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             factored=averages.zeros_factored(shape, len(self._factored_decays), dtype),
         )
 
+    def update(
+        self,
+        theta: Theta,
+        olds: Sequence[Averages],
+        gradients: Sequence[jax.Array],
+        params: Sequence[jax.Array],
+        step: jax.Array,
+    ) -> list[tuple[jax.Array, Averages]]:
+        """One step of all tensors: (what is added, next averages) of each.
+
+        Large ones by `update_tensor`, which is the cheapest to run; small ones, such as biases, by
+        `update_tensors`: a program of its own for each of them would take a second to compile.
+        """
+        found: dict[int, tuple[jax.Array, Averages]] = {}
+        small = [index for index, gradient in enumerate(gradients) if gradient.size < _SMALL]
+        if len(small) > 1:
+            updated = self.update_tensors(
+                theta,
+                [olds[index] for index in small],
+                [gradients[index] for index in small],
+                [params[index] for index in small],
+                step,
+            )
+            found = dict(zip(small, updated, strict=True))
+        for index, tensor in enumerate(zip(olds, gradients, params, strict=True)):
+            if index not in found:
+                found[index] = self.update_tensor(theta, *tensor, step)
+        return [found[index] for index in range(len(gradients))]
+
     def update_tensor(
         self, theta: Theta, old: Averages, gradient: jax.Array, param: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Averages]:
@@ -371,8 +402,7 @@ class _StarMLPOptimizer(upstream.Optimizer):
                 self._theta, opt_state.averages, gradients, params, step
             )
         else:
-            tensors = zip(opt_state.averages, gradients, params, strict=True)
-            found = [self._lopt.update_tensor(self._theta, *tensor, step) for tensor in tensors]
+            found = self._lopt.update(self._theta, opt_state.averages, gradients, params, step)
         for index, param, (update, _) in zip(trained, params, found, strict=True):
             moved[index] = leaves.added_to(param, update)
         return StarMLPOptState(
