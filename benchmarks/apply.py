@@ -32,7 +32,7 @@ import rich.table
 
 import regularized_lopt
 from regularized_lopt import launch, learned_optimizers, tasks, upstream
-from regularized_lopt.evaluation import contestants
+from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.optax_bridge import as_optax
 from regularized_lopt.tasks import data, networks
 
@@ -92,7 +92,7 @@ def optimizers(
     """What is compared; chunks only where there is more than one."""
     chosen = {
         "Adam": optax.adam(1e-3),
-        "SGD+SAM": contestants.BASELINES["SGD+SAM"].make(0.1),
+        "SGD+SAM": optimizers_lib.BASELINES["SGD+SAM"].make(0.1),
         LSTM: as_optax(lopt, theta),
         "LSTMLOpt, bfloat16 states": as_optax(lopt, theta, state_dtype=jnp.bfloat16),
         "LSTMLOpt, leaf by leaf": as_optax(lopt, theta, per_leaf=True),

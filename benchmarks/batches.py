@@ -20,8 +20,9 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import contestants, training
 from regularized_lopt.learned_optimizers.leaves import flatten
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.tasks import image
 
 BATCHES = (128, 1024)
@@ -107,8 +108,11 @@ def main() -> None:
     task, all_of_it = make(), make(batch_size=MANY)
     loaded = {name: zoo.load(name) for name in args.lopt or ["mnist_mlp_none"]}
     compared = [
-        *(contestants.learned(name, lopt.learned_opt, lopt.theta) for name, lopt in loaded.items()),
-        *(contestants.baseline(name, rate) for name, rate in BASELINES),
+        *(
+            optimizers_lib.learned(name, lopt.learned_opt, lopt.theta)
+            for name, lopt in loaded.items()
+        ),
+        *(optimizers_lib.baseline(name, rate) for name, rate in BASELINES),
     ]
 
     console = rich.console.Console(width=120)
@@ -126,8 +130,8 @@ def main() -> None:
     table = rich.table.Table("optimizer", "batch", *columns)
     for one in compared:
         for batch in BATCHES:
-            trainer = training.Trainer(
-                make(batch_size=batch), runs, num_steps, layout=training.Layout(runs, 1)
+            trainer = trainer_lib.Trainer(
+                make(batch_size=batch), runs, num_steps, layout=trainer_lib.Layout(runs, 1)
             )
             got = trainer.train([one])[one.name]
             train_loss, test_loss, accuracy = (

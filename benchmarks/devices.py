@@ -16,7 +16,7 @@ import rich.console
 import rich.table
 
 from regularized_lopt import serialization
-from regularized_lopt.evaluation.drawing import short
+from regularized_lopt.report.plot_style import short
 
 
 def accuracies(path: pathlib.Path) -> tuple[np.ndarray, dict[str, str]]:

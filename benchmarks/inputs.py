@@ -17,7 +17,8 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import contestants, training
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.tasks import data, image, networks
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu}
@@ -49,14 +50,16 @@ def main() -> None:
     total = float(jnp.mean(jnp.sum(images, axis=(1, 2, 3))))
     loaded = [zoo.load(name) for name in args.lopt or ["mnist_mlp_none"]]
     compared = [
-        contestants.learned(str(place), lopt.learned_opt, lopt.theta)
+        optimizers_lib.learned(str(place), lopt.learned_opt, lopt.theta)
         for place, lopt in enumerate(loaded)
     ]
     table = rich.table.Table("network", "factor", "sum of inputs", "accuracy (%)", "mean")
     for activation in ACTIVATIONS:
         for factor in args.factor or (1.0, 0.3, 0.1):
             task = scaled(datasets, activation, factor)
-            trainer = training.Trainer(task, 1, num_steps, layout=training.Layout(len(compared), 1))
+            trainer = trainer_lib.Trainer(
+                task, 1, num_steps, layout=trainer_lib.Layout(len(compared), 1)
+            )
             found = trainer.train(compared, label=task.name)
             each = [100 * float(found[one.name].test_accuracy[0, -1]) for one in compared]
             table.add_row(

@@ -21,7 +21,8 @@ import rich.console
 import rich.table
 
 from regularized_lopt import LSTMLOpt, launch, tasks, upstream
-from regularized_lopt.evaluation import contestants, training
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
 
 
 class HaikuLayout(LSTMLOpt):
@@ -76,16 +77,16 @@ def main() -> None:
     lopt, haiku = LSTMLOpt(), HaikuLayout()
     theta = lopt.init(jax.random.PRNGKey(0))
     check_same(theta)
-    contestant = contestants.learned("lo", lopt, theta)
+    contestant = optimizers_lib.learned("lo", lopt, theta)
     family = upstream.single_task_to_family(task)
     eval_training = upstream.eval_training
 
-    trainer = training.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
-    speeds = training.measure_layouts(trainer, [contestant])
+    trainer = trainer_lib.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
+    speeds = trainer_lib.measure_layouts(trainer, [contestant])
     chosen = max(speeds, key=lambda layout: speeds[layout])
 
-    def ours(layout: training.Layout) -> Callable[[], Any]:
-        one = training.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
+    def ours(layout: trainer_lib.Layout) -> Callable[[], Any]:
+        one = trainer_lib.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
         return lambda: one.train([contestant])
 
     def single() -> None:
@@ -115,7 +116,7 @@ def main() -> None:
         )
 
     ways = {
-        "ours, one run after the other": ours(training.Layout(1, 1)),
+        "ours, one run after the other": ours(trainer_lib.Layout(1, 1)),
         f"ours, {chosen.lanes} side by side, {chosen.workers} at once (chosen)": ours(chosen),
         "upstream's single_task_training_curves": single,
         "upstream's multi_task_training_curves": lambda: multi(lopt),

@@ -15,8 +15,8 @@ import re
 
 import numpy as np
 
-from regularized_lopt.evaluation.drawing import short
-from regularized_lopt.evaluation.page import markdown_table
+from regularized_lopt.report.html import markdown_table
+from regularized_lopt.report.plot_style import short
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"

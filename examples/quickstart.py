@@ -16,9 +16,11 @@ import time
 import gin
 
 from regularized_lopt import gin_files, launch, zoo
-from regularized_lopt.evaluation import Measurement, figures, meta_test, report
+from regularized_lopt.measure import Measurement
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.outer_train import load_metrics
+from regularized_lopt.report import figures, write
+from regularized_lopt.study import meta_test
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = {
@@ -51,7 +53,7 @@ def main() -> None:
         opts[name] = zoo.load(run_dir)
         curves[name] = {0: load_metrics(run_dir)}
 
-    page = report.Reporter(
+    page = write.Reporter(
         [
             meta_test(
                 opts,

@@ -3,8 +3,9 @@
 from absl import flags
 
 from regularized_lopt import launch
-from regularized_lopt.evaluation import Experiment, Laboratory, contestants
-from regularized_lopt.evaluation.report import publish
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.report.write import publish
+from regularized_lopt.study import Experiment, Laboratory
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "baselines",
         "SGD,Adam",
-        f"Tuned baselines, of {', '.join(contestants.BASELINES)}; empty for none.",
+        f"Tuned baselines, of {', '.join(optimizers_lib.BASELINES)}; empty for none.",
     )
     flags.DEFINE_string("out_dir", "runs/meta_test", "Where results, figures and report.html go.")
 

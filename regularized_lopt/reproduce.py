@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.evaluation import Experiment, Laboratory
-from regularized_lopt.evaluation import verify as verify_lib
-from regularized_lopt.evaluation.page import print_table
-from regularized_lopt.evaluation.plan import PlannedCell, plan
-from regularized_lopt.evaluation.report import publish
+from regularized_lopt.report.html import print_table
+from regularized_lopt.report.write import publish
+from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study import verify as verify_lib
+from regularized_lopt.study.dry_run import PlannedCell, plan
 
 
 def _verify(name: str, only: Sequence[str]) -> None:

@@ -5,9 +5,9 @@ import pathlib
 from absl import flags
 
 from regularized_lopt import launch
-from regularized_lopt.evaluation import search as search_lib
-from regularized_lopt.evaluation.drawing import save_png
-from regularized_lopt.evaluation.page import print_table
+from regularized_lopt.report.html import print_table
+from regularized_lopt.report.plot_style import save_png
+from regularized_lopt.study import search as search_lib
 
 
 def main() -> None:

@@ -29,12 +29,13 @@ from regularized_lopt import (
     serialization,
     upstream,
 )
-from regularized_lopt.evaluation import contestants, meta_test
-from regularized_lopt.evaluation.properties import Measurement
 from regularized_lopt.learned_optimizers import describe
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure.flatness import Measurement
 from regularized_lopt.optax_bridge import as_optax
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.outer_train import check_bindings
+from regularized_lopt.study import meta_test
 
 PACKAGE = "learned_optimization.learned_optimizers."
 upstream.import_learned_optimizers()
@@ -499,7 +500,7 @@ def test_each_regularizer_takes_one_in_both_spaces(regularizer):
 
 def test_contestants_of_one_make_share_programs():
     def kind(lopt):
-        return contestants.learned("name", lopt, theta_of(lopt)).kind
+        return optimizers_lib.learned("name", lopt, theta_of(lopt)).kind
 
     cls = CLASSES["LearnableSGD"]
     assert kind(cls()) == kind(cls(0.01)) == kind(learned_optimizers.make(describe(cls())))

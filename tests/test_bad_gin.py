@@ -21,14 +21,15 @@ from helpers import CONSTANT, KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
-from regularized_lopt.evaluation import experiment, laboratory, optimizers, properties, search
+from regularized_lopt.measure import flatness
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
 from regularized_lopt.outer_training.regularized_estimator import RegularizedEstimator
+from regularized_lopt.study import experiment, meta_training, search
+from regularized_lopt.study import study as study_lib
 
 # The functions of these names hide their modules.
-meta_test = importlib.import_module("regularized_lopt.evaluation.meta_test").meta_test
 outer_train_lib = importlib.import_module("regularized_lopt.outer_training.outer_train")
 
 PACKAGE = str(pathlib.Path(regularized_lopt.__file__).parent)
@@ -233,7 +234,7 @@ def _(made: dict):  # Parts of a data set.
 
 
 @use.register
-def _(made: properties.Measurement):
+def _(made: flatness.Measurement):
     assert made.radii[made.headline] > 0
 
 
@@ -242,7 +243,7 @@ def _(made: experiment.Experiment):
     for task in made.tasks:
         assert made.measured_runs(task) > 0
         for name in made.contestants_on(task):
-            assert made.property_of(name) in properties.PROPERTIES
+            assert made.property_of(name) in flatness.PROPERTIES
 
 
 class Reached(BaseException):
@@ -266,7 +267,7 @@ def made_with(selector, parameter, value):
     try:
         made = configurable.wrapper(**arguments)
         if isinstance(made, experiment.Experiment):
-            laboratory.Laboratory(made, tempfile.gettempdir()).run()
+            study_lib.Laboratory(made, tempfile.gettempdir()).run()
         if isinstance(made, search.Search):
             next(search.search(made, tempfile.gettempdir(), progress=False))
         return made
@@ -286,7 +287,7 @@ def _stop_before_compiling(monkeypatch):
     def reached(self, *_):
         raise Reached(self.experiment)
 
-    monkeypatch.setattr(optimizers.Optimizers, "train", reached)
+    monkeypatch.setattr(meta_training.Optimizers, "train", reached)
 
 
 @pytest.mark.parametrize("selector", CONFIGURABLES)
@@ -427,4 +428,4 @@ def test_a_laboratory_reads_all_its_optimizers_before_it_trains_any(tmp_path):
     for late in ({"optimizers": {**first, "sam": "typo"}}, {"early_evidence": {"sam": "typo"}}):
         what = experiment.Experiment(**{**ARGUMENTS["Experiment"], **late})
         with pytest.raises(FileNotFoundError, match="no file or directory typo"):
-            laboratory.Laboratory(what, tmp_path).run()
+            study_lib.Laboratory(what, tmp_path).run()

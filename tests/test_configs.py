@@ -11,9 +11,7 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks
-from regularized_lopt.evaluation import Experiment, Laboratory, Measurement, one_task
-from regularized_lopt.evaluation import search as search_lib
-from regularized_lopt.evaluation.search import Search
+from regularized_lopt.measure import Measurement
 from regularized_lopt.outer_training import (
     Curriculum,
     RegularizedTruncatedGrad,
@@ -22,6 +20,9 @@ from regularized_lopt.outer_training import (
 )
 from regularized_lopt.outer_training.curriculum import CurriculumState
 from regularized_lopt.outer_training.outer_train import check_bindings
+from regularized_lopt.study import Experiment, Laboratory, task_study
+from regularized_lopt.study import search as search_lib
+from regularized_lopt.study.search import Search
 
 RELU = "ImageMLP_Digits_20_Relu"
 STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
@@ -87,7 +88,7 @@ def test_is_an_experiment_of_the_laboratory(config):
     experiment = Experiment()
     assert Measurement().num_examples > 0
     for task in experiment.tasks:
-        assert one_task.image_task(task).name == task
+        assert task_study.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         gin_files.parse_gin([source], experiment.bindings if "mlp" in source else [])

@@ -8,10 +8,10 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files, regularizers
-from regularized_lopt.evaluation import Experiment, Laboratory, search
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train
 from regularized_lopt.outer_training.outer_train import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
+from regularized_lopt.study import Experiment, Laboratory, search
 
 NONE, SAM = (f"gin_configs/digits_mlp_{name}.gin" for name in ("none", "sam_optimizee"))
 TASK = "ImageMLP_Digits_20_Relu"

@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from regularized_lopt import tasks, upstream
-from regularized_lopt.evaluation import (
-    contestants,
-    early_evidence,
-    landscape,
-    properties,
-    smoothness,
-    training,
-)
+from regularized_lopt.measure import cubic_regression, flatness, loss_slices, update_curves
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
 
 STEPS = 5
 DIGITS = "ImageMLP_Digits_20_Relu"
@@ -63,8 +58,8 @@ def test_a_meta_test_gives_every_step_fresh_keys(recorder, monkeypatch):
     task = tasks.get(DIGITS)
     monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
     monkeypatch.setattr(task.datasets, "sample", recorder.seeing(task.datasets.sample, "batch", 1))
-    trainer = training.Trainer(task, 2, STEPS, eval_steps=[STEPS], progress=False)
-    trainer.train([contestants.fixed("SGD", recorder.optimizer())])
+    trainer = trainer_lib.Trainer(task, 2, STEPS, eval_steps=[STEPS], progress=False)
+    trainer.train([optimizers_lib.fixed("SGD", recorder.optimizer())])
     uses = ("init", "loss", "update", "batch")
     assert [len(recorder.of(use)) for use in uses] == [2, 2 * STEPS, 2 * STEPS, 2 * STEPS]
     assert_all_differ(recorder, *uses)
@@ -73,8 +68,8 @@ def test_a_meta_test_gives_every_step_fresh_keys(recorder, monkeypatch):
 def test_sam_takes_both_gradients_with_one_key(recorder, monkeypatch):
     task = tasks.get(DIGITS)
     monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
-    trainer = training.Trainer(task, 1, STEPS, eval_steps=[STEPS], progress=False)
-    trainer.train([contestants.baseline("SGD+SAM", 0.1)])
+    trainer = trainer_lib.Trainer(task, 1, STEPS, eval_steps=[STEPS], progress=False)
+    trainer.train([optimizers_lib.baseline("SGD+SAM", 0.1)])
     seen = recorder.of("loss")
     assert len(seen) == 2 * STEPS
     assert len(set(seen)) == STEPS
@@ -90,8 +85,8 @@ def test_early_evidence_gives_every_step_fresh_keys(recorder, monkeypatch):
         return task
 
     monkeypatch.setattr(family, "task_fn", recording)
-    contestant = contestants.fixed("SGD", recorder.optimizer())
-    early_evidence.fit(contestant, family, 1, num_steps=STEPS)
+    contestant = optimizers_lib.fixed("SGD", recorder.optimizer())
+    cubic_regression.fit(contestant, family, 1, num_steps=STEPS)
     assert len(recorder.of("update")) == STEPS
     assert len(set(recorder.of("loss"))) >= STEPS  # The last one judges.
     assert not set(recorder.of("loss")) & set(recorder.of("update"))
@@ -103,21 +98,21 @@ def test_a_measured_loss_is_one_function_and_shares_no_key(recorder, monkeypatch
     monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
     params = task.init(KEY)
     several = jax.tree.map(lambda leaf: leaf[None], params)
-    what = properties.Measurement(
+    what = flatness.Measurement(
         radii=(0.01,), num_steps=1, num_examples=8, num_probes=1, num_iterations=1
     )
-    properties.measure(task, several, what)
+    flatness.measure(task, several, what)
     starts = [jax.random.fold_in(KEY, start) for start in range(what.headline_starts)]
     (measured,) = set(recorder.of("loss"))
     assert measured not in {tuple(key.tolist()) for key in (KEY, *starts)}
 
     recorder.keys.clear()
-    landscape.loss_slices(task, params, num_points=3, num_examples=8)
+    loss_slices.loss_slices(task, params, num_points=3, num_examples=8)
     (sliced,) = set(recorder.of("loss"))
     assert sliced not in {tuple(key.tolist()) for key in (KEY, *jax.random.split(KEY))}
 
 
 def test_update_curves_give_every_update_fresh_keys(recorder):
-    smoothness.updates_after(recorder.optimizer(), jnp.ones((STEPS, 2)), jnp.ones(2))
+    update_curves.updates_after(recorder.optimizer(), jnp.ones((STEPS, 2)), jnp.ones(2))
     assert len(recorder.of("update")) == STEPS + 1
     assert_all_differ(recorder, "init", "update")

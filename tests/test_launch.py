@@ -9,8 +9,8 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import errors, gin_files, launch
-from regularized_lopt.evaluation import Experiment, Laboratory
-from regularized_lopt.evaluation.plan import plan
+from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study.dry_run import plan
 
 NONE = "gin_configs/digits_mlp_none.gin"
 TASK = "ImageMLP_Digits_20_Relu"

@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 
 import regularized_lopt
 from regularized_lopt import serialization, tasks, upstream, zoo
-from regularized_lopt.evaluation import (
-    contestants,
+from regularized_lopt.measure import ascent as ascent_lib
+from regularized_lopt.measure import (
     convergence,
-    landscape,
-    meta_test,
-    properties,
-    sharpness,
-    training,
+    flatness,
+    loss_slices,
+    matched_loss,
+    training_curves,
 )
-from regularized_lopt.evaluation import runs as runs_lib
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.study import meta_test
 
 KEY = jax.random.PRNGKey(0)
 DIGITS = "ImageMLP_Digits_20_Relu"
@@ -96,7 +97,7 @@ def test_a_ball_without_room_among_the_floats_is_not_measured(centre, radius, me
     centre = {"a": jnp.asarray(centre[:1]), "b": jnp.asarray(centre[1:])}
     if isinstance(radius, list):
         radius = dict(zip(centre, map(jnp.asarray, radius), strict=True))
-    ascent = sharpness.ascend(lambda p: p["a"][0] + p["b"][0], centre, KEY, radius)
+    ascent = ascent_lib.ascend(lambda p: p["a"][0] + p["b"][0], centre, KEY, radius)
     assert np.all(np.isfinite(ascent.values) == measured)
     assert np.isfinite(ascent.centre)
     assert np.isnan(ascent.best) != measured
@@ -111,7 +112,7 @@ def test_ascent_reaches_the_maximum_of_a_quadratic_over_the_box():
             return 0.5 * jnp.sum(a * (x - c) ** 2)
 
         radius = 0.005  # Smaller than |c|: the maximum is unique, and the gradient never turns.
-        ascent = sharpness.ascend(objective, jnp.zeros(3), KEY, radius, num_steps=10)
+        ascent = ascent_lib.ascend(objective, jnp.zeros(3), KEY, radius, num_steps=10)
         maximum = 0.5 * np.sum(a * (radius + np.abs(c)) ** 2)
         assert float(ascent.last) == pytest.approx(maximum, rel=1e-12)
         assert float(ascent.best) == pytest.approx(maximum, rel=1e-12)
@@ -131,7 +132,7 @@ def test_more_ascent_never_lowers_the_best_and_never_leaves_the_ball(seed, radiu
 
     centre = jnp.asarray(rng.normal(size=4), jnp.float32)
     short, long = (
-        sharpness.ascend(objective, {"a": centre}, jax.random.PRNGKey(seed), radius, steps)
+        ascent_lib.ascend(objective, {"a": centre}, jax.random.PRNGKey(seed), radius, steps)
         for steps in (4, 10)
     )
     jax.effects_barrier()
@@ -143,7 +144,7 @@ def test_more_ascent_never_lowers_the_best_and_never_leaves_the_ball(seed, radiu
 
 def test_relative_radii_are_shares_of_each_filters_rms():
     params = {"w": jnp.asarray([[3.0, 0.0], [4.0, 0.0]]), "b": jnp.asarray([1.0, -1.0])}
-    radii = sharpness.filter_radii(params, 0.1)
+    radii = ascent_lib.filter_radii(params, 0.1)
     np.testing.assert_allclose(radii["w"], [[0.1 * np.sqrt(12.5), 0.0]], rtol=1e-6)
     np.testing.assert_allclose(radii["b"], [0.1], rtol=1e-6)
     # A filter scaled up has the same ball relative to it, so a scale-free loss rises the same.
@@ -153,14 +154,14 @@ def test_relative_radii_are_shares_of_each_filters_rms():
 
     larger = {"w": 10 * params["w"], "b": params["b"]}
     a, b = (
-        sharpness.ascend(loss, p, KEY, sharpness.filter_radii(p, 0.1)) for p in (params, larger)
+        ascent_lib.ascend(loss, p, KEY, ascent_lib.filter_radii(p, 0.1)) for p in (params, larger)
     )
     np.testing.assert_allclose(a.values, b.values, rtol=1e-4)
 
 
 def test_gradient_over_its_maximum_is_another_direction_of_ascent():
     a = jnp.asarray([1.0, 0.5])
-    ascent = sharpness.ascend(
+    ascent = ascent_lib.ascend(
         lambda x: jnp.sum(a * x), jnp.zeros(2), KEY, 1.0, num_steps=1, direction="max"
     )
     # Linear: a step of 1/4 along (1, 1/2) unless the ball's side is in the way.
@@ -172,10 +173,10 @@ def test_gradient_over_its_maximum_is_another_direction_of_ascent():
 def test_runs_are_what_a_plain_loop_gives():
     """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
     task = tasks.get(DIGITS)
-    contestant = contestants.fixed("SGD", upstream.SGD(0.1))
-    layouts = (training.Layout(1, 1), training.Layout(1, 2), training.Layout(2, 1))
+    contestant = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
+    layouts = (trainer_lib.Layout(1, 1), trainer_lib.Layout(1, 2), trainer_lib.Layout(2, 1))
     plain, threads, wide = (
-        training.Trainer(
+        trainer_lib.Trainer(
             task, 2, 40, seed=3, eval_steps=[5, 40], layout=layout, progress=False
         ).train([contestant])["SGD"]
         for layout in layouts
@@ -198,7 +199,7 @@ def test_runs_are_what_a_plain_loop_gives():
             before = opt.get_params(state)
             state = opt.update(state, grad, loss=loss)
             if t >= 19:
-                level = int(np.floor(-np.log(trailing) / np.log(runs_lib.LEVEL_RATIO)))
+                level = int(np.floor(-np.log(trailing) / np.log(training_curves.LEVEL_RATIO)))
                 reached.setdefault(level, (t, opt.get_params(state)))
         test = task.datasets.host_arrays("test")
         batch = task.datasets.normalize(test)
@@ -213,7 +214,7 @@ def test_runs_are_what_a_plain_loop_gives():
         )
         # Params at the first step that reached a training loss.
         lowest = max(reached)
-        params, steps = properties.params_at_level(plain, plain.ends, np.full(2, lowest))
+        params, steps = matched_loss.params_at_level(plain, plain.ends, np.full(2, lowest))
         assert plain.level[run].max() == lowest
         assert steps[run] == reached[lowest][0]
         for found, expected in zip(
@@ -224,10 +225,13 @@ def test_runs_are_what_a_plain_loop_gives():
 
 def test_all_optimizers_start_from_the_same_params_and_batches():
     task = tasks.get(DIGITS)
-    trainer = training.Trainer(task, 2, 2, eval_steps=[0], progress=False)
+    trainer = trainer_lib.Trainer(task, 2, 2, eval_steps=[0], progress=False)
     rates = (1e-9, 1.0)
     runs = trainer.train(
-        [dataclasses.replace(contestants.baseline("SGD", rate), name=str(rate)) for rate in rates]
+        [
+            dataclasses.replace(optimizers_lib.baseline("SGD", rate), name=str(rate))
+            for rate in rates
+        ]
     )
     a, b = (runs[str(rate)] for rate in rates)
     np.testing.assert_array_equal(a.test_loss[:, 0], b.test_loss[:, 0])
@@ -250,13 +254,13 @@ def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
     start = jnp.asarray(-1.0)
     (_, state), _ = jax.lax.scan(
         step,
-        (convergence.start(start), runs_lib.Levels.start(start)),
+        (convergence.start(start), training_curves.Levels.start(start)),
         (jnp.arange(80), jnp.asarray(losses)),
     )
     means = np.array([losses[t - 19 : t + 1].mean() for t in range(19, 80)])
     for number, at in zip(np.asarray(state.level), np.asarray(state.step), strict=True):
         if at >= 0:
-            bound = runs_lib.LEVEL_RATIO ** -float(number)
+            bound = training_curves.LEVEL_RATIO ** -float(number)
             first = 19 + int(np.argmax(means <= bound * (1 + 1e-5)))
             assert abs(first - at) <= 1 or means[at - 19] <= bound * (1 + 1e-4)
             assert not np.any(means[: at - 19] < bound * (1 - 1e-4))
@@ -269,9 +273,9 @@ def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
 
 def test_tuning_picks_the_rate_that_trains_best(monkeypatch):
     rates = np.array([1e-4, 0.5, 1e3])  # Too slow, good, divergent.
-    found = dataclasses.replace(contestants.BASELINES["SGD"], learning_rates=rates)
-    monkeypatch.setattr(contestants, "BASELINES", {"SGD": found})
-    tuned = training.tune("SGD", tasks.get(DIGITS), 30, progress=False)
+    found = dataclasses.replace(optimizers_lib.BASELINES["SGD"], learning_rates=rates)
+    monkeypatch.setattr(optimizers_lib, "BASELINES", {"SGD": found})
+    tuned = trainer_lib.tune("SGD", tasks.get(DIGITS), 30, progress=False)
     assert tuned.learning_rate == 0.5
 
 
@@ -286,7 +290,7 @@ def test_baselines_are_optax_s(name):
         "Adam": optax.adam(0.1),
     }[name.removesuffix("+SAM")]
     params = expected = jnp.asarray([1.0, -1.0])
-    contestant = contestants.baseline(name, 0.1)
+    contestant = optimizers_lib.baseline(name, 0.1)
     opt = contestant.make(contestant.hyper)
     state, by_hand = opt.init(params), base.init(params)
     for _ in range(2):
@@ -294,7 +298,7 @@ def test_baselines_are_optax_s(name):
         state = opt.update(state, grad_fn(at), loss=0.0, grad_fn=grad_fn)
         g = grad_fn(expected)
         if name.endswith("SAM"):
-            g = grad_fn(expected + contestants.SAM_RHO * g / jnp.linalg.norm(g))
+            g = grad_fn(expected + optimizers_lib.SAM_RHO * g / jnp.linalg.norm(g))
         updates, by_hand = base.update(g, by_hand, expected)
         expected = optax.apply_updates(expected, updates)
     np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
@@ -302,10 +306,10 @@ def test_baselines_are_optax_s(name):
 
 
 def test_eval_grid_has_start_quarter_and_end():
-    grid = runs_lib.eval_grid(2000)
+    grid = training_curves.eval_grid(2000)
     assert {0, 1, 500, 2000} <= set(grid.tolist())
     assert (np.diff(grid) > 0).all()
-    assert runs_lib.eval_grid(1).tolist() == [0, 1]
+    assert training_curves.eval_grid(1).tolist() == [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +387,7 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
 def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     """Against the ascents called one by one, and the Hessian written out."""
     task = tasks.get(DIGITS)
-    what = properties.Measurement(
+    what = flatness.Measurement(
         radii=(0.01, 0.1), num_examples=64, headline_starts=1, num_probes=2000, num_iterations=200
     )
     result = meta_test(
@@ -391,8 +395,8 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
         progress=False,
     )  # fmt: skip
     (one,) = result.contestants.values()
-    lo = contestants.load("lo", lopt_file)
-    runs = training.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
+    lo = optimizers_lib.load("lo", lopt_file)
+    runs = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
     around, params = one.at["completion"][0], jax.tree.map(lambda x: x[0], runs.ends.final)
     raw = task.datasets.host_arrays("test")
     chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
@@ -402,12 +406,12 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
         return task.loss(p, KEY, batch)
 
     assert around.loss[0] == pytest.approx(float(loss(params)), rel=1e-5)
-    for scale in properties.SCALES:
+    for scale in flatness.SCALES:
         for index, radius in enumerate(what.radii):
-            ball = sharpness.filter_radii(params, radius) if scale == "relative" else radius
+            ball = ascent_lib.filter_radii(params, radius) if scale == "relative" else radius
             key = jax.random.fold_in(jax.random.PRNGKey(0), 0)
-            steep = sharpness.gradient_norm(loss)
-            a, b = (sharpness.ascend(f, params, key, ball) for f in (loss, steep))
+            steep = ascent_lib.gradient_norm(loss)
+            a, b = (ascent_lib.ascend(f, params, key, ball) for f in (loss, steep))
             assert around.last("sam", scale)[0, index] == pytest.approx(float(a.last), rel=1e-3)
             assert around.last("gsam", scale)[0, index] == pytest.approx(
                 float(a.last - a.centre), rel=1e-2, abs=1e-4
@@ -427,14 +431,14 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
 def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatch):
     task = tasks.get(DIGITS)
     params = jax.vmap(task.init)(jax.random.split(KEY, 3))
-    what = properties.Measurement(radii=(0.01, 0.1), num_examples=64, num_probes=3)
-    one_by_one = properties.measure(task, params, what)
+    what = flatness.Measurement(radii=(0.01, 0.1), num_examples=64, num_probes=3)
+    one_by_one = flatness.measure(task, params, what)
     batched = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "vmap", lambda f, vmap=jax.vmap: batched.append(f) or vmap(f))
     jax.clear_caches()
     chex.assert_trees_all_close(
-        dataclasses.asdict(properties.measure(task, params, what)),
+        dataclasses.asdict(flatness.measure(task, params, what)),
         dataclasses.asdict(one_by_one),
         rtol=1e-3,
     )
@@ -445,13 +449,13 @@ def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatc
 def test_slices_are_normalized_by_filter(lopt_file):
     task = tasks.get(DIGITS)
     params = task.init(KEY)
-    direction = landscape.filter_direction(params, KEY)
+    direction = loss_slices.filter_direction(params, KEY)
     for d, p in zip(*map(jax.tree.leaves, (direction, params)), strict=True):
         axes = tuple(range(p.ndim - 1)) if p.ndim > 1 else None
         np.testing.assert_allclose(
             np.sum(np.square(d), axis=axes), np.sum(np.square(p), axis=axes), rtol=1e-4
         )
-    slices = landscape.loss_slices(task, params, num_points=5, num_examples=64)
+    slices = loss_slices.loss_slices(task, params, num_points=5, num_examples=64)
     raw = task.datasets.host_arrays("test")
     chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
     batch = task.datasets.normalize({name: jnp.asarray(v[chosen]) for name, v in raw.items()})
@@ -468,9 +472,9 @@ def test_slices_are_normalized_by_filter(lopt_file):
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "ImageMLP_Digit"), ValueError, "Did you mean"),
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "CubicRegression"), TypeError,
          "Only image tasks"),
-        (lambda: training.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
-        (lambda: properties.Measurement(radii=(-1.0,)), ValueError, "Measurement.radii = -1"),
-        (lambda: properties.Measurement(direction="up"), ValueError, "Unknown direction 'up'"),
+        (lambda: trainer_lib.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
+        (lambda: flatness.Measurement(radii=(-1.0,)), ValueError, "Measurement.radii = -1"),
+        (lambda: flatness.Measurement(direction="up"), ValueError, "Unknown direction 'up'"),
     ],
 )  # fmt: skip
 def test_refuses_bad_input(call, error, message):

@@ -22,8 +22,9 @@ from test_tasks import poisoned
 
 import regularized_lopt
 from regularized_lopt import serialization, zoo
-from regularized_lopt.evaluation import contestants, meta_test, properties, report, tables
-from regularized_lopt.evaluation.properties import Measurement
+from regularized_lopt.measure import flatness
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure.flatness import Measurement
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
@@ -32,6 +33,8 @@ from regularized_lopt.outer_training.outer_train import (
     OutOfMemoryError,
     load_metrics,
 )
+from regularized_lopt.report import tables, write
+from regularized_lopt.study import meta_test
 from regularized_lopt.tasks import data
 
 TREE = {"a": np.arange(3.0)}
@@ -362,8 +365,8 @@ def test_data_without_anything_to_learn_give_no_nan(tmp_path, monkeypatch, chang
 def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path):
     """One of two optimizers throws the network away; the other's rows are as ever."""
     opts = {
-        "kept": contestants.baseline("SGD", 0.1),
-        "thrown": contestants.baseline("SGD", 1e30),
+        "kept": optimizers_lib.baseline("SGD", 0.1),
+        "thrown": optimizers_lib.baseline("SGD", 1e30),
     }
     result = meta_test(
         opts,
@@ -374,7 +377,7 @@ def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path
         measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=1),
         progress=False,
     )
-    page = report.Reporter([result], tmp_path).write("Diverged", "")
+    page = write.Reporter([result], tmp_path).write("Diverged", "")
     page.write(tmp_path / "report.html")
     text = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", (tmp_path / "report.html").read_text())
     words = set(re.findall(r"[a-z]+", text.lower()))
@@ -390,7 +393,7 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
     assert zoo.validation_loss(tmp_path / "run") > 0.999 * chance
     gin.clear_config()
     result = meta_test(
-        {"thrown": zoo.load(tmp_path / "run"), "kept": contestants.baseline("SGD", 0.3)},
+        {"thrown": zoo.load(tmp_path / "run"), "kept": optimizers_lib.baseline("SGD", 0.3)},
         "ImageMLP_Digits_20_Relu",
         num_runs=1,
         num_steps=30,
@@ -405,7 +408,7 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
     assert thrown.accuracy() < 15 < kept.accuracy()
     around = thrown.at["completion"][0]
     assert around.loss > 0.999 * chance
-    for name in properties.PROPERTIES:
+    for name in flatness.PROPERTIES:
         assert np.all(np.isnan(around.last(name, "absolute")))  # 0.01 rounds away.
         assert around.last(name, "relative") > kept.at["completion"][0].last(name, "relative")
     _, (row, other) = tables.property_table(result, "completion")

@@ -8,8 +8,8 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files
-from regularized_lopt.evaluation import one_task
-from regularized_lopt.evaluation import search as search_lib
+from regularized_lopt.study import search as search_lib
+from regularized_lopt.study import task_study
 from regularized_lopt.tasks import data
 
 SIGMOID = "ImageMLP_Digits_20_Sigmoid"
@@ -47,7 +47,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     # Learning, and the radius, did something.
     assert len({trial.score for trial in trials}) >= 3
     # What is there is not made again, and gives the same.
-    monkeypatch.setattr(one_task.OneTask, "_train_group", None)
+    monkeypatch.setattr(task_study.OneTask, "_train_group", None)
     again = [trial for of in search_lib.search(what, tmp_path, progress=False) for trial in of]
     assert [t.score for t in again] == [t.score for t in trials]
 

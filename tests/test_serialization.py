@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import regularized_lopt
 from regularized_lopt import gin_files, serialization
-from regularized_lopt.evaluation import store
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.checkpoint import Checkpoints
+from regularized_lopt.study import cache as cache_lib
 
 TREE = {"a": np.arange(6.0).reshape(2, 3), "b": [np.int32(3), jnp.ones((0,), jnp.bfloat16)]}
 
@@ -127,7 +127,7 @@ def test_a_damaged_description_of_a_run_is_named(tmp_path, text):
         regularized_lopt.load(tmp_path)
     if text != b"{}":
         with pytest.raises(serialization.FileFormatError, match=f"^{file} .*or delete it"):
-            store.Numbers(file)
+            cache_lib.Numbers(file)
 
 
 def test_where_no_checkpoint_loads_it_is_said_what_to_do(tmp_path):

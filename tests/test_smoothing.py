@@ -10,8 +10,9 @@ from learned_optimization.learned_optimizers import base as lopt_base
 
 import regularized_lopt
 from regularized_lopt import regularizers, tasks
-from regularized_lopt.evaluation import smoothness, tables
+from regularized_lopt.measure import update_curves
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.report import tables, update_figures
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 
@@ -185,19 +186,19 @@ def test_from_gin_and_its_refusals():
 
 
 def test_the_diagnostic_draws_updates_of_any_optimizer():
-    curve = smoothness.update_curve(regularized_lopt.upstream.SGD(0.5), limit=0.1, num_points=11)
+    curve = update_curves.update_curve(regularized_lopt.upstream.SGD(0.5), limit=0.1, num_points=11)
     np.testing.assert_allclose(curve.update, -0.5 * np.linspace(-0.1, 0.1, 11), atol=1e-7)
     assert curve.roughness == pytest.approx(0.5, rel=1e-4)
     learned = LOPT.opt_fn(LOPT.init(KEY))
-    assert np.all(np.isfinite(smoothness.update_curve(learned, num_warmup=3).update))
-    figure = smoothness.smoothness({"SGD": regularized_lopt.upstream.SGD(0.5), "LSTM": learned})
+    assert np.all(np.isfinite(update_curves.update_curve(learned, num_warmup=3).update))
+    figure = update_figures.smoothness({"SGD": regularized_lopt.upstream.SGD(0.5), "LSTM": learned})
     assert [len(axis.lines) for axis in figure.axes] == [2, 2]
 
 
 def test_the_steepest_slopes_are_compared_over_meta_training_seeds():
     SGD = regularized_lopt.upstream.SGD
     curves = {
-        name: [smoothness.update_curves(SGD(rate), limits=(0.1,)) for rate in rates]
+        name: [update_curves.update_curves(SGD(rate), limits=(0.1,)) for rate in rates]
         for name, rates in {"none": (1.0, 2.0, 3.0), "smooth": (0.5, 1.5), "lone": (4.0,)}.items()
     }
     _, rows = tables.smoothness_table(curves, "none")

@@ -4,7 +4,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regularized_lopt.evaluation import statistics
+from regularized_lopt import statistics
 
 RNG = np.random.default_rng(0)
 

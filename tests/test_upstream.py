@@ -25,7 +25,7 @@ import pathlib, sys, tempfile
 import numpy as np
 import regularized_lopt
 from regularized_lopt import gin_files
-from regularized_lopt.evaluation import meta_test
+from regularized_lopt.study import meta_test
 from regularized_lopt.outer_training import outer_train
 
 out = pathlib.Path(tempfile.mkdtemp())

@@ -2,17 +2,20 @@
 
 import numpy as np
 import pytest
-from helpers_verdicts import contestant, measured_task
-from test_laboratory import RELU, lab
+from helpers_results import contestant, measured_task
+from test_study import RELU, lab
 
-from regularized_lopt.evaluation import contestants, plan, verdicts
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure.results import seed_pairs
+from regularized_lopt.report import verdicts
+from regularized_lopt.study import dry_run
 
 
 def test_one_seed_is_compared_with_every_seed_of_the_reference():
-    assert verdicts.seed_pairs(1, 3) == [(0, 0), (0, 1), (0, 2)]
-    assert verdicts.seed_pairs(3, 1) == [(0, 0), (1, 0), (2, 0)]
-    assert verdicts.seed_pairs(3, 2) == [(0, 0), (1, 1)]
-    assert verdicts.seed_pairs(1, 1) == [(0, 0)]
+    assert seed_pairs(1, 3) == [(0, 0), (0, 1), (0, 2)]
+    assert seed_pairs(3, 1) == [(0, 0), (1, 0), (2, 0)]
+    assert seed_pairs(3, 2) == [(0, 0), (1, 1)]
+    assert seed_pairs(1, 1) == [(0, 0)]
 
 
 def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_reference():
@@ -29,16 +32,19 @@ def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_ref
 
 def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkeypatch):
     """Two optimizers stand for two seeds of the reference; the plan has as many cells."""
-    who = {"none": contestants.baseline("SGD", 0.5), "other": contestants.baseline("SGD", 0.3)}
+    who = {
+        "none": optimizers_lib.baseline("SGD", 0.5),
+        "other": optimizers_lib.baseline("SGD", 0.3),
+    }
     laboratory = lab(tmp_path, who=who, reference="none")
     one_task = laboratory.on(RELU)
     matched = []
     monkeypatch.setattr(type(one_task), "_match", lambda self, *pair: matched.append(pair[:2]))
-    seeds = {"none": [who["none"], who["other"]], "Adam": [contestants.baseline("Adam", 0.1)]}
+    seeds = {"none": [who["none"], who["other"]], "Adam": [optimizers_lib.baseline("Adam", 0.1)]}
     one_task._matched("Adam", seeds, {"none": ["runs 0", "runs 1"], "Adam": ["runs"]})
     assert matched == [(seeds["Adam"][0], reference) for reference in seeds["none"]]
 
-    planned = plan._Plan(laboratory, measure_rates=False)
+    planned = dry_run._Plan(laboratory, measure_rates=False)
     monkeypatch.setattr(type(laboratory.experiment), "contestants_on", lambda *_: list(seeds))
     lines = [line.label for line in planned._task(RELU, seeds) if line.stage == "match"]
     assert lines == [f"{RELU}, Adam"] * 2

@@ -15,7 +15,8 @@ from matplotlib import figure as mpl_figure
 
 import regularized_lopt
 from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
-from regularized_lopt.evaluation import Measurement, meta_test, smoothness, verify
+from regularized_lopt.measure import Measurement, update_curves
+from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=4)
@@ -279,11 +280,13 @@ def test_updates_by_history_are_what_the_optimizer_does():
     """Closed forms: SGD forgets; momentum 0.9 adds to the gradient what is left of the past."""
     history, gradient = jnp.ones((3, 2)), jnp.asarray([0.5, -2.0])
     np.testing.assert_allclose(
-        smoothness.updates_after(upstream.SGD(0.1), history, gradient), -0.1 * gradient, rtol=1e-5
+        update_curves.updates_after(upstream.SGD(0.1), history, gradient),
+        -0.1 * gradient,
+        rtol=1e-5,
     )
     left = 0.9 + 0.9**2 + 0.9**3
     np.testing.assert_allclose(
-        smoothness.updates_after(upstream.SGDM(0.1, 0.9), history, gradient),
+        update_curves.updates_after(upstream.SGDM(0.1, 0.9), history, gradient),
         -0.1 * (gradient + left),
         rtol=1e-5,
     )

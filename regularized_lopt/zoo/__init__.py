@@ -86,9 +86,9 @@ class LoadedLOpt:
         Returns:
           A figure; `figure.savefig(path)` writes it.
         """
-        from regularized_lopt.evaluation import smoothness
+        from regularized_lopt.report import update_figures
 
-        return smoothness.update_by_history(self.opt(), scale, num_steps)
+        return update_figures.update_by_history(self.opt(), scale, num_steps)
 
     def plot_training(
         self,
@@ -102,15 +102,15 @@ class LoadedLOpt:
         Args:
           task: name of an image task of ours, see `tasks.names()`.
           others: optimizers to draw beside it, by name: loaded ones, upstream's `Optimizer`s, or
-            `evaluation.contestants`.
+            `measure.optimizers`.
           num_runs: networks per optimizer, from the same inits and batches.
           num_steps: inner steps.
         """
-        from regularized_lopt import evaluation
-        from regularized_lopt.evaluation import figures
+        from regularized_lopt.report import figures
+        from regularized_lopt.study import train
 
         opts = {self.name: self, **(others or {})}
-        return figures.training_curves(evaluation.train(opts, task, num_runs, num_steps))
+        return figures.training_curves(train(opts, task, num_runs, num_steps))
 
     def plot_meta_training(self) -> mpl_figure.Figure:
         """Draws the losses of its meta-training, which lie beside its file in metrics.csv.
@@ -118,8 +118,8 @@ class LoadedLOpt:
         Raises:
           FileNotFoundError: they do not.
         """
-        from regularized_lopt.evaluation import figures
         from regularized_lopt.outer_training.outer_train import load_metrics
+        from regularized_lopt.report import figures
 
         metrics = load_metrics(self.path.parent)
         if not len(metrics["outer_step"]):

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from regularized_lopt import errors, launch, serialization, zoo
-from regularized_lopt.evaluation import statistics
+from regularized_lopt import errors, launch, serialization, statistics, zoo
 from regularized_lopt.zoo import cards
 
 _LEAST_RUNS = 3

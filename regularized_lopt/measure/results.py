@@ -1,0 +1,145 @@
+"""What is found on a task with every optimizer: training curves, and what is around the params."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from regularized_lopt.measure.flatness import Measurement, Surroundings
+from regularized_lopt.measure.loss_slices import LossSlices
+from regularized_lopt.measure.training_curves import Runs
+
+POINTS = ("poc", "completion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """A contestant and the reference, each when it first reached the same training loss.
+
+    Attributes:
+      level: [runs], the training loss (nats); NaN where it was not comparable.
+      own_step, reference_step: [runs].
+      own, reference: what was measured around the params there, at the headline radius alone.
+    """
+
+    level: np.ndarray
+    own_step: np.ndarray
+    reference_step: np.ndarray
+    own: Surroundings
+    reference: Surroundings
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One contestant on one task: what was found with each of its meta-training seeds.
+
+    Attributes:
+      name: in tables, with the learning rate of a baseline.
+      own_property: which one it should have learned: "sam", "gsam" or "gam".
+      gradients_per_step: of the loss.
+      learning_rate: of a baseline; None: it was learned.
+      runs: per seed.
+      at: per point ("poc", "completion"), per seed; empty: nothing was measured.
+      matched: per pair of seeds, see `seed_pairs`; empty for the reference, and where that was not
+        measured.
+      slices: of the loss around the PoC of the first run, if they were asked for.
+      targeted: whether it was trained for its own property, which else is merely what to show.
+    """
+
+    name: str
+    own_property: str
+    gradients_per_step: int
+    learning_rate: float | None
+    runs: Sequence[Runs]
+    at: Mapping[str, Sequence[Surroundings]]
+    matched: Sequence[Matched]
+    slices: LossSlices | None = None
+    targeted: bool = True
+
+    @property
+    def is_learned(self) -> bool:
+        """Not a baseline."""
+        return self.learning_rate is None
+
+    @property
+    def judged_by(self) -> str:
+        """The property that tells whether it finds flat minima: for SAM's the rise, max L - L.
+
+        The larger part of max L is L itself, which is how well a network was trained.
+        """
+        return "gsam" if self.own_property == "sam" else self.own_property
+
+    def accuracy(self) -> np.ndarray:
+        """[seeds, runs], percent, at completion."""
+        return np.stack([100 * runs.test_accuracy[:, -1] for runs in self.runs])
+
+    def final_train_loss(self) -> np.ndarray:
+        """[seeds, runs], nats."""
+        return np.stack([runs.final_train_loss for runs in self.runs])
+
+    def param_norm(self) -> np.ndarray:
+        """[seeds, runs], at completion."""
+        return np.stack([runs.param_norm[:, -1] for runs in self.runs])
+
+    def last(self, name: str, point: str, radius: int, scale: str = "absolute") -> np.ndarray:
+        """[seeds, runs]: a property after the last ascent step at one radius (index)."""
+        return np.stack([s.last(name, scale)[:, radius] for s in self.at[point]])
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """All contestants on one task.
+
+    Attributes:
+      task: its name.
+      num_steps: inner steps.
+      measurement: what was measured.
+      reference: name (key) of the contestant that others are compared with.
+      contestants: by key.
+    """
+
+    task: str
+    num_steps: int
+    measurement: Measurement
+    reference: str
+    contestants: Mapping[str, Result]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything was measured around the params."""
+        return bool(self.reference_result.at)
+
+    @property
+    def others(self) -> Iterator[tuple[str, Result]]:
+        """All contestants but the reference."""
+        return ((k, r) for k, r in self.contestants.items() if k != self.reference)
+
+    @property
+    def learned(self) -> Iterator[tuple[str, Result]]:
+        """The learned ones among the others."""
+        return ((k, r) for k, r in self.others if r.is_learned)
+
+    @property
+    def reference_result(self) -> Result:
+        """The contestant that others are compared with."""
+        return self.contestants[self.reference]
+
+
+def names(results: Sequence[TaskResult]) -> list[str]:
+    """Keys of all contestants in order of appearance, the learned ones before the baselines."""
+    learned = {k: one.is_learned for result in results for k, one in result.contestants.items()}
+    return sorted(learned, key=lambda name: not learned[name])
+
+
+def seed_pairs(own: int, reference: int) -> list[tuple[int, int]]:
+    """Places of the meta-training seeds that are compared, of two numbers of seeds.
+
+    One seed (a baseline has no more) goes with every seed of the other; of two unequal numbers, the
+    seeds that both have are paired.
+    """
+    if 1 in (own, reference):
+        return list(itertools.product(range(own), range(reference)))
+    return [(place, place) for place in range(min(own, reference))]

@@ -1,0 +1,1 @@
+"""What a reader sees: verdicts, claims, tables, figures and pages."""

@@ -1,0 +1,271 @@
+"""Results as files. The same cells give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regularized_lopt import statistics
+from regularized_lopt.measure.flatness import PROPERTIES, SCALES, Surroundings
+from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.report import tables
+from regularized_lopt.report.paper_claims import Claim
+from regularized_lopt.report.verdicts import (
+    MEASURES,
+    Verdict,
+    compare,
+    measured_pair,
+    paired_units,
+    units,
+)
+from regularized_lopt.study import cache as cache_lib
+
+
+def write(
+    results: Sequence[TaskResult],
+    judged: Sequence[Verdict],
+    claims: Sequence[Claim],
+    out_dir: pathlib.Path,
+) -> None:
+    """Writes the results as CSV files and results.json.
+
+    table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
+    properties.csv every property at every radius with its interval, measures.csv by each measure
+    what every optimizer is judged by, with its difference and its ratio to the reference, runs.csv
+    one row per run and point, results.json the curves on the evaluation grid and along the ascents
+    at the headline radius. A table without rows is not written.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    as_seen = {
+        "table_1.csv": tables.table_1(results),
+        "failures.csv": tables.failures(results),
+        "table.csv": tables.accuracy_table(results),
+        "over_tasks.csv": tables.over_tasks(results),
+        "verdicts.csv": tables.verdict_table(judged),
+    }
+    for name, (header, rows) in as_seen.items():
+        write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
+    write_csv(out_dir / "properties.csv", property_rows(results))
+    write_csv(out_dir / "measures.csv", measure_rows(results))
+    write_csv(out_dir / "runs.csv", run_rows(results))
+    (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
+
+
+def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """Every property, scale, point and radius, with its difference to the reference."""
+    for result in (result for result in results if result.is_measured):
+        for key, one in result.contestants.items():
+            for point in POINTS:
+                for name in PROPERTIES:
+                    for scale in SCALES:
+                        for index, radius in enumerate(result.measurement.radii):
+                            values = one.last(name, point, index, scale)
+                            best = np.stack([s.best(name, scale)[:, index] for s in one.at[point]])
+                            base = result.reference_result.last(name, point, index, scale)
+                            summary = statistics.summarize(units(values))
+                            difference = compare(values, base)
+                            yield {
+                                "task": result.task,
+                                "optimizer": key,
+                                "point": point,
+                                "property": name,
+                                "scale": scale,
+                                "radius": radius,
+                                "mean": summary.mean,
+                                "std": summary.std,
+                                "best_mean": float(units(best).mean()),
+                                "difference": difference.mean,
+                                "low": difference.low,
+                                "high": difference.high,
+                            }
+
+
+def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """What every contestant is judged by, at the headline radius, by each measure.
+
+    Columns say whether it is learned and whether it was trained for a property (`targeted`). Runs
+    are at matched training loss once, so that `point` is empty there. The ends of a ratio's
+    interval are NaN where values are not positive.
+    """
+    for result in (result for result in results if result.is_measured):
+        for key, one in result.others:
+            for measure in MEASURES:
+                for point in ("",) if measure == "matched" else POINTS:
+                    pair = paired_units(*measured_pair(result, key, one.judged_by, point, measure))
+                    difference = statistics.paired_difference(*pair)
+                    ratio = statistics.paired_ratio(*pair)
+                    known = math.isfinite(ratio.log.mean)
+                    low, high = (ratio.log.low, ratio.log.high) if known else (math.nan, math.nan)
+                    yield {
+                        "task": result.task,
+                        "steps": result.num_steps,
+                        "optimizer": key,
+                        "reference": result.reference,
+                        "learned": one.is_learned,
+                        "targeted": one.targeted,
+                        "property": one.judged_by,
+                        "measure": measure,
+                        "point": point,
+                        "difference": difference.mean,
+                        "low": difference.low,
+                        "high": difference.high,
+                        "log_ratio": ratio.log.mean,
+                        "log_ratio_low": low,
+                        "log_ratio_high": high,
+                    }
+
+
+def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+    """One row per contestant, meta-training seed, run and point."""
+    for result in results:
+        for key, one in result.contestants.items():
+            for seed, runs in enumerate(one.runs):
+                for point in POINTS:
+                    around = one.at[point][seed] if result.is_measured else None
+                    for run in range(len(runs.train_loss)):
+                        at_poc = point == "poc"
+                        row = {
+                            "task": result.task,
+                            "optimizer": key,
+                            "meta_training_seed": seed,
+                            "run": run,
+                            "point": point,
+                            "step": int(runs.poc_step[run]) + 1 if at_poc else result.num_steps,
+                            "poc_declared": bool(runs.poc_declared[run]),
+                            **(_around(around, run) if around is not None else {}),
+                            "test_accuracy": "" if at_poc else float(runs.test_accuracy[run, -1]),
+                            "test_loss": "" if at_poc else float(runs.test_loss[run, -1]),
+                            "train_loss": "" if at_poc else float(runs.final_train_loss[run]),
+                            "param_norm": "" if at_poc else float(runs.param_norm[run, -1]),
+                        }
+                        if around is not None:
+                            row |= _nearby(around, run, result.measurement.radii)
+                        yield row
+
+
+def _around(around: Surroundings, run: int) -> dict[str, Any]:
+    """At the params of a run; empty cells for one that was not measured."""
+    found = {
+        "held_out_loss": around.loss,
+        "grad_norm": around.grad_norm,
+        "hessian_trace": around.trace,
+        "hessian_top": around.top,
+    }
+    return {name: float(values[run]) if run < len(values) else "" for name, values in found.items()}
+
+
+def _nearby(around: Surroundings, run: int, radii: Sequence[float]) -> dict[str, Any]:
+    """Every property in every ball around them."""
+    row: dict[str, Any] = {}
+    for name in PROPERTIES:
+        for scale in SCALES:
+            last = around.last(name, scale)
+            for index, radius in enumerate(radii):
+                row[f"{name}_{scale}_r{radius:g}"] = (
+                    float(last[run, index]) if run < len(last) else ""
+                )
+    return row
+
+
+def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
+    """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
+
+    def around(at: Surroundings, radius: int) -> dict[str, Any]:
+        """Without what runs.csv has: the ends of ascents at other radii."""
+        ascents = {
+            name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
+            for name in ("loss_ascent", "grad_norm_ascent")
+        }
+        return {**cache_lib.fields(at), **ascents}
+
+    def contestant(one: Result, radius: int) -> dict[str, Any]:
+        return {
+            "name": one.name,
+            "gradients_per_step": one.gradients_per_step,
+            "runs": [
+                {
+                    name: getattr(runs, name)
+                    for name in (
+                        "eval_steps",
+                        "test_loss",
+                        "test_accuracy",
+                        "param_norm",
+                        "update_norm",
+                        "final_train_loss",
+                        "poc_step",
+                        "poc_declared",
+                        "best_step",
+                    )
+                }
+                for runs in one.runs
+            ],
+            "at": {point: [around(s, radius) for s in of] for point, of in one.at.items()},
+            "matched": [
+                {
+                    "training_loss": matched.level,
+                    "own_step": matched.own_step,
+                    "reference_step": matched.reference_step,
+                    "own": around(matched.own, 0),  # Measured at the headline radius alone.
+                    "reference": around(matched.reference, 0),
+                }
+                for matched in one.matched
+            ],
+        }
+
+    return _jsonable(
+        {
+            "reference": results[0].reference,
+            "claims": [cache_lib.fields(claim) for claim in claims],
+            "tasks": {
+                result.task: {
+                    "num_steps": result.num_steps,
+                    "measurement": cache_lib.fields(result.measurement),
+                    "contestants": {
+                        key: contestant(one, result.measurement.headline)
+                        for key, one in result.contestants.items()
+                    },
+                }
+                for result in results
+            },
+        }
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _jsonable(value.tolist())
+    if isinstance(value, float):
+        return float(_digits(value)) if math.isfinite(value) else None
+    return value
+
+
+def _digits(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def write_csv(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows, whose columns are all that any of them has; numbers with six digits.
+
+    Without rows there is no file.
+    """
+    listed = [
+        {key: _digits(cell) if isinstance(cell, float) else cell for key, cell in row.items()}
+        for row in rows
+    ]
+    if not listed:
+        return
+    fields = list(dict.fromkeys(field for row in listed for field in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(listed)

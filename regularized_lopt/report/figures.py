@@ -1,0 +1,328 @@
+"""Figures of outer training and meta-test, readable on light and dark ground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import figure as mpl_figure
+
+from regularized_lopt.measure.cubic_regression import EarlyEvidence
+from regularized_lopt.measure.flatness import LABELS, PROPERTIES
+from regularized_lopt.measure.loss_slices import LossSlices
+from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.measure.training_curves import trailing_mean
+from regularized_lopt.report import plot_style
+from regularized_lopt.report.verdicts import Verdict, compare, matched_pair
+
+_AT = {"poc": "at the PoC", "completion": "at completion"}
+
+
+def training_curves(result: TaskResult) -> mpl_figure.Figure:
+    """Training loss (trailing mean) and test accuracy by inner step, over all runs."""
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure, (left, right) = plot_style.new_figure(2)
+        for style, one in plot_style.styled(result):
+            smooth = np.concatenate([runs.train_loss for runs in one.runs])
+            steps = one.runs[0].loss_steps
+            smooth = smooth[np.isfinite(smooth).all(axis=1)]  # The table has those that diverged.
+            if len(smooth):
+                plot_style.band(left, steps + 1, smooth, one.name, **style)
+            declared = np.concatenate([r.poc_step[r.poc_declared] for r in one.runs])
+            if len(smooth) and len(declared):
+                at = np.median(declared)
+                height = np.interp(at, steps, smooth.mean(axis=0))
+                left.plot(at + 1, height, "o", color=style["color"], markersize=5)
+            accuracy = np.concatenate([100 * runs.test_accuracy for runs in one.runs])
+            plot_style.band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
+        left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
+        left.set_title("Training loss (dot: median PoC)")
+        right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
+        right.set_xticks([0, *[10**e for e in range(int(np.log10(result.num_steps)) + 1)]])
+        right.set_title("Test accuracy")
+        best = max(one.accuracy().mean() for one in result.contestants.values())
+        right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
+        plot_style.legend_below(figure, right)
+    return figure
+
+
+def property_by_radius(
+    results: Sequence[TaskResult], name: str, keys: Sequence[str], scale: str = "absolute"
+) -> mpl_figure.Figure:
+    """A property after the last ascent step by radius (the paper's Figures 4 to 6).
+
+    Small multiples: a column per task, a row per point.
+
+    Args:
+      results: by task.
+      name: "sam", "gsam" or "gam".
+      keys: contestants to show.
+      scale: of the radius, "absolute" or "relative".
+    """
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = mpl_figure.Figure(
+            figsize=(max(4.8, 2.6 * len(results) + 1), 5.2), layout="constrained"
+        )
+        axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
+        colors = plot_style.palette(results)
+        for column, result in enumerate(results):
+            for row, point in enumerate(POINTS):
+                axis = axes[row, column]
+                for style, one in plot_style.styled(result, keys, colors):
+                    values = np.concatenate([s.last(name, scale) for s in one.at[point]])
+                    plot_style.band(
+                        axis,
+                        np.asarray(result.measurement.radii),
+                        values,
+                        one.name,
+                        marker=".",
+                        **style,
+                    )
+                axis.set(xscale="log", yscale="log")
+                if row == 0:
+                    axis.set_title(plot_style.short(result.task))
+                else:
+                    axis.set_xlabel(
+                        "radius" if scale == "absolute" else "radius / rms of the filter"
+                    )
+                if column == 0:
+                    axis.set_ylabel(f"{LABELS[name]}, {_AT[point]}")
+        plot_style.legend_below(figure, *axes.ravel())
+    return figure
+
+
+def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
+    """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
+    index = result.measurement.headline
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
+        axes = figure.subplots(2, len(PROPERTIES), sharex=True)
+        for column, name in enumerate(PROPERTIES):
+            for row, point in enumerate(POINTS):
+                axis = axes[row, column]
+                for style, one in plot_style.styled(result):
+                    curve = np.concatenate([s.curve(name, scale)[:, index] for s in one.at[point]])
+                    plot_style.band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
+                if row == 0:
+                    axis.set_title(LABELS[name])
+                else:
+                    axis.set_xlabel("ascent step")
+                if column == 0:
+                    axis.set_ylabel(_AT[point])
+        plot_style.legend_below(figure, axes[0, 0])
+    return figure
+
+
+def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Figure:
+    """What each optimizer gained or lost against the reference on a task, with 95% intervals.
+
+    Left: test accuracy. Right: the rise that it is judged by at completion, in three ways of
+    measuring it, each as a share of the reference's value.
+    """
+    base, rows = result.reference_result, list(result.others)
+    index = result.measurement.headline
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        found = {(v.task, v.contestant, v.property, v.point): v for v in judged}
+        for y, (key, one) in enumerate(rows):
+            accuracy = compare(one.accuracy(), base.accuracy())
+            plot_style.interval(left, y, accuracy, 1.0, plot_style.COLORS[0])
+            verdict = found[result.task, key, one.judged_by, "completion"]
+            scales = (
+                base.last(one.judged_by, "completion", index).mean(),
+                base.last(one.judged_by, "completion", index, "relative").mean(),
+                matched_pair(one, one.judged_by)[1].mean(),
+            )
+            measured = (verdict.absolute, verdict.relative, verdict.matched)
+            for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
+                plot_style.interval(
+                    right,
+                    y + 0.2 * (offset - 1),
+                    difference,
+                    100 / unit,
+                    plot_style.COLORS[offset + 1],
+                )
+        left.set_yticks(range(len(rows)), [one.name for _, one in rows])
+        left.invert_yaxis()
+        for axis in (left, right):
+            axis.axvline(0, color=plot_style.INK, linewidth=0.8)
+        left.set(xlabel="points")
+        left.set_title(f"{plot_style.short(result.task)}: test accuracy against {result.reference}")
+        right.set(
+            xlabel=f"% of {result.reference}'s",
+            title="Rise nearby at completion (left is flatter)",
+        )
+        names = ("absolute radius", "relative radius", "at matched training loss")
+        for name, color in zip(names, plot_style.COLORS[1:], strict=False):
+            right.plot([], [], "o", color=color, label=name, markersize=4)
+        plot_style.legend_below(figure, right)
+    return figure
+
+
+def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
+    """Test error of every meta-training seed, task by task: a mean can hide that one seed fails.
+
+    Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
+    diverged counts as an error of 100%.
+    """
+    colors = plot_style.palette(results)
+    keys = list(colors)
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure, axes = plot_style.panels(len(results), columns, 0.9 + 0.24 * len(keys))
+        for axis, result in zip(axes, results, strict=True):
+            for key, one in result.contestants.items():
+                error, color = _error(one), colors[key]
+                axis.plot(
+                    error,
+                    np.full(len(error), keys.index(key)),
+                    "o",
+                    color=color,
+                    markerfacecolor=color if one.is_learned else "none",
+                    alpha=0.75,
+                    markersize=5,
+                    markeredgewidth=1.2,
+                )
+            axis.set(title=plot_style.short(result.task), xlabel="test error (%)")
+            plot_style.log_if_some_fail(axis, "x")
+        axes[0].set_yticks(range(len(keys)), keys)
+        axes[0].invert_yaxis()
+    return figure
+
+
+def validation(
+    results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]], columns: int = 5
+) -> mpl_figure.Figure:
+    """Test error on each task against the validation loss of meta-training.
+
+    Args:
+      results: by task.
+      losses: by optimizer, one (nats) per meta-training seed; the others are left out.
+      columns: at most so many panels beside each other.
+    """
+    colors = plot_style.palette(results)
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure, axes = plot_style.panels(len(results), columns, 2.5, sharey=False)
+        for axis, result in zip(axes, results, strict=True):
+            for key, one in result.contestants.items():
+                if key in losses:
+                    axis.plot(
+                        losses[key], _error(one), "o", color=colors[key], alpha=0.75,
+                        markersize=5, label=one.name,
+                    )  # fmt: skip
+            axis.set(title=plot_style.short(result.task), xlabel="validation loss (nats)")
+            plot_style.log_if_some_fail(axis, "y")
+        axes[0].set_ylabel("test error (%)")
+        plot_style.legend_below(figure, *axes)
+    return figure
+
+
+def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figure:
+    """The loss on a line and on a plane through the PoC of run 0, by contestant.
+
+    Directions are random and normalized by filter (Li et al. 2018), the same for all contestants.
+    """
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = mpl_figure.Figure(
+            figsize=(max(4.8, 2.4 * (len(slices) + 1)), 2.9), layout="constrained"
+        )
+        axes = figure.subplots(1, len(slices) + 1)
+        finite = [one.plane[np.isfinite(one.plane)] for one in slices.values()]
+        top = max((np.quantile(plane, 0.9) for plane in finite if plane.size), default=1.0)
+        bottom = min((plane.min() for plane in finite if plane.size), default=0.1)
+        # Rounded, for processors differ in a power's last digit, and a contour in what is drawn.
+        levels = [float(f"{level:.4g}") for level in np.geomspace(max(bottom, 1e-6), top, 12)]
+        for index, (color, (name, one)) in enumerate(
+            zip(plot_style.cycle(), slices.items(), strict=False)
+        ):
+            axes[0].plot(one.at, one.line, color=color, label=name, linewidth=1.4)
+            axis = axes[index + 1]
+            if finite[index].size:
+                plane = one.plane.T
+                axis.contour(one.at, one.at, plane, levels=levels, cmap="viridis", linewidths=1)
+                axis.plot(0, 0, "+", color=plot_style.INK)
+            else:
+                axis.text(0.5, 0.5, "diverged", ha="center", transform=axis.transAxes)
+            axis.set_title(name)
+            axis.set_aspect("equal")
+            axis.set_xlabel("direction 1")
+            axis.grid(False)
+        axes[0].set(yscale="log", xlabel="direction 1", ylabel="held-out loss (nats)")
+        axes[0].set_title(plot_style.short(task))
+        plot_style.legend_below(figure, axes[0])
+    return figure
+
+
+def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure:
+    """R^2 and norms over all polynomials, and the first fits with the data."""
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure = mpl_figure.Figure(figsize=(9.6, 5.4), layout="constrained")
+        top, bottom = figure.subfigures(2, 1)
+        left, right = top.subplots(1, 2)
+        names = list(found.fits)
+        for index, (color, fits) in enumerate(
+            zip(plot_style.cycle(), found.fits.values(), strict=False)
+        ):
+            # R^2 has no lower end: what is below -1 is drawn there.
+            spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(fits.r2))
+            left.plot(np.maximum(fits.r2, -1), index + spread, ".", color=color, markersize=4)
+            left.plot(np.median(fits.r2), index, "|", color=plot_style.INK, markersize=22)
+            right.ecdf(np.nan_to_num(fits.norm, nan=np.inf), color=color, linewidth=1.5)
+        left.set_yticks(range(len(names)), names)
+        for color, label in zip(plot_style.cycle(), left.get_yticklabels(), strict=False):
+            label.set_color(color)  # The legend of all panels.
+        left.invert_yaxis()
+        left.set(xlabel="R² on held-out points (line: median)", title="Regression on noisy cubics")
+        right.set(xscale="log", xlabel="‖p‖", ylabel="share of the polynomials")
+        right.set_title("Norm of the params")
+        for example, axis in enumerate(bottom.subplots(1, examples)):
+            axis.plot(found.x[example], found.y[example], ".", color="#808080", markersize=5)
+            axis.plot(
+                found.grid, found.truth[example], color=plot_style.INK, linewidth=1, linestyle=":"
+            )
+            for color, fits in zip(plot_style.cycle(), found.fits.values(), strict=False):
+                axis.plot(found.grid, fits.fit[example], color=color, linewidth=1.3)
+            axis.set(xlabel="x", title=f"Polynomial {example} (dotted: without noise)")
+    return figure
+
+
+def outer_training(
+    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+) -> mpl_figure.Figure:
+    """Outer loss (running mean) and validation loss by outer step, one curve per meta-training.
+
+    Args:
+      curves: by optimizer and meta-training seed, as `load_metrics` has them; those of one
+        optimizer share a colour.
+    """
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure, (left, right) = plot_style.new_figure(2)
+        one_by_one = [
+            (columns, color, None if place else name)  # One line in the legend for all seeds.
+            for (name, seeds), color in zip(curves.items(), plot_style.cycle(), strict=False)
+            for place, columns in enumerate(seeds.values())
+        ]
+        for columns, color, label in one_by_one:
+            steps, loss = columns["outer_step"], columns["loss"]
+            smooth = trailing_mean(loss[None], np.arange(len(loss)), 10)[0]
+            left.plot(steps, smooth, color=color, label=label, linewidth=1.2)
+            validated = np.isfinite(columns["validation_loss"])
+            right.plot(
+                steps[validated],
+                columns["validation_loss"][validated],
+                ".-",
+                color=color,
+                linewidth=1.2,
+            )
+        left.set(yscale="log", xlabel="outer step", ylabel="outer loss (nats)")
+        left.set_title("Outer loss at the end of an unroll (running mean)")
+        right.set(yscale="log", xlabel="outer step", ylabel="held-out loss (nats)")
+        right.set_title("Validation at the next, longer horizon")
+        left.legend(loc="upper right")
+    return figure
+
+
+def _error(one: Result) -> np.ndarray:
+    """[seeds], percent; 100 where a run diverged."""
+    return 100 - np.nan_to_num(one.accuracy().mean(axis=1), nan=0.0)

@@ -1,0 +1,267 @@
+"""The six claims of arXiv 2510.08968, each with what was measured and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from regularized_lopt import statistics
+from regularized_lopt.measure.flatness import LABELS
+from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.report.verdicts import (
+    DOES_NOT_HOLD,
+    HOLDS,
+    MEASURES,
+    UNDECIDED,
+    Verdict,
+    compare,
+    paired_units,
+    property_pair,
+    units,
+)
+from regularized_lopt.study.experiment import trained_with
+
+NOT_MEASURED = "not measured"
+_HIGHER = {1: HOLDS, -1: DOES_NOT_HOLD, 0: UNDECIDED}
+NOTE = (
+    "Claims 2 to 4: each measure (absolute radius, relative radius, matched training loss) is "
+    "judged alone, SAM's property by the rise, max L − L. Claim 5: by the ratio, paired by "
+    "optimizer. These tests were chosen after the data had been seen and are exploratory. What was "
+    "declared beforehand stands beside them."
+)
+"""What to know about the verdicts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and how it fared.
+
+    Attributes:
+      text: the claim.
+      verdict: in a few words.
+      evidence: what was measured, a sentence per line.
+      declared: the verdict by what was declared beforehand, where that is another test.
+    """
+
+    text: str
+    verdict: str
+    evidence: tuple[str, ...]
+    declared: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """The verdict, and the declared one beside it."""
+        return self.verdict + (f" (declared beforehand: {self.declared})" if self.declared else "")
+
+
+def go_through(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
+    """All six, in the paper's order."""
+    accuracy = _accuracy(results)
+    results = [result for result in results if result.is_measured]
+    return [
+        accuracy,
+        _learned(
+            "SAM's property holds on all MLPs, CIFAR-10 included, and more at completion than at "
+            "convergence.",
+            "sam",
+            results,
+            judged,
+            lambda task: "MLP" in task,
+        ),
+        _learned(
+            "GSAM's property holds at one of the two points; weakly for the MLP with ReLU at "
+            "convergence.",
+            "gsam",
+            results,
+            judged,
+            lambda task: True,
+            either_point=True,
+        ),
+        _learned(
+            "GAM's property holds for the CNN on MNIST and Fashion-MNIST, not on CIFAR-10.",
+            "gam",
+            results,
+            judged,
+            lambda task: task.startswith("Conv") and "Cifar10" not in task,
+        ),
+        _relu(results),
+        _radius(results),
+    ]
+
+
+def _accuracy(results: Sequence[TaskResult]) -> Claim:
+    text = "Regularized learned optimizers beat the unregularized one in test accuracy."
+    signs, evidence = [], []
+    for result in results:
+        for key, one in result.learned:
+            if trained_with(key) == trained_with(result.reference):  # No regularizer, either.
+                continue
+            difference = compare(one.accuracy(), result.reference_result.accuracy())
+            signs.append(difference.sign)
+            evidence.append(f"{result.task}, {key}: {difference} points.")
+    if not signs:
+        return Claim(text, NOT_MEASURED, ())
+    counts = (signs.count(1), signs.count(-1), signs.count(0))
+    evidence.append("{} better, {} worse, {} open by their 95% intervals.".format(*counts))
+    if counts[0] == len(signs):
+        verdict = HOLDS
+    elif counts[1] and not counts[0]:
+        verdict = DOES_NOT_HOLD
+    elif counts[1]:
+        verdict = "holds for some, fails for others"
+    else:
+        verdict = UNDECIDED if not counts[0] else f"holds in {counts[0]} of {len(signs)}"
+    return Claim(text, verdict, tuple(evidence))
+
+
+def _learned(
+    text: str,
+    name: str,
+    results: Sequence[TaskResult],
+    judged: Sequence[Verdict],
+    claimed: Callable[[str], bool],
+    either_point: bool = False,
+) -> Claim:
+    """Whether optimizers that were trained for a property have it, where the paper says so."""
+    owners = {
+        (result.task, key): one.judged_by
+        for result in results
+        for key, one in result.learned
+        if one.own_property == name and one.targeted
+    }
+    relevant = [v for v in judged if owners.get((v.task, v.contestant)) == v.property]
+    if not relevant:
+        return Claim(text, NOT_MEASURED, ())
+    evidence = [
+        f"{v.task}, {v.contestant}, {LABELS[v.property]} at {v.point}: {v.absolute} in absolute "
+        f"radius, {v.relative} in relative, {v.matched} at matched training loss. "
+        f"{v.text().capitalize()}."
+        for v in relevant
+    ]
+    by_task = {result.task: result for result in results}
+    evidence += [_growth(by_task[task], key, by) for (task, key), by in sorted(owners.items())]
+    wanted = [v for v in relevant if claimed(v.task)]
+    if not wanted:
+        return Claim(text, NOT_MEASURED, tuple(evidence))
+    at = [v for v in wanted if either_point or v.point == "completion"]
+    tested = [
+        v.declared()
+        for v in judged
+        if v.decision and (v.task, v.contestant) in owners and claimed(v.task)
+    ]
+    return Claim(text, _by_measure(at), tuple(evidence), _tally(tested) if tested else "")
+
+
+def _by_measure(at: Sequence[Verdict]) -> str:
+    """What each measure says of all tasks and optimizers; once, where they say the same."""
+    said = {}
+    for measure in MEASURES:
+        cells: dict[tuple[str, str], list[str]] = {}
+        for v in at:
+            cells.setdefault((v.task, v.contestant), []).append(v.by(measure))
+        said[measure] = _tally([_strongest(found) for found in cells.values()])
+    if len(set(said.values())) == 1:
+        return said[MEASURES[0]]
+    return "; ".join(f"{measure}: {text}" for measure, text in said.items())
+
+
+def _tally(outcomes: Sequence[str]) -> str:
+    """ "undecided in 9, does not hold in 1 of 10", or the one outcome that there is."""
+    if len(set(outcomes)) == 1:
+        return outcomes[0]
+    parts = (f"{outcome} in {outcomes.count(outcome)}" for outcome in dict.fromkeys(outcomes))
+    return f"{', '.join(parts)} of {len(outcomes)}"
+
+
+def _growth(result: TaskResult, key: str, name: str) -> str:
+    """How much more of the property there is at completion than at convergence."""
+    poc, end = (
+        paired_units(*property_pair(result, key, name, point, "absolute")) for point in POINTS
+    )
+    growth = statistics.paired_difference(
+        statistics.differences(*end), statistics.differences(*poc)
+    )
+    ratio = statistics.paired_ratio(end[0] * poc[1], poc[0] * end[1])
+    return (
+        f"{result.task}, {key}, {LABELS[name]} in absolute radius, against {result.reference}: "
+        f"completion less convergence {growth}, completion over convergence {ratio}."
+    )
+
+
+def _strongest(found: Sequence[str]) -> str:
+    for verdict in (HOLDS, DOES_NOT_HOLD):
+        if verdict in found:
+            return verdict
+    return found[0]
+
+
+def _relu(results: Sequence[TaskResult]) -> Claim:
+    """By the ratio, paired by optimizer; the unpaired difference is what was declared."""
+    text = "The MLP with ReLU shows a much higher maximum loss nearby than the one with sigmoid."
+    by_task = {result.task: result for result in results}
+    evidence, found, declared = [], [], []
+    for task, result in by_task.items():
+        sigmoid = by_task.get(task.replace("_Relu", "_Sigmoid"))
+        if "_Relu" not in task or sigmoid is None:
+            continue
+        high, low = (
+            r.reference_result.last("sam", "completion", r.measurement.headline)
+            for r in (result, sigmoid)
+        )
+        pair = paired_units(high, low)
+        ratio = statistics.paired_ratio(*pair)
+        difference = statistics.unpaired_difference(units(high), units(low))
+        found.append(_HIGHER[ratio.sign])
+        declared.append(_HIGHER[difference.sign])
+        evidence.append(
+            f"{task}, {result.reference}: {ratio} times as high, paired by optimizer, higher in "
+            f"{np.sum(pair[0] > pair[1])} of {len(pair[0])}; {np.mean(high):.3g} against "
+            f"{np.mean(low):.3g} nats, difference {difference}, unpaired."
+        )
+    if not found:
+        return Claim(text, NOT_MEASURED, ())
+    return Claim(text, _tally(found), tuple(evidence), _tally(declared))
+
+
+def _radius(results: Sequence[TaskResult]) -> Claim:
+    """Where differences stand out most from their spread, over optimizers and tasks."""
+    text = "Radius 0.01 reads best."
+    effects: list[dict[float, float]] = []
+    for result in results:
+        for _, one in result.learned:
+            found = {
+                radius: _effect(result, one, index)
+                for index, radius in enumerate(result.measurement.radii)
+            }
+            if np.isfinite(list(found.values())).all():
+                effects.append(found)
+    if not effects:
+        return Claim(text, NOT_MEASURED, ())
+    by_radius = {radius: np.array([found[radius] for found in effects]) for radius in effects[0]}
+    best = max(by_radius, key=lambda radius: by_radius[radius].mean())
+    lead = {
+        radius: statistics.paired_difference(by_radius[best], values)
+        for radius, values in by_radius.items()
+        if radius != best and len(effects) > 1
+    }
+    evidence = tuple(
+        f"Radius {radius:g}: differences are {values.mean():.2f} standard deviations, on average"
+        + (f", {lead[radius]} short of the best." if radius in lead else ".")
+        for radius, values in by_radius.items()
+    )
+    if not lead or any(ahead.sign <= 0 for ahead in lead.values()):
+        verdict = UNDECIDED
+    else:
+        verdict = HOLDS if best == 0.01 else f"{best:g} reads best here"
+    return Claim(text, verdict, evidence)
+
+
+def _effect(result: TaskResult, one: Result, index: int) -> float:
+    """|mean| over standard deviation of the differences to the reference, at one radius; or NaN."""
+    a = one.last(one.own_property, "completion", index)
+    b = result.reference_result.last(one.own_property, "completion", index)
+    difference = statistics.differences(*paired_units(a, b))
+    spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
+    return abs(float(difference.mean() / spread)) if spread > 0 else float("nan")

@@ -1,0 +1,190 @@
+"""What all figures share: their style, parts of them, and how they are written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import PIL.Image
+from matplotlib import figure as mpl_figure
+
+from regularized_lopt.measure.results import Result, TaskResult, names
+from regularized_lopt.statistics import Difference
+
+# Distinguishable for colour-blind readers and mid-tone, so that they stand out on white and on
+# black.
+COLORS = (
+    "#3d8ed6",
+    "#e0752d",
+    "#2ca58d",
+    "#c75b9b",
+    "#8f7ee7",
+    "#b39b1d",
+    "#8a8f98",
+    "#d9534f",
+    "#4fb3bf",
+    "#8c6d4f",
+    "#6f9c3d",
+    "#a8455f",
+    "#4a6fa5",
+)
+INK = "#010203"  # Stands for the page's text colour in SVGs, see `to_svg`.
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "grid.color": "#80808055",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "regularized_lopt",
+}
+
+
+def new_figure(
+    columns: int, width: float = 9.6, height: float = 3.3
+) -> tuple[mpl_figure.Figure, Any]:
+    """An empty figure, to be filled within `rc_context(STYLE)`: (figure, axes)."""
+    figure = mpl_figure.Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def panels(
+    count: int, columns: int, height: float, sharey: bool = True
+) -> tuple[mpl_figure.Figure, np.ndarray]:
+    """One panel per task, at most `columns` in a line, each line `height` inches high."""
+    lines = -(-count // columns)
+    columns = -(-count // lines)
+    size = (max(4.8, 1.2 + 2.0 * columns), lines * height)
+    figure = mpl_figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=sharey, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def cycle() -> Any:
+    """The colours, again and again."""
+    return (COLORS[i % len(COLORS)] for i in range(1000))
+
+
+def palette(results: Sequence[TaskResult]) -> dict[str, str]:
+    """A colour for every contestant of any task."""
+    keys = names(results)
+    return dict(zip(keys, cycle(), strict=False))
+
+
+def styled(
+    result: TaskResult,
+    keys: Sequence[str] | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Contestants with their colours, default: of the task alone; baselines are dashed."""
+    colors = colors or palette([result])
+    for key, one in result.contestants.items():
+        if keys is None or key in keys:
+            style = "-" if one.is_learned else "--"
+            yield {"color": colors[key], "linestyle": style}, one
+
+
+def interval(axis: Any, y: float, difference: Difference, factor: float, color: str) -> None:
+    """A difference, times a factor, and its 95% interval, if it has one."""
+    if np.isfinite(difference.mean):
+        ends = [difference.low * factor, difference.high * factor]
+        if np.all(np.isfinite(ends)):
+            axis.plot(ends, [y, y], color=color, linewidth=1.6)
+        axis.plot(difference.mean * factor, y, "o", color=color, markersize=4)
+
+
+def band(axis: Any, x: np.ndarray, runs: np.ndarray, label: str, **style: Any) -> None:
+    """The mean of [runs, len(x)], and one standard deviation around it."""
+    mean = runs.mean(axis=0)
+    axis.plot(x, mean, label=label, linewidth=1.5, **style)
+    if len(runs) > 1:
+        std = runs.std(axis=0, ddof=1)
+        # On a logarithmic axis mean - std may be negative: end the band at the lowest run instead.
+        axis.fill_between(
+            x,
+            np.maximum(mean - std, runs.min(axis=0)),
+            mean + std,
+            color=style["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
+
+
+def log_if_some_fail(axis: Any, which: str) -> None:
+    """Errors of 2 and 3% can be told apart beside one of 90%."""
+    low, high = getattr(axis.dataLim, f"interval{which}")
+    if high > 5 * low:
+        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+        getattr(axis, f"set_{which}scale")("log")
+        getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
+        getattr(axis, f"set_{which}ticks")([], minor=True)
+
+
+def legend_below(figure: mpl_figure.Figure, *axes: Any) -> None:
+    """One legend for the whole figure, where it hides no curve."""
+    drawn = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    columns = max(1, int(figure.get_figwidth() / 1.9))
+    figure.legend(
+        drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, fontsize=8
+    )
+
+
+def short(task: str) -> str:
+    """The name of a task where there is little room: "Mnist, Sigmoid"."""
+    return (
+        task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
+    )
+
+
+def to_svg(figure: mpl_figure.Figure) -> str:
+    """The figure as an SVG element that takes its ink from the page (`currentColor`).
+
+    In a tenth of a point, and with names that follow from what is drawn: the last digits, and
+    Matplotlib's names, which are made from all of them, differ between processors.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"\b[1-9]\d*\.\d{3,6}\b", lambda number: f"{float(number[0]):.1f}", svg)
+    names = dict.fromkeys(re.findall(r'id="(\w*[0-9a-f]{10})"', svg))
+    for number, name in enumerate(names):
+        svg = svg.replace(name, f"@{number}@")
+    stem = hashlib.sha256(svg.encode()).hexdigest()[:10]
+    svg = re.sub(r"@(\d+)@", rf"s{stem}-\1", svg)
+    # As wide as the page, but a narrow figure's letters grow no larger than the text.
+    size = f'width="100%" style="max-width: {125 * figure.get_figwidth():.0f}px"'
+    return re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"', rf"\1{size}", svg, count=1)
+
+
+def save_png(figure: mpl_figure.Figure, path: pathlib.Path) -> None:
+    """The figure on white, for places that know no themes; 256 colours, a third of the bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, facecolor="white")
+    with PIL.Image.open(buffer) as image:
+        image.convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE).save(path, optimize=True)

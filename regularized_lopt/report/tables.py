@@ -1,0 +1,363 @@
+"""Tables of results, as text: what a reader sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from regularized_lopt import statistics
+from regularized_lopt.measure.cubic_regression import EarlyEvidence
+from regularized_lopt.measure.flatness import LABELS, PROPERTIES, SCALES
+from regularized_lopt.measure.results import Result, TaskResult, names
+from regularized_lopt.measure.update_curves import UpdateCurve
+from regularized_lopt.report.html import Table
+from regularized_lopt.report.verdicts import Verdict, compare, units
+
+
+def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
+    """One row per contestant, one column per task: test accuracy at completion.
+
+    Args:
+      results: by task.
+      seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
+    """
+
+    def cell(result: TaskResult, key: str) -> str:
+        if key not in result.contestants:
+            return ""
+        accuracy = result.contestants[key].accuracy()
+        return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
+
+    rows = [[key, *(cell(result, key) for result in results)] for key in names(results)]
+    return ["optimizer", *(result.task for result in results)], rows
+
+
+FAILURE_MARGIN = 10.0
+"""A meta-training seed fails where it ends so many points below the best of all."""
+
+
+def failures(results: Sequence[TaskResult]) -> Table:
+    """One row per optimizer that has several seeds, one column per task: how many of them fail.
+
+    Where some do, a mean over seeds tells little. The best, of which they fall short by more than
+    `FAILURE_MARGIN`, is the highest mean over runs of any seed or baseline on that task. A seed
+    whose accuracy is not finite fails.
+    """
+    keys = dict.fromkeys(
+        key for result in results for key, one in result.contestants.items() if len(one.runs) > 1
+    )
+
+    def cell(result: TaskResult, key: str) -> str:
+        if key not in result.contestants:
+            return ""
+        failing = _failing(result, key)
+        return f"{np.sum(failing)} of {len(failing)}"
+
+    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
+    return ["optimizer", *(result.task for result in results)], rows
+
+
+def _failing(result: TaskResult, key: str) -> np.ndarray:
+    """[seeds], which of an optimizer's do."""
+    every = [one.accuracy().mean(axis=1) for one in result.contestants.values()]
+    enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
+    return ~(result.contestants[key].accuracy().mean(axis=1) >= enough)
+
+
+def against_sam(results: Sequence[TaskResult]) -> Table:
+    """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
+    header = ["task", "optimizer", "baseline", "accuracy (points)"]
+    if any(result.is_measured for result in results):
+        header += ["property", "absolute radius", "relative radius"]
+    rows = []
+    for result in results:
+        baselines = {k: r for k, r in result.contestants.items() if r.gradients_per_step > 1}
+        for key, one in result.contestants.items():
+            if not one.is_learned:
+                continue
+            for other in baselines.values():
+                accuracy = compare(one.accuracy(), other.accuracy())
+                row = [result.task, key, other.name, str(accuracy)]
+                if result.is_measured:
+                    row += _own_property_against(one, other, result.measurement.headline)
+                rows.append(row + [""] * (len(header) - len(row)))
+    return header, rows
+
+
+def _own_property_against(one: Result, other: Result, radius: int) -> list[str]:
+    """What `one` is judged by, and its difference to `other` at completion, by scale."""
+    name = one.judged_by
+    last = [[r.last(name, "completion", radius, scale) for r in (one, other)] for scale in SCALES]
+    return [LABELS[name], *(str(compare(own, theirs)) for own, theirs in last)]
+
+
+def over_tasks(results: Sequence[TaskResult]) -> Table:
+    """One row per optimizer that has several seeds: its mean over the MLPs, and over the CNNs.
+
+    A seed's accuracy is averaged over the tasks, two at least, that the optimizer and the reference
+    are on; seeds are the units of the paired difference.
+    """
+    header, reference = ["optimizer"], results[0].reference
+    keys = [
+        key
+        for key in names(results)
+        if any(key in r.contestants and len(r.contestants[key].runs) > 1 for r in results)
+    ]
+    rows: list[list[str]] = [[key] for key in keys]
+    for name, inside in (("MLPs", True), ("CNNs", False)):
+        group = [result for result in results if ("MLP" in result.task) is inside]
+        if len(group) < 2:
+            continue
+        columns = ("tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)")
+        header += [f"{name}: {column}" for column in columns]
+        for key, row in zip(keys, rows, strict=True):
+            own = [result for result in group if key in result.contestants]
+            row.extend(_over(own, key) if len(own) > 1 else [""] * 4)
+    return header, rows if len(header) > 1 else []
+
+
+def _over(results: Sequence[TaskResult], key: str) -> list[str]:
+    """Of one optimizer on all of several tasks."""
+
+    def seeds(name: str) -> np.ndarray:
+        """[seeds, 1], the mean over tasks."""
+        by_task = [result.contestants[name].accuracy().mean(axis=1) for result in results]
+        return np.mean(by_task, axis=0)[:, None]
+
+    fail = sum(int(np.sum(_failing(result, key))) for result in results)
+    reference = results[0].reference
+    return [
+        str(len(results)),
+        _summary(seeds(key)),
+        f"{fail} of {len(results) * len(seeds(key))}",
+        "" if key == reference else str(compare(seeds(key), seeds(reference))),
+    ]
+
+
+def accuracy_table(results: Sequence[TaskResult]) -> Table:
+    """One row per task and contestant: means, deviations, paired differences to the reference."""
+    reference = results[0].reference
+    header = [
+        "task",
+        "optimizer",
+        "test accuracy (%)",
+        "lowest",
+        f"vs {reference} (points, 95%)",
+        "train loss",
+        "‖p‖",
+        "PoC (step)",
+        "gradients per step",
+    ]
+    rows = []
+    for result in results:
+        base = result.reference_result.accuracy()
+        for key, one in result.contestants.items():
+            poc = np.concatenate([runs.poc_step for runs in one.runs]) + 1
+            never = int(sum((~runs.poc_declared).sum() for runs in one.runs))
+            rows.append(
+                [
+                    result.task,
+                    one.name,
+                    _summary(one.accuracy()),
+                    _lowest(one.accuracy()),
+                    "" if key == reference else str(compare(one.accuracy(), base)),
+                    _summary(one.final_train_loss()),
+                    _summary(one.param_norm()),
+                    f"{np.median(poc):.0f}" + (f" ({never} never)" if never else ""),
+                    str(one.gradients_per_step),
+                ]
+            )
+    return header, rows
+
+
+def property_table(result: TaskResult, point: str) -> Table:
+    """One task: every contestant's properties at the headline radius, with differences."""
+    reference = result.reference
+    radius = result.measurement.headline
+    header = ["optimizer"]
+    for name in PROPERTIES:
+        header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
+    header += ["tr H", "λ max"] if result.measurement.num_probes else []
+    rows = []
+    for key, one in result.contestants.items():
+        row = [one.name]
+        for name in PROPERTIES:
+            row.append(_measured(one.last(name, point, radius)))
+            for scale in SCALES:
+                row.append(
+                    ""
+                    if key == reference
+                    else str(
+                        compare(
+                            one.last(name, point, radius, scale),
+                            result.reference_result.last(name, point, radius, scale),
+                        )
+                    )
+                )
+        if result.measurement.num_probes:
+            row += [
+                _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
+            ]
+        rows.append(row)
+    return header, rows
+
+
+def verdict_table(judged: Sequence[Verdict]) -> Table:
+    """One row per verdict; what was decided, p and its threshold where a test was declared."""
+    header = [
+        "task",
+        "optimizer",
+        "property",
+        "point",
+        "absolute radius (95%)",
+        "relative radius (95%)",
+        "at matched training loss (95%)",
+        "by its interval, each measure",
+        "declared test",
+        "p",
+        "threshold (Holm)",
+    ]
+    rows = []
+    for v in judged:
+        rows.append(
+            [
+                v.task,
+                v.contestant,
+                v.property,
+                v.point,
+                str(v.absolute),
+                str(v.relative),
+                str(v.matched),
+                v.text(),
+                v.declared(),
+                f"{v.decision.p:.3g}" if v.decision is not None else "",
+                f"{v.decision.threshold:.3g}" if v.decision is not None else "",
+            ]
+        )
+    return header, rows
+
+
+def early_evidence_table(found: EarlyEvidence) -> Table:
+    """One row per contestant; differences to the first."""
+    first = next(iter(found.fits.values()))
+    header = ["optimizer", "R² (median)", "R²", "vs first (95%)", "‖p‖", "vs first (95%)", "loss"]
+    rows = []
+    for name, fits in found.fits.items():
+        same = fits is first
+        rows.append(
+            [
+                name,
+                f"{np.median(fits.r2):.4g}",
+                str(statistics.summarize(fits.r2)),
+                "" if same else str(statistics.paired_difference(fits.r2, first.r2)),
+                str(statistics.summarize(fits.norm)),
+                "" if same else str(statistics.paired_difference(fits.norm, first.norm)),
+                str(statistics.summarize(fits.train_loss)),
+            ]
+        )
+    return header, rows
+
+
+def meta_training_table(
+    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+    losses: Mapping[str, Sequence[float]],
+) -> Table:
+    """One row per meta-training: how long it was, how well it went, and what it had to survive.
+
+    Args:
+      curves: by optimizer and meta-training seed.
+      losses: validation losses (nats), by optimizer, one per seed; infinite: none was made.
+    """
+    header = ["optimizer", "outer steps", "validation loss", "skipped", "drawn anew", "returns"]
+    rows = []
+    for name, seeds in curves.items():
+        for (seed, columns), loss in zip(seeds.items(), losses[name], strict=True):
+            counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
+            rows.append(
+                [
+                    name if len(seeds) == 1 else f"{name}, seed {seed}",
+                    f"{columns['outer_step'].max():.0f}",
+                    f"{loss:.4f}" if np.isfinite(loss) else "none made",
+                    *(
+                        f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
+                        for one in counts
+                    ),
+                ]
+            )
+    return header, rows
+
+
+def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]]) -> Table:
+    """One row per task with three optimizers: what the validation loss of meta-training foretells.
+
+    Args:
+      results: by task.
+      losses: by optimizer, one (nats) per meta-training seed.
+
+    Spearman's rank correlation over all optimizers and seeds (-1: the lower the loss, the higher
+    the test accuracy), and its p of no relation.
+    """
+    rows = []
+    for result in results:
+        known = {key: one for key, one in result.contestants.items() if key in losses}
+        loss = [value for key in known for value in losses[key]]
+        if len(loss) < 3:  # Of two, the order is always right or wrong.
+            continue
+        accuracy = np.concatenate([one.accuracy().mean(axis=1) for one in known.values()])
+        found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
+        rows.append([result.task, str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
+    return ["task", "optimizers", "rank correlation", "p"], rows
+
+
+def smoothness_table(
+    curves: Mapping[str, Sequence[Sequence[UpdateCurve]]], reference: str
+) -> Table:
+    """One row per optimizer: the steepest slope of its update at each scale, with differences.
+
+    Args:
+      curves: by optimizer, meta-training seed and scale.
+      reference: optimizer that the others are compared with, if it is among them.
+    """
+    slopes = {
+        name: np.array([[curve.roughness for curve in of] for of in seeds])
+        for name, seeds in curves.items()
+    }
+    header = ["optimizer"]
+    for curve in next(iter(curves.values()))[0]:
+        limit = f"gradients up to {curve.gradient.max():g}"
+        header += [f"steepest slope, {limit}", f"vs {reference} (95%)"]
+    rows = []
+    for name, own in slopes.items():
+        row = [name]
+        for scale in range(own.shape[1]):
+            row.append(_summary(own[:, scale, None]))
+            other = None if name == reference else slopes.get(reference)
+            row.append(
+                "" if other is None else str(compare(own[:, scale, None], other[:, scale, None]))
+            )
+        rows.append(row)
+    return header, rows
+
+
+def compute_table(seconds: Mapping[str, float]) -> Table:
+    """Minutes by kind of cell, from `Laboratory.spent`."""
+    total = sum(seconds.values())
+    rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
+    return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]
+
+
+def _lowest(values: np.ndarray) -> str:
+    finite = [value for value in units(values) if np.isfinite(value)]
+    return f"{min(finite):.2f}" if finite else ""
+
+
+def _measured(values: np.ndarray) -> str:
+    """A property, which is NaN where its ball has no room (`sharpness.has_room`)."""
+    missing = int(np.sum(np.isnan(units(values))))
+    return f"not measured ({missing} of {len(units(values))})" if missing else _summary(values)
+
+
+def _summary(values: np.ndarray) -> str:
+    return str(statistics.summarize(units(values)))

@@ -1,0 +1,343 @@
+"""Reports on experiments: files, figures and a page."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import figure as mpl_figure
+
+from regularized_lopt.measure.cubic_regression import EarlyEvidence
+from regularized_lopt.measure.results import POINTS, TaskResult
+from regularized_lopt.measure.update_curves import UpdateCurve
+from regularized_lopt.report import export, paper_claims, plot_style, tables, update_figures
+from regularized_lopt.report import figures as figures_lib
+from regularized_lopt.report import verdicts as verdicts_lib
+from regularized_lopt.report.html import Page, Table, print_table
+from regularized_lopt.study.study import Laboratory
+
+NOTES = "NOTES.md"
+
+
+class Reporter:
+    """Writes the results of an experiment: files, figures, and a page."""
+
+    def __init__(
+        self,
+        results: Sequence[TaskResult],
+        out_dir: pathlib.Path,
+        primary: tuple[str, str] | None = None,
+        alpha: float = 0.05,
+        test: str = "auto",
+    ):
+        """Judges the results; the declared tests are those of `verdicts.judge`."""
+        self._results = results
+        self._out_dir = out_dir
+        self._primary = primary
+        self.judged = verdicts_lib.judge(results, primary, alpha, test)
+        self.claims = paper_claims.go_through(results, self.judged)
+
+    def write(
+        self,
+        title: str,
+        lead: str,
+        seconds_per_step: Callable[[str, str], float | None] | None = None,
+        chosen: Mapping[str, int] | None = None,
+    ) -> Page:
+        """Writes files and figures, prints the tables, and returns the page, not written yet.
+
+        Args:
+          title, lead: of the page; the paper's claims are gone through if a test was declared.
+          seconds_per_step: (task, contestant) -> what an inner step of one run took, if known.
+          chosen: by optimizer, the place of the meta-training seed that one would take.
+        """
+        export.write(self._results, self.judged, self.claims, self._out_dir)
+        page = Page(title, lead)
+        page.table_section(
+            "Test accuracy at completion (%)",
+            self._table_1(),
+            "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
+        )
+        if any(len(one.runs) > 1 for result in self._results for _, one in result.learned):
+            self._add(
+                page,
+                figures_lib.seeds(self._results),
+                "seeds",
+                "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
+                "better.",
+            )
+            page.table_section(
+                "Meta-training seeds that fail",
+                _with_short_names(tables.failures(self._results)),
+                f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
+                "seeds and baselines. Where some do, means over seeds, and their intervals, say "
+                "little.",
+            )
+            if (over := tables.over_tasks(self._results))[1]:
+                page.table_section(
+                    "Over several tasks",
+                    over,
+                    "Test accuracy at completion, of each meta-training seed the mean over tasks. "
+                    "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
+                    "a task.",
+                )
+        if chosen:
+            self._chosen(page, chosen)
+        if self._primary is not None:
+            page.claims(self.claims, paper_claims.NOTE)
+        page.table_section(
+            "Test accuracy in detail",
+            tables.accuracy_table(self._results),
+            "Means ± standard deviation over runs (over meta-training seeds where there are "
+            "several), and the lowest of them. Differences are paired, by init and batches, with "
+            "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
+            "completion.",
+        )
+        if self._primary is not None:
+            self._declared(page)
+        if (against := tables.against_sam(self._results))[1]:
+            page.table_section(
+                "Against SAM in the inner loss, with a tuned learning rate",
+                against,
+                "Differences at completion with 95% intervals, to a baseline that takes two "
+                "gradients per step; negative in a radius: flatter than that.",
+            )
+        if measured := [result for result in self._results if result.is_measured]:
+            learned = [one for result in measured for _, one in result.learned]
+            for name in dict.fromkeys(one.own_property for one in learned):
+                self._property(page, name, measured)
+        for result in self._results:
+            self._task(page, result, seconds_per_step)
+        return page
+
+    def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
+        return _with_short_names(tables.table_1(self._results, seeds))
+
+    def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
+        of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
+        page.table_section(
+            "The seed that validation chose",
+            self._table_1(seeds),
+            "Test accuracy at completion (%) with one optimizer of each name: of several "
+            f"meta-training seeds the one with the lowest validation loss ({of}, counted from 0), "
+            "which no meta-test image decides. Means ± standard deviation over runs.",
+        )
+
+    def _declared(self, page: Page) -> None:
+        tested = [v for v in self.judged if v.decision is not None]
+        page.table_section(
+            "Declared tests",
+            tables.verdict_table(tested),
+            "The family of tests that was declared beforehand, under Holm's procedure: one per "
+            "task, at the headline radius, absolute, and at completion. Everything else on this "
+            "page describes, each measure by its own 95% interval.",
+        )
+
+    def _property(self, page: Page, name: str, measured: Sequence[TaskResult]) -> None:
+        reference = measured[0].reference
+        keys = [reference] + [
+            key for r in measured for key, one in r.learned if one.own_property == name
+        ]
+        page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
+        for scale in ("absolute", "relative"):
+            self._add(
+                page,
+                figures_lib.property_by_radius(measured, name, keys, scale),
+                f"{name}_by_{scale}_radius",
+                f"After the last ascent step, by {scale} radius; lower is flatter. Bands: one "
+                "standard deviation.",
+            )
+
+    def _task(
+        self,
+        page: Page,
+        result: TaskResult,
+        seconds_per_step: Callable[[str, str], float | None] | None,
+    ) -> None:
+        directory = self._out_dir / result.task
+        directory.mkdir(parents=True, exist_ok=True)
+        runs = len(result.reference_result.runs[0].train_loss)
+        page.heading(f"{result.task}: {runs} runs of {result.num_steps} steps")
+        self._add(
+            page,
+            figures_lib.training_curves(result),
+            f"{result.task}/training_curves",
+            "Mean over runs; bands: one standard deviation.",
+        )
+        if result.is_measured:
+            self._surroundings(page, result)
+        costs = (
+            [(one, seconds_per_step(result.task, key)) for key, one in result.contestants.items()]
+            if seconds_per_step
+            else []
+        )
+        if any(seconds is not None for _, seconds in costs):
+            page.note("What a step of one run costs, compilation excluded, evaluations included:")
+            page.table(
+                ["optimizer", "gradients per step", "ms per step"],
+                [
+                    [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
+                    for one, s in costs
+                ],
+            )
+
+    def _surroundings(self, page: Page, result: TaskResult) -> None:
+        radius = result.measurement.radii[result.measurement.headline]
+        self._add(
+            page,
+            figures_lib.differences(result, self.judged),
+            f"{result.task}/differences",
+            "Dots: mean paired difference; lines: 95% interval.",
+        )
+        for point in POINTS:
+            header, rows = tables.property_table(result, point)
+            title = f"{result.task}, properties at {point}"
+            print_table(title, header, rows)
+            page.note(f"Properties at {point}, radius {radius:g}:")
+            page.table(header, rows)
+        self._add(
+            page,
+            figures_lib.ascent_curves(result),
+            f"{result.task}/ascent_curves",
+            "Along the ascent from a random start in the ball.",
+        )
+        slices = {one.name: one.slices for one in result.contestants.values() if one.slices}
+        if slices:
+            self._add(
+                page,
+                figures_lib.loss_slices(slices, result.task),
+                f"{result.task}/loss_slices",
+                "Around the PoC of run 0; 1 is as far as the filters are long.",
+            )
+
+    def meta_training(
+        self,
+        page: Page,
+        curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
+        losses: Mapping[str, Sequence[float]],
+    ) -> None:
+        """A section on how the optimizers were made, and what went wrong meanwhile.
+
+        Args:
+          page: to add to.
+          curves: by optimizer and meta-training seed.
+          losses: the validation losses (nats) by which a seed is chosen, by optimizer.
+        """
+        page.table_section(
+            "Meta-training",
+            tables.meta_training_table(curves, losses),
+            "Validation loss: the lowest in the last stage of the curriculum, by which a seed is "
+            "chosen. Skipped: outer steps whose loss or gradient was not finite. Drawn anew: "
+            "trajectories that exploded. Returns: to a checkpoint, with a lower learning rate of "
+            "theta.",
+        )
+        self._add(
+            page,
+            figures_lib.outer_training(curves),
+            "meta_training",
+            "Losses are the plain ones, without regularizers.",
+        )
+        made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
+        if (foretold := tables.validation_table(self._results, made))[1]:
+            page.table_section(
+                "What the validation loss of meta-training foretells",
+                foretold,
+                "Spearman's rank correlation, over all optimizers and seeds, of the validation "
+                "loss and the test accuracy at completion; -1: the lower the loss, the higher the "
+                "accuracy. p is for no relation, not corrected for the number of tasks.",
+            )
+            self._add(
+                page,
+                figures_lib.validation(self._results, made),
+                "validation",
+                "One dot per meta-training seed.",
+            )
+
+    def smoothness(self, page: Page, curves: Mapping[str, Sequence[Sequence[UpdateCurve]]]) -> None:
+        """A section on the optimizers themselves: their updates as functions of the gradient.
+
+        Args:
+          page: to add to.
+          curves: by optimizer, meta-training seed and scale.
+        """
+        page.table_section(
+            "Updates as functions of the gradient",
+            tables.smoothness_table(curves, self._results[0].reference),
+            "The steepest slope of the update of one coordinate, hidden state fixed, which the "
+            "smoothing term should lower. Means ± standard deviation over meta-training seeds; "
+            "differences with 95% intervals.",
+        )
+        caption = "One coordinate, hidden state fixed (Fig. 7 of Xiong & Hsieh 2022), first seed."
+        first = {name: of[0] for name, of in curves.items()}
+        self._add(page, update_figures.draw(first), "smoothness", caption)
+
+    def compute(self, page: Page, seconds: Mapping[str, float]) -> None:
+        """A section on what all of it took."""
+        page.table_section(
+            "Compute spent",
+            tables.compute_table(seconds),
+            "Wall-clock on the machine that computed the cells, which may have had other work.",
+        )
+
+    def early_evidence(self, page: Page, found: EarlyEvidence) -> None:
+        """A section on the regression of cubic polynomials."""
+        page.table_section(
+            "Early evidence: regression on noisy cubic polynomials",
+            tables.early_evidence_table(found),
+            f"{len(found.x)} polynomials, each fitted from its own init by every optimizer. "
+            "Differences are to the first, paired, with 95% intervals.",
+        )
+        self._add(
+            page,
+            figures_lib.early_evidence(found),
+            "early_evidence",
+            "Dots: one polynomial each. Below: the first fits, in the same colours.",
+        )
+
+    def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
+        (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
+        plot_style.save_png(figure, self._out_dir / f"{name}.png")
+
+
+def _with_short_names(table: Table) -> Table:
+    """Of the tasks, which head the columns."""
+    header, rows = table
+    return [header[0], *map(plot_style.short, header[1:])], rows
+
+
+def publish(laboratory: Laboratory, lead: str) -> None:
+    """Runs an experiment as far as it has not been run, and writes its whole report.
+
+    Args:
+      laboratory: of the experiment.
+      lead: of the page, below its title.
+
+    If the directory has a NOTES.md, RESULTS.md begins with it.
+    """
+    experiment = laboratory.experiment
+    reporter = Reporter(
+        laboratory.run(),
+        laboratory.out_dir,
+        experiment.primary,
+        experiment.alpha,
+        experiment.test,
+    )
+    page = reporter.write(
+        experiment.title, lead, laboratory.seconds_per_step, laboratory.optimizers.chosen()
+    )
+    if not laboratory.borrows_optimizers:
+        if curves := laboratory.optimizers.curves():
+            reporter.meta_training(page, curves, laboratory.optimizers.validation_losses())
+        if updates := laboratory.update_curves():
+            reporter.smoothness(page, updates)
+    if (found := laboratory.early_evidence()) is not None:
+        reporter.early_evidence(page, found)
+    if spent := dict(laboratory.keeper.spent.items()):
+        reporter.compute(page, spent)
+    page.write(laboratory.out_dir / "report.html")
+    notes = laboratory.out_dir / NOTES
+    page.write_markdown(
+        laboratory.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else ""
+    )
+    print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")

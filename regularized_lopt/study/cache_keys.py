@@ -1,0 +1,129 @@
+"""Which cells an experiment has, and what each depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure.flatness import Measurement
+from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.training_curves import LEVEL_RATIO, LEVELS_KEPT
+from regularized_lopt.study import cache as cache_lib
+from regularized_lopt.study.cache import Cell
+from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.tasks import data as data_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a contestant is called in the cells that depend on it.
+
+    Attributes:
+      name: unlike any other's.
+      lasting: it is called so in every process.
+    """
+
+    name: str
+    lasting: bool
+
+
+def identity(contestant: Contestant) -> Identity:
+    """Of a contestant."""
+    return Identity(f"{contestant.kind} {cache_lib.digest(contestant.hyper)}", contestant.lasting)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of an experiment.
+
+    Attributes:
+      experiment: what is compared on what.
+      measurement: what is measured.
+    """
+
+    experiment: Experiment
+    measurement: Measurement
+
+    def measurement_of(self, task: str) -> Measurement:
+        """What is measured on a task."""
+        examples = self.experiment.property_examples.get(task, self.measurement.num_examples)
+        return dataclasses.replace(self.measurement, num_examples=examples)
+
+    def tune(self, task: str, baseline: str) -> Cell:
+        """The learning rate of a baseline."""
+        rates = [float(rate) for rate in optimizers_lib.BASELINES[baseline].learning_rates]
+        spec = {
+            **self._spec(task),
+            "num_steps": self.experiment.tuning_steps_of(task),
+            "baseline": baseline,
+            "rates": rates,
+            "tuning_runs": self.experiment.tuning_runs,
+        }
+        return Cell("tune", f"{task} {baseline}", spec)
+
+    def runs(self, task: str, name: str, contestant: Identity) -> Cell:
+        """`Runs` of a contestant, whose `identity` is given."""
+        spec = {
+            **self._spec(task),
+            "num_runs": self.experiment.runs_of(task),
+            "contestant": contestant.name,
+            "levels": [LEVEL_RATIO, LEVELS_KEPT],
+        }
+        return Cell("runs", f"{task} {name}", spec, contestant.lasting)
+
+    def ends(self, task: str, name: str, contestant: Identity) -> Cell:
+        """`Ends` of those runs: large, and needed only to measure around them."""
+        return dataclasses.replace(self.runs(task, name, contestant), kind="ends")
+
+    def surroundings(self, task: str, name: str, contestant: Identity, point: str) -> Cell:
+        """`flatness.Surroundings` of those runs."""
+        spec = {
+            **self._measured(task, name, contestant),
+            "point": point,
+            "measurement": dataclasses.asdict(self.measurement_of(task)),
+        }
+        return Cell("surroundings", f"{task} {name} {point}", spec, contestant.lasting)
+
+    def matched(self, task: str, name: str, contestant: Identity, reference: Identity) -> Cell:
+        """`results.Matched` of those runs and the reference's."""
+        spec = {
+            **self._measured(task, name, contestant),
+            "reference": reference.name,
+            "measurement": dataclasses.asdict(self.measurement_of(task).headline_alone()),
+        }
+        lasting = contestant.lasting and reference.lasting
+        return Cell("matched", f"{task} {name}", spec, lasting)
+
+    def slices(self, task: str, name: str, contestant: Identity) -> Cell:
+        """`loss_slices.LossSlices` around the first of those runs."""
+        spec = {**self.runs(task, name, contestant).spec, "reach": 1.0, "points": 25}
+        return Cell("slices", f"{task} {name}", spec, contestant.lasting)
+
+    def update_curves(self, name: str, contestant: Identity) -> Cell:
+        """`measure.update_curves` of an optimizer."""
+        return Cell("updates", name, {"contestant": contestant.name}, contestant.lasting)
+
+    def early_evidence(self, learned: Mapping[str, Identity]) -> Cell:
+        """`cubic_regression.EarlyEvidence` with learned optimizers, by name."""
+        names = {name: one.name for name, one in learned.items()}
+        lasting = all(one.lasting for one in learned.values())
+        return Cell("early", "cubic polynomials", {"learned": names}, lasting)
+
+    def _spec(self, task: str) -> dict[str, Any]:
+        """What every cell of a task depends on."""
+        return {
+            "task": task,
+            "phase": self.experiment.phase,
+            "num_steps": self.experiment.num_steps,
+            "seed": self.experiment.seed,
+            # Changes where gin's parameters of the data splits do.
+            "splits": cache_lib.digest(data_lib.meta_splits(1000)),
+        }
+
+    def _measured(self, task: str, name: str, contestant: Identity) -> dict[str, Any]:
+        return {
+            **self.runs(task, name, contestant).spec,
+            "measured_runs": self.experiment.measured_runs(task),
+        }

@@ -1,0 +1,358 @@
+"""What an experiment will compute and what that will cost, before it is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+
+from regularized_lopt import tasks
+from regularized_lopt.learned_optimizers import LSTMLOpt
+from regularized_lopt.measure import cubic_regression, flatness
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.results import POINTS, seed_pairs
+from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.outer_train import load_metrics
+from regularized_lopt.study import cache as cache_lib
+from regularized_lopt.study import study as study_lib
+from regularized_lopt.study.cache import Cell
+from regularized_lopt.study.cache_keys import identity
+from regularized_lopt.study.task_study import image_task
+
+_STEPS = 20  # Inner or outer, to time.
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedCell:
+    """A line of the plan.
+
+    Attributes:
+      stage: "meta-train", "tune", "train", "measure", "match", "slice" or "early evidence".
+      label: of the cell.
+      cached: it is there.
+      seconds: what it took, or is estimated to take; None: nothing measured to go by.
+    """
+
+    stage: str
+    label: str
+    cached: bool
+    seconds: float | None
+
+
+def plan(laboratory: study_lib.Laboratory, measure_rates: bool = False) -> list[PlannedCell]:
+    """All cells of an experiment; computes none.
+
+    Args:
+      laboratory: what is planned.
+      measure_rates: time a few steps of whatever is neither computed nor timed yet, which takes
+        minutes. Rates are kept in the laboratory's directory, and read from there in any case.
+    """
+    return list(_Plan(laboratory, measure_rates).lines())
+
+
+class _Plan:
+    def __init__(self, laboratory: study_lib.Laboratory, measure_rates: bool):
+        self._lab = laboratory
+        self._experiment = laboratory.experiment
+        self._rates = _Rates(laboratory, measure_rates)
+
+    def lines(self) -> Iterator[PlannedCell]:
+        """In the order in which they are computed."""
+        contestants: dict[str, list[Contestant | None]] = {}
+        for name, source in self._experiment.optimizers.items():
+            seeds = self._lab.optimizers.seeds(name)
+            contestants[name] = [self._lab.optimizers.trained(name, source, seed) for seed in seeds]
+            for seed, one in zip(seeds, contestants[name], strict=True):
+                label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
+                yield self._meta_training(name, source, seed, label, one)
+        for task in self._experiment.tasks:
+            yield from self._task(task, contestants)
+        if self._experiment.early_evidence:
+            yield from self._early_evidence()
+
+    def _meta_training(
+        self, name: str, source: str, seed: int, label: str, one: Contestant | None
+    ) -> PlannedCell:
+        return self._line(
+            "meta-train",
+            label,
+            one is not None,
+            f"meta-train {name}",
+            lambda rates: rates.meta_training(source, seed),
+        )
+
+    def _early_evidence(self) -> Iterator[PlannedCell]:
+        found: dict[str, Contestant | None] = {}
+        for name, source in self._experiment.early_evidence.items():
+            found[name] = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
+            label = f"early evidence, {name}"
+            yield self._meta_training(study_lib.early_name(name), source, 0, label, found[name])
+        learned = {name: identity(one) for name, one in found.items() if one is not None}
+        cell = self._lab.cells.early_evidence(learned) if len(learned) == len(found) else None
+        yield self._line(
+            "early evidence",
+            "cubic polynomials",
+            self._cached(cell),
+            "early evidence",
+            lambda rates: rates.early_evidence(),
+        )
+
+    def _task(
+        self, task: str, learned: Mapping[str, Sequence[Contestant | None]]
+    ) -> Iterator[PlannedCell]:
+        contestants = {name: list(of) for name, of in learned.items()}
+        for name in self._experiment.baselines_on(task):
+            tuned = self._lab.on(task).tuned(name)
+            contestants[name] = [tuned]
+            yield self._line(
+                "tune",
+                f"{task}, {name}",
+                tuned is not None,
+                f"tune {task} {name}",
+                lambda rates, name=name: rates.tuning(task, name),
+            )
+        reference = contestants[self._experiment.reference]
+        for name in self._experiment.contestants_on(task):
+            pairs = seed_pairs(len(contestants[name]), len(reference))
+            for index, one in enumerate(contestants[name]):
+                yield from self._contestant(task, name, index, one)
+                if self._experiment.matches(name, task):
+                    others = [reference[b] for a, b in pairs if a == index]
+                    yield from self._matches(task, name, index, one, others)
+
+    def _contestant(
+        self,
+        task: str,
+        name: str,
+        index: int,
+        one: Contestant | None,
+    ) -> Iterator[PlannedCell]:
+        label = _label(task, name, index)
+        made: dict[str, Cell] = {}
+        if one is not None:
+            who = (task, name, identity(one))
+            made = {point: self._lab.cells.surroundings(*who, point) for point in POINTS}
+            made |= {"train": self._lab.cells.runs(*who), "slice": self._lab.cells.slices(*who)}
+        yield self._line(
+            "train",
+            label,
+            self._cached(made.get("train")),
+            f"train {task} {name}",
+            lambda rates: rates.training(task, name),
+        )
+        if not self._experiment.measures(task):
+            return
+        for point in POINTS:
+            yield self._line(
+                "measure",
+                f"{label}, {point}",
+                self._cached(made.get(point)),
+                f"measure {task}",
+                lambda rates: rates.measuring(task),
+            )
+        if name in self._experiment.optimizers and not index:
+            yield self._line(
+                "slice",
+                label,
+                self._cached(made.get("slice")),
+                f"slice {task}",
+                lambda rates: rates.slicing(task),
+            )
+
+    def _matches(
+        self,
+        task: str,
+        name: str,
+        index: int,
+        one: Contestant | None,
+        others: Sequence[Contestant | None],
+    ) -> Iterator[PlannedCell]:
+        """With every seed of the reference that it is compared with."""
+        for other in others:
+            cell = None
+            if one is not None and other is not None:
+                cell = self._lab.cells.matched(task, name, identity(one), identity(other))
+            yield self._line(
+                "match",
+                _label(task, name, index),
+                self._cached(cell),
+                f"match {task}",
+                lambda rates: rates.matching(task),
+            )
+
+    def _cached(self, cell: Cell | None) -> bool:
+        return cell is not None and cell in self._lab.keeper.cells
+
+    def _line(
+        self, stage: str, label: str, cached: bool, timing: str, estimate: Callable[[_Rates], float]
+    ) -> PlannedCell:
+        # What the same work took, here, before; else by the rates of its parts.
+        seconds = self._lab.keeper.timings.get(timing)
+        if seconds is None and not cached:
+            with contextlib.suppress(_NotMeasuredError):
+                seconds = estimate(self._rates)
+        return PlannedCell(stage, label, cached, seconds)
+
+
+def _label(task: str, name: str, index: int) -> str:
+    """Of a contestant's meta-training seed, by its place."""
+    return f"{task}, {name}" + (f", #{index}" if index else "")
+
+
+class _NotMeasuredError(Exception):
+    """A rate is neither there nor to be measured."""
+
+
+class _Rates:
+    """Seconds per unit of work on this machine; each is measured once and kept, if at all."""
+
+    def __init__(self, laboratory: study_lib.Laboratory, measure: bool):
+        self._lab = laboratory
+        self._measure = measure
+        self._experiment = laboratory.experiment
+        self._kept = cache_lib.Numbers(laboratory.out_dir / "rates.json")
+        self._trainers: dict[str, trainer_lib.Trainer] = {}
+
+    def meta_training(self, source: str, seed: int) -> float:
+        """Of a configuration, less its validations."""
+
+        def measure() -> float:
+            with tempfile.TemporaryDirectory() as scratch:
+                outer_train(scratch, num_outer_steps=_STEPS, log_every=1, progress=False)
+                seconds = load_metrics(scratch)["seconds"]
+            jax.clear_caches()
+            # The first step compiles.
+            return float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
+
+        with self._lab.optimizers.configured(source, seed):
+            default = inspect.signature(outer_train).parameters["num_outer_steps"].default
+            steps = gin.get_bindings("outer_train").get("num_outer_steps", default)
+            return int(steps) * self._rate(f"outer step {source}", measure)
+
+    def tuning(self, task: str, name: str) -> float:
+        """Of a baseline."""
+        rates = optimizers_lib.BASELINES[name].learning_rates
+        lanes = self._experiment.tuning_runs * len(rates)
+        return lanes * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
+
+    def training(self, task: str, name: str) -> float:
+        """Of all runs of a contestant."""
+        lanes = self._experiment.runs_of(task)
+        return lanes * self._experiment.num_steps * self._inner_step(task, name)
+
+    def measuring(self, task: str) -> float:
+        """At one point of all measured runs."""
+        what = self._lab.measurement
+        ascents = len(what.radii) - 1 + what.headline_starts
+        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+
+    def matching(self, task: str) -> float:
+        """Of both sides."""
+        ascents = 2 * self._lab.measurement.headline_starts
+        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+
+    def slicing(self, task: str) -> float:
+        """625 losses of a quarter of the examples: about the work of an ascent."""
+        return self._ascent(task)
+
+    def early_evidence(self) -> float:
+        """Of the fits by learned optimizers, beside which SGD's take no time."""
+        return sum(self._fits(*item) for item in self._experiment.early_evidence.items())
+
+    # The units.
+
+    def _rate(self, name: str, measure: Callable[[], float]) -> float:
+        if (kept := self._kept.get(name)) is not None:
+            return kept
+        if not self._measure:
+            raise _NotMeasuredError
+        if self._lab.progress:
+            print(f"Timing: {name}", file=sys.stderr)
+        self._kept[name] = seconds = measure()
+        return seconds
+
+    def _inner_step(self, task: str, name: str) -> float:
+        """Seconds per step of one run, in the layout that the runs will have."""
+        if name in self._experiment.optimizers:
+            contestant = self._like(name)
+            return self._rate(
+                f"inner step {task} {contestant.kind}", lambda: self._time_steps(task, contestant)
+            )
+        # Baselines cost little but their gradients.
+        sgd = optimizers_lib.baseline("SGD", 0.01)
+        seconds = self._rate(f"inner step {task} SGD", lambda: self._time_steps(task, sgd))
+        return seconds * optimizers_lib.BASELINES[name].gradients_per_step
+
+    def _time_steps(self, task: str, contestant: Contestant) -> float:
+        trainer = self._trainer(task)
+        trial = trainer_lib.Trainer(
+            trainer.task,
+            trainer.num_runs,
+            _STEPS,
+            eval_steps=[],
+            layout=trainer.layout,
+            programs=trainer.programs,
+            progress=False,
+        )
+        return _second_time(lambda: trial.train([contestant])) / (_STEPS * trainer.num_runs)
+
+    def _trainer(self, task: str) -> trainer_lib.Trainer:
+        if task not in self._trainers:
+            optimizers = [self._like(name) for name in self._experiment.optimizers]
+            self._trainers[task] = self._lab.on(task).trainer(optimizers)
+        return self._trainers[task]
+
+    def _like(self, name: str) -> Contestant:
+        """An optimizer, or an untrained one of its kind."""
+        source = self._experiment.optimizers[name]
+        seed = self._lab.optimizers.seeds(name)[0]
+        return self._lab.optimizers.trained(name, source, seed) or self._untrained(source)
+
+    def _untrained(self, source: str) -> Contestant:
+        with self._lab.optimizers.configured(source, 0):
+            lopt = LSTMLOpt()
+        return optimizers_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
+
+    def _ascent(self, task: str) -> float:
+        """Seconds per run and start, at one radius, the Hessian's share included."""
+
+        def measure() -> float:
+            on = image_task(task, self._experiment.phase)
+            params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
+            what = dataclasses.replace(
+                self._lab.cells.measurement_of(task),
+                radii=self._lab.measurement.headline_alone().radii,
+                headline_starts=1,
+            )
+            return _second_time(lambda: flatness.measure(on, params, what))
+
+        return self._rate(f"ascent {task}", measure)
+
+    def _fits(self, name: str, source: str) -> float:
+        """Seconds of the early evidence's fits with one optimizer."""
+        trained = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
+        contestant, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
+
+        def measure() -> float:
+            return _second_time(lambda: cubic_regression.fit(contestant, family, num_steps=_STEPS))
+
+        whole = inspect.signature(cubic_regression.fit).parameters["num_steps"].default
+        return whole / _STEPS * self._rate(f"{_STEPS} steps of all fits {contestant.kind}", measure)
+
+
+def _second_time(function: Callable[[], Any]) -> float:
+    """Seconds, once compiled."""
+    function()
+    start = time.monotonic()
+    function()
+    return time.monotonic() - start

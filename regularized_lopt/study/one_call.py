@@ -1,0 +1,102 @@
+"""Meta-test in one call: train unseen networks with trained optimizers, measure what they find."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from regularized_lopt import errors, upstream, zoo
+from regularized_lopt.configurable import configurable
+from regularized_lopt.measure import flatness
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.results import Result, TaskResult
+from regularized_lopt.study import experiment as experiment_lib
+from regularized_lopt.study import study as study_lib
+from regularized_lopt.study.task_study import image_task
+
+
+@configurable(denylist=["opts", "task"])
+def meta_test(
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
+    task: str,
+    num_runs: int = 10,
+    num_steps: int = 2000,
+    seed: int = 0,
+    baselines: Sequence[str] = ("SGD", "Adam"),
+    measurement: flatness.Measurement | None = None,
+    progress: bool = True,
+) -> TaskResult:
+    """Trains and measures every optimizer on one task.
+
+    Args:
+      opts: the optimizers to test, by the name they are to have in tables and figures; the first is
+        the reference.
+      task: name of an image task of ours.
+      num_runs: paired runs per optimizer, > 0.
+      num_steps: inner steps per run, > 0.
+      seed: of inits and batches, 0 to 2^32 - 1.
+      baselines: of `contestants.BASELINES`, tuned first.
+      measurement: what to measure around the params; default: `flatness.Measurement()`.
+      progress: show progress bars.
+
+    Raises:
+      ValueError: an unknown name or a parameter out of range.
+      TypeError: the task is not an image task.
+    """
+    errors.check_count("meta_test.num_runs", num_runs)
+    errors.check_count("meta_test.num_steps", num_steps)
+    errors.check_seed("meta_test.seed", seed)
+    given = {name: _contestant(name, opt) for name, opt in opts.items()}
+    experiment = experiment_lib.Experiment(
+        optimizers=dict.fromkeys(given, experiment_lib.GIVEN),
+        tasks=(task,),
+        reference=next(iter(given), ""),
+        baselines=tuple(baselines),
+        num_runs=num_runs,
+        num_steps=num_steps,
+        seed=seed,
+        layout=(1, 1),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        (result,) = study_lib.Laboratory(
+            experiment, scratch, measurement, given=given, progress=progress
+        ).run()
+    return result
+
+
+def train(
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
+    task: str,
+    num_runs: int = 5,
+    num_steps: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> TaskResult:
+    """The training runs of `meta_test` alone: curves, and nothing measured around the params.
+
+    Arguments and errors are those of `meta_test`; nothing is tuned.
+    """
+    trainer = trainer_lib.Trainer(image_task(task), num_runs, num_steps, seed, progress=progress)
+    found = {}
+    for name, opt in opts.items():
+        one = _contestant(name, opt)
+        found[name] = Result(
+            name=one.label,
+            own_property="sam",
+            gradients_per_step=one.gradients_per_step,
+            learning_rate=one.learning_rate,
+            runs=[trainer.train([one])[name]],
+            at={},
+            matched=[],
+        )
+    return TaskResult(task, num_steps, flatness.Measurement(), next(iter(opts)), found)
+
+
+def _contestant(name: str, opt: zoo.LoadedLOpt | upstream.Optimizer | Contestant) -> Contestant:
+    if isinstance(opt, Contestant):
+        return opt
+    if isinstance(opt, zoo.LoadedLOpt):
+        return optimizers_lib.learned(name, opt.learned_opt, opt.theta)
+    return optimizers_lib.fixed(name, opt)

@@ -1,0 +1,291 @@
+"""One task of an experiment: all contestants train on it, and what they found is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from regularized_lopt import tasks
+from regularized_lopt.measure import flatness, loss_slices, matched_loss
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult, seed_pairs
+from regularized_lopt.measure.trainer import Layout
+from regularized_lopt.measure.training_curves import Ends, Runs
+from regularized_lopt.study import cache as cache_lib
+from regularized_lopt.study.cache import Cell
+from regularized_lopt.study.cache_keys import Cells, identity
+from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.tasks import data as data_lib
+
+_MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneTask:
+    """Computes the cells of one task, or reads them.
+
+    Attributes:
+      name: of the task.
+      experiment: what is compared.
+      cells: of the experiment.
+      keeper: of the cells.
+      out_dir: where the manifest is.
+      progress: show progress bars.
+    """
+
+    name: str
+    experiment: Experiment
+    cells: Cells
+    keeper: cache_lib.Keeper
+    out_dir: pathlib.Path
+    progress: bool
+
+    def result(self, optimizers: Mapping[str, Sequence[Contestant]]) -> TaskResult:
+        """All that is asked for, of learned optimizers (by name, per seed) and of baselines."""
+        trainer = self.trainer([one for of in optimizers.values() for one in of])
+        contestants = {name: list(trained) for name, trained in optimizers.items()}
+        for name in self.experiment.baselines_on(self.name):
+            contestants[name] = [self._tune(trainer, name)]
+        all_runs = self._train(trainer, contestants)
+        found = {
+            name: self._result(name, contestants, all_runs)
+            for name in self.experiment.contestants_on(self.name)
+        }
+        return TaskResult(
+            self.name,
+            self.experiment.num_steps,
+            self.cells.measurement_of(self.name),
+            self.experiment.reference,
+            found,
+        )
+
+    def trainer(self, learned: Sequence[Contestant]) -> trainer_lib.Trainer:
+        """In the layout given, or found in the manifest, or measured and put there.
+
+        Args:
+          learned: the learned optimizers that are to be trained with.
+        """
+        trainer = trainer_lib.Trainer(
+            self._task,
+            self.experiment.runs_of(self.name),
+            self.experiment.num_steps,
+            self.experiment.seed,
+            progress=self.progress,
+        )
+        if self.experiment.layout is not None:
+            trainer.layout = Layout(*self.experiment.layout)
+            return trainer
+        path = self.out_dir / _MANIFEST
+        size = f"{self.name}, {trainer.num_runs} runs"
+        chosen = cache_lib.read_json(path).get("layouts", {}).get(size)
+        if chosen is None:
+            alike = [one for one in learned if one.kind == learned[0].kind]
+            speeds = trainer_lib.measure_layouts(trainer, alike)
+            chosen = dataclasses.asdict(max(speeds, key=lambda layout: speeds[layout]))
+            cache_lib.update_json(
+                path, lambda kept: kept.setdefault("layouts", {}).update({size: chosen})
+            )
+        trainer.layout = Layout(**chosen)
+        return trainer
+
+    def tuned(self, name: str) -> Contestant | None:
+        """A baseline with its learning rate; None: that is still to be tuned."""
+        found = self.keeper.cells.find(self.cells.tune(self.name, name))
+        if found is None:
+            return None
+        return optimizers_lib.baseline(name, float(found["learning_rate"]))
+
+    @functools.cached_property
+    def _task(self) -> tasks.ImageTask:
+        return image_task(self.name, self.experiment.phase)
+
+    def _result(
+        self,
+        name: str,
+        contestants: Mapping[str, Sequence[Contestant]],
+        all_runs: Mapping[str, Sequence[Runs]],
+    ) -> Result:
+        own, first = contestants[name], contestants[name][0]
+        result = Result(
+            name=first.label,
+            own_property=self.experiment.property_of(name),
+            targeted=self.experiment.is_targeted(name),
+            gradients_per_step=first.gradients_per_step,
+            learning_rate=first.learning_rate,
+            runs=all_runs[name],
+            at={},
+            matched=[],
+        )
+        if not self.experiment.measures(self.name):
+            return result
+        is_matched = self.experiment.matches(name, self.name)
+        is_learned = name in self.experiment.optimizers
+        return dataclasses.replace(
+            result,
+            at={point: [self._measure(one, point) for one in own] for point in POINTS},
+            matched=self._matched(name, contestants, all_runs) if is_matched else [],
+            slices=self._slices(first) if is_learned else None,
+        )
+
+    # Training.
+
+    def _tune(self, trainer: trainer_lib.Trainer, name: str) -> Contestant:
+        def compute() -> dict[str, Any]:
+            tuned = trainer_lib.tune(
+                name,
+                trainer.task,
+                self.experiment.tuning_steps_of(self.name),
+                self.experiment.seed,
+                self.experiment.tuning_runs,
+                layout=trainer.layout,
+                programs=trainer.programs,
+                progress=self.progress,
+            )
+            return {"learning_rate": np.asarray(tuned.learning_rate)}
+
+        cell = self.cells.tune(self.name, name)
+        found = self.keeper.get(cell, f"tune {self.name} {name}", compute)
+        return optimizers_lib.baseline(name, float(found["learning_rate"]))
+
+    def _train(
+        self, trainer: trainer_lib.Trainer, contestants: Mapping[str, Sequence[Contestant]]
+    ) -> dict[str, list[Runs]]:
+        """The runs of all; where the layout is that wide, several contestants in one program."""
+        cells = {
+            name: [self.cells.runs(self.name, name, identity(one)) for one in contestants[name]]
+            for name in self.experiment.contestants_on(self.name)
+        }
+        missing: dict[str, list[tuple[Cell, Contestant]]] = {}
+        for name, of in cells.items():
+            for cell, one in zip(of, contestants[name], strict=True):
+                if cell not in self.keeper.cells:
+                    missing.setdefault(one.kind, []).append((cell, one))
+        together = max(1, trainer.layout.lanes // trainer.num_runs)
+        for alike in missing.values():
+            for begin in range(0, len(alike), together):
+                self._train_group(trainer, alike[begin : begin + together])
+        return {
+            name: [Runs(**self.keeper.cells.load(cell)) for cell in of]
+            for name, of in cells.items()
+        }
+
+    def _train_group(
+        self, trainer: trainer_lib.Trainer, group: Sequence[tuple[Cell, Contestant]]
+    ) -> None:
+        named = [dataclasses.replace(one, name=cell.file_name) for cell, one in group]
+        label = f"{self.name}: " + ", ".join(one.label for _, one in group)
+        start = time.monotonic()
+        trainer.compile(named)
+        compiled = time.monotonic()
+        found = trainer.train(named, label)
+        trained = (time.monotonic() - compiled) / len(group)
+        for cell, one in group:
+            runs = cache_lib.fields(found[cell.file_name])
+            params = cache_lib.fields(runs.pop("ends"))
+            if self.experiment.measures(self.name):  # Large, and of no other use.
+                ends = self.cells.ends(self.name, one.name, identity(one))
+                self.keeper.cells.save(ends, params)
+            self.keeper.cells.save(cell, runs)
+            steps = trainer.num_runs * self.experiment.num_steps
+            self.keeper.timings[f"step {self.name} {one.name}"] = trained / steps
+            self.keeper.took(f"train {self.name} {one.name}", trained + (compiled - start))
+
+    # Measuring.
+
+    def _measure(self, contestant: Contestant, point: str) -> flatness.Surroundings:
+        cell = self.cells.surroundings(self.name, contestant.name, identity(contestant), point)
+
+        def compute() -> dict[str, Any]:
+            ends = self._ends(contestant).first(self.experiment.measured_runs(self.name))
+            params = ends.poc if point == "poc" else ends.final
+            what = self.cells.measurement_of(self.name)
+            return cache_lib.fields(flatness.measure(self._task, params, what))
+
+        return flatness.Surroundings(**self.keeper.get(cell, f"measure {self.name}", compute))
+
+    def _matched(
+        self,
+        name: str,
+        contestants: Mapping[str, Sequence[Contestant]],
+        all_runs: Mapping[str, Sequence[Runs]],
+    ) -> list[Matched]:
+        """Of every pair of meta-training seeds that is compared."""
+        own, reference = contestants[name], contestants[self.experiment.reference]
+        own_runs, reference_runs = all_runs[name], all_runs[self.experiment.reference]
+        return [
+            self._match(own[a], reference[b], own_runs[a], reference_runs[b])
+            for a, b in seed_pairs(len(own), len(reference))
+        ]
+
+    def _match(
+        self, contestant: Contestant, reference: Contestant, runs: Runs, reference_runs: Runs
+    ) -> Matched:
+        cell = self.cells.matched(
+            self.name, contestant.name, identity(contestant), identity(reference)
+        )
+
+        def compute() -> dict[str, Any]:
+            count = self.experiment.measured_runs(self.name)
+            own, other = runs.first(count), reference_runs.first(count)
+            what = self.cells.measurement_of(self.name).headline_alone()
+            level = matched_loss.matched_level(own, other)
+            out: dict[str, Any] = {"level": matched_loss.level_loss(level)}
+            for side, who, one in (("own", contestant, own), ("reference", reference, other)):
+                ends = self._ends(who).first(count)
+                params, out[f"{side}_step"] = matched_loss.params_at_level(one, ends, level)
+                out[side] = cache_lib.fields(flatness.measure(self._task, params, what))
+            return out
+
+        tree = self.keeper.get(cell, f"match {self.name}", compute)
+        for side in ("own", "reference"):
+            tree[side] = flatness.Surroundings(**tree[side])
+        return Matched(**tree)
+
+    def _slices(self, contestant: Contestant) -> loss_slices.LossSlices:
+        cell = self.cells.slices(self.name, contestant.name, identity(contestant))
+
+        def compute() -> dict[str, Any]:
+            params = jax.tree.map(lambda leaf: leaf[0], self._ends(contestant).poc)
+            return cache_lib.fields(loss_slices.loss_slices(self._task, params))
+
+        return loss_slices.LossSlices(**self.keeper.get(cell, f"slice {self.name}", compute))
+
+    def _ends(self, contestant: Contestant) -> Ends:
+        """The params of a contestant's runs.
+
+        Raises:
+          FileNotFoundError: they were not kept beside the runs.
+        """
+        who = (self.name, contestant.name, identity(contestant))
+        found = self.keeper.cells.find(self.cells.ends(*who))
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.out_dir} has the runs of {contestant.label} on {self.name}, but not their "
+                "params, around which something is still to be measured. To train these networks "
+                f"again, delete cells/{self.cells.runs(*who).file_name}."
+            )
+        return Ends(**found)
+
+
+def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
+    """An image task of ours.
+
+    Raises:
+      errors.UnknownNameError: nothing is registered under `name`.
+      TypeError: the task is not an image task of ours.
+    """
+    task = tasks.get(name, phase)
+    if not isinstance(task, tasks.ImageTask) or not isinstance(
+        task.datasets, data_lib.ResidentDatasets
+    ):
+        raise TypeError(f"Only image tasks of regularized_lopt are meta-tested; {name!r} is none.")
+    return task
