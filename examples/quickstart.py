@@ -18,7 +18,7 @@ import gin
 from regularized_lopt import gin_files, launch, zoo
 from regularized_lopt.measure import Measurement
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.outer_train import load_metrics
+from regularized_lopt.outer_training.run import load_metrics
 from regularized_lopt.report import figures, write
 from regularized_lopt.study import meta_test
 

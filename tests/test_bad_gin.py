@@ -25,12 +25,10 @@ from regularized_lopt.measure import flatness
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
+from regularized_lopt.outer_training import run as run_lib
 from regularized_lopt.outer_training.regularized_estimator import RegularizedEstimator
 from regularized_lopt.study import experiment, meta_training, search
 from regularized_lopt.study import study as study_lib
-
-# The functions of these names hide their modules.
-outer_train_lib = importlib.import_module("regularized_lopt.outer_training.outer_train")
 
 PACKAGE = str(pathlib.Path(regularized_lopt.__file__).parent)
 for _file in pathlib.Path(PACKAGE).rglob("*.py"):  # So that none is missing below.
@@ -282,7 +280,7 @@ def _stop_before_compiling(monkeypatch):
             super().__init__(*args)
             raise Reached(self)
 
-    monkeypatch.setattr(outer_train_lib, "Loop", Stopped)
+    monkeypatch.setattr(run_lib, "Loop", Stopped)
 
     def reached(self, *_):
         raise Reached(self.experiment)
@@ -367,11 +365,11 @@ def problem_with(selector, name, value):
             "LearnedOptimizer. Write @LSTMLOpt(), with parentheses.",
         ),
         (
-            lambda: outer_train_lib.outer_train("unused", TASK, seed=2**32),
+            lambda: run_lib.outer_train("unused", TASK, seed=2**32),
             "outer_train.seed = 4294967296: it must be a whole number from 0 to 4294967295.",
         ),
         (
-            lambda: outer_train_lib.outer_train("unused", TASK, rollback_factor=1.5),
+            lambda: run_lib.outer_train("unused", TASK, rollback_factor=1.5),
             "outer_train.rollback_factor = 1.5: it must be in (0, 1].",
         ),
     ],

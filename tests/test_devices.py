@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import digits_config
-from test_outer_train import flat, train
+from test_run import flat, train
 
 import regularized_lopt
 from regularized_lopt.outer_training import devices

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from regularized_lopt import gin_files, regularizers
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train
-from regularized_lopt.outer_training.outer_train import check_bindings
+from regularized_lopt.outer_training.run import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
 from regularized_lopt.study import Experiment, Laboratory, search
 

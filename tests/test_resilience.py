@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, digits_config
-from test_outer_train import flat, train
+from test_run import flat, train
 from test_tasks import poisoned
 
 import regularized_lopt
@@ -28,7 +28,7 @@ from regularized_lopt.measure.flatness import Measurement
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.outer_train import (
+from regularized_lopt.outer_training.run import (
     DivergedError,
     OutOfMemoryError,
     load_metrics,

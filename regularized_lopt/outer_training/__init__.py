@@ -7,12 +7,12 @@ from regularized_lopt.outer_training.curriculum import (
 from regularized_lopt.outer_training.flatness_aware import (
     FlatnessAwareFamily as FlatnessAwareFamily,
 )
-from regularized_lopt.outer_training.outer_train import OuterTrainResult as OuterTrainResult
-from regularized_lopt.outer_training.outer_train import outer_train as outer_train
 from regularized_lopt.outer_training.regularized_estimator import (
     RegularizedEstimator as RegularizedEstimator,
 )
 from regularized_lopt.outer_training.regularized_estimator import regularized as regularized
+from regularized_lopt.outer_training.run import OuterTrainResult as OuterTrainResult
+from regularized_lopt.outer_training.run import outer_train as outer_train
 from regularized_lopt.outer_training.theta_optimizer import (
     theta_learning_rate as theta_learning_rate,
 )

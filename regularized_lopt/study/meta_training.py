@@ -17,11 +17,11 @@ import numpy as np
 from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import Contestant
-from regularized_lopt.outer_training.outer_train import (
+from regularized_lopt.outer_training import outer_train
+from regularized_lopt.outer_training.run import (
     check_bindings,
     configuration,
     load_metrics,
-    outer_train,
 )
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.experiment import GIVEN, Experiment

@@ -118,7 +118,7 @@ class LoadedLOpt:
         Raises:
           FileNotFoundError: they do not.
         """
-        from regularized_lopt.outer_training.outer_train import load_metrics
+        from regularized_lopt.outer_training.run import load_metrics
         from regularized_lopt.report import figures
 
         metrics = load_metrics(self.path.parent)
