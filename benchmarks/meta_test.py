@@ -77,17 +77,17 @@ def main() -> None:
     lopt, haiku = LSTMLOpt(), HaikuLayout()
     theta = lopt.init(jax.random.PRNGKey(0))
     check_same(theta)
-    contestant = optimizers_lib.learned("lo", lopt, theta)
+    optimizer = optimizers_lib.learned("lo", lopt, theta)
     family = upstream.single_task_to_family(task)
     eval_training = upstream.eval_training
 
     trainer = trainer_lib.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
-    speeds = trainer_lib.measure_layouts(trainer, [contestant])
+    speeds = trainer_lib.measure_layouts(trainer, [optimizer])
     chosen = max(speeds, key=lambda layout: speeds[layout])
 
     def ours(layout: trainer_lib.Layout) -> Callable[[], Any]:
         one = trainer_lib.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
-        return lambda: one.train([contestant])
+        return lambda: one.train([optimizer])
 
     def single() -> None:
         for run in range(args.runs):

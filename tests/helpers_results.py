@@ -34,7 +34,7 @@ def runs():
     )  # fmt: skip
 
 
-def contestant(loss, worst, relative=None, matched=None, own="sam", learning_rate=None):
+def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate=None):
     """One run of every seed, whose loss at the params and nearby is given, [seeds] each.
 
     At matched training loss, in the pairs of `matched` (own, reference's), the loss at the params
@@ -57,6 +57,6 @@ def contestant(loss, worst, relative=None, matched=None, own="sam", learning_rat
     )
 
 
-def measured_task(task, **contestants):
-    """All contestants on a task; the reference is "none"."""
-    return TaskResult(task, 1, MEASUREMENT, "none", contestants)
+def measured_task(task, **optimizers):
+    """All optimizers on a task; the reference is "none"."""
+    return TaskResult(task, 1, MEASUREMENT, "none", optimizers)

@@ -240,7 +240,7 @@ def _(made: flatness.Measurement):
 def _(made: experiment.Experiment):
     for task in made.tasks:
         assert made.measured_runs(task) > 0
-        for name in made.contestants_on(task):
+        for name in made.optimizers_on(task):
             assert made.property_of(name) in flatness.PROPERTIES
 
 

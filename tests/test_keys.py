@@ -85,8 +85,8 @@ def test_early_evidence_gives_every_step_fresh_keys(recorder, monkeypatch):
         return task
 
     monkeypatch.setattr(family, "task_fn", recording)
-    contestant = optimizers_lib.fixed("SGD", recorder.optimizer())
-    cubic_regression.fit(contestant, family, 1, num_steps=STEPS)
+    optimizer = optimizers_lib.fixed("SGD", recorder.optimizer())
+    cubic_regression.fit(optimizer, family, 1, num_steps=STEPS)
     assert len(recorder.of("update")) == STEPS
     assert len(set(recorder.of("loss"))) >= STEPS  # The last one judges.
     assert not set(recorder.of("loss")) & set(recorder.of("update"))

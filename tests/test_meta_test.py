@@ -173,12 +173,12 @@ def test_gradient_over_its_maximum_is_another_direction_of_ascent():
 def test_runs_are_what_a_plain_loop_gives():
     """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
     task = tasks.get(DIGITS)
-    contestant = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
+    optimizer = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
     layouts = (trainer_lib.Layout(1, 1), trainer_lib.Layout(1, 2), trainer_lib.Layout(2, 1))
     plain, threads, wide = (
         trainer_lib.Trainer(
             task, 2, 40, seed=3, eval_steps=[5, 40], layout=layout, progress=False
-        ).train([contestant])["SGD"]
+        ).train([optimizer])["SGD"]
         for layout in layouts
     )
     np.testing.assert_array_equal(plain.train_loss, threads.train_loss)
@@ -290,8 +290,8 @@ def test_baselines_are_optax_s(name):
         "Adam": optax.adam(0.1),
     }[name.removesuffix("+SAM")]
     params = expected = jnp.asarray([1.0, -1.0])
-    contestant = optimizers_lib.baseline(name, 0.1)
-    opt = contestant.make(contestant.hyper)
+    optimizer = optimizers_lib.baseline(name, 0.1)
+    opt = optimizer.make(optimizer.hyper)
     state, by_hand = opt.init(params), base.init(params)
     for _ in range(2):
         at = opt.get_params(state)
@@ -302,7 +302,7 @@ def test_baselines_are_optax_s(name):
         updates, by_hand = base.update(g, by_hand, expected)
         expected = optax.apply_updates(expected, updates)
     np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
-    assert contestant.gradients_per_step == (2 if name.endswith("SAM") else 1)
+    assert optimizer.gradients_per_step == (2 if name.endswith("SAM") else 1)
 
 
 def test_eval_grid_has_start_quarter_and_end():
@@ -394,7 +394,7 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
         {"lo": regularized_lopt.load(lopt_file)}, DIGITS, 1, 25, baselines=(), measurement=what,
         progress=False,
     )  # fmt: skip
-    (one,) = result.contestants.values()
+    (one,) = result.optimizers.values()
     lo = optimizers_lib.load("lo", lopt_file)
     runs = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
     around, params = one.at["completion"][0], jax.tree.map(lambda x: x[0], runs.ends.final)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.stats
-from helpers_results import contestant, measured_task
+from helpers_results import measured_task, optimizer
 
 from regularized_lopt import statistics
 from regularized_lopt.report import paper_claims, verdicts
@@ -16,7 +16,7 @@ RELU, SIGMOID = "ImageMLP_Mnist_20_Relu", "ImageMLP_Mnist_20_Sigmoid"
 def relu_claim(relu, sigmoid):
     """Given the worst loss nearby of every seed of the reference, on both tasks."""
     results = [
-        measured_task(task, none=contestant(loss=np.zeros(len(worst)), worst=worst))
+        measured_task(task, none=optimizer(loss=np.zeros(len(worst)), worst=worst))
         for task, worst in ((RELU, relu), (SIGMOID, sigmoid))
     ]
     return paper_claims.go_through(results, [])[4]
@@ -49,9 +49,9 @@ def test_a_ratio_is_the_difference_of_logarithms_and_needs_positive_numbers():
 def test_sams_property_is_judged_by_the_rise_and_by_each_measure_alone():
     """Both losses, at the params and nearby, are lower by as much: trained better, not flatter."""
     base, noise = np.full(5, 1.0), np.array([0.0, 0.01, -0.01, 0.02, -0.02])
-    none = contestant(loss=base, worst=base + 0.5)
-    lower = contestant(loss=base - 0.3 + noise, worst=base + 0.2 + noise, own="sam")
-    flatter = contestant(loss=base, worst=base + 0.5, relative=base + 0.2 + noise, own="sam")
+    none = optimizer(loss=base, worst=base + 0.5)
+    lower = optimizer(loss=base - 0.3 + noise, worst=base + 0.2 + noise, own="sam")
+    flatter = optimizer(loss=base, worst=base + 0.5, relative=base + 0.2 + noise, own="sam")
     for sam, told in (
         (lower, verdicts.UNDECIDED),
         (flatter, "absolute: undecided; relative: holds; matched: undecided"),

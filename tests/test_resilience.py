@@ -401,7 +401,7 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
         measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=0),
         progress=False,
     )
-    thrown, kept = result.contestants.values()
+    thrown, kept = result.optimizers.values()
     for name in ("train_loss", "test_loss"):
         assert getattr(thrown.runs[0], name)[0, -1] > 0.999 * chance
         assert getattr(kept.runs[0], name)[0, -1] < chance

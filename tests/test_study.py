@@ -127,9 +127,9 @@ def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
     assert {cell.stage for cell in dry_run.plan(fewer) if not cell.cached} == {"measure", "match"}
     (first,) = fewer.run()
     for point in POINTS:
-        all_runs, one_run = (r.contestants["sam"].last("gam", point, 0) for r in (every, first))
+        all_runs, one_run = (r.optimizers["sam"].last("gam", point, 0) for r in (every, first))
         np.testing.assert_array_equal(one_run, all_runs[:, :1])
-    assert first.contestants["sam"].accuracy().shape == (1, 2)
+    assert first.optimizers["sam"].accuracy().shape == (1, 2)
     rows = list(export.run_rows([first]))
     assert [row["held_out_loss"] != "" for row in rows] == [True, False] * 4
 
@@ -138,25 +138,25 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     both = (RELU, SIGMOID)
     less = lab(tmp_path, tasks=both, task_runs={SIGMOID: 1}, property_examples={SIGMOID: 32})
     first, second = less.run()
-    assert [r.contestants["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
+    assert [r.optimizers["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
     assert [r.measurement.num_examples for r in (first, second)] == [64, 32]
     # It is the first of the runs that there would have been, and the other task is what it was.
     as_ever = lab(tmp_path, tasks=both).run()
     for result, other in zip((first, second), as_ever, strict=True):
-        accuracy = other.contestants["sam"].accuracy()
-        found = result.contestants["sam"].accuracy()
+        accuracy = other.optimizers["sam"].accuracy()
+        found = result.optimizers["sam"].accuracy()
         np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
     same = (RELU, "sam", identity(SAM["sam"]))
     assert less.cells.runs(*same) == lab(tmp_path, tasks=both).cells.runs(*same)
 
 
-def test_a_task_may_have_other_contestants(tmp_path):
+def test_a_task_may_have_other_optimizers(tmp_path):
     both = (RELU, SIGMOID)
     what = {"tuning_runs": 1, "num_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
-    laboratory = lab(tmp_path, tasks=both, **what, task_contestants={RELU: ("none", "SGD+SAM")})
+    laboratory = lab(tmp_path, tasks=both, **what, task_optimizers={RELU: ("none", "SGD+SAM")})
     first, second = laboratory.run()
-    assert list(first.contestants) == ["none", "SGD+SAM"]
-    assert list(second.contestants) == ["none", "sam", "SGD", "Adam"]
+    assert list(first.optimizers) == ["none", "SGD+SAM"]
+    assert list(second.optimizers) == ["none", "sam", "SGD", "Adam"]
     assert all(cell.cached for cell in dry_run.plan(laboratory))
     _, rows = tables.table_1([first, second])
     missing = {row[0]: row[1:].count("") for row in rows}
@@ -169,7 +169,7 @@ def test_a_task_may_have_other_contestants(tmp_path):
     rows_of_points = figures.seeds([first, second]).axes[1].lines
     colors = plot_style.palette([first, second])
     assert [line.get_color() for line in rows_of_points] == [
-        colors[key] for key in second.contestants
+        colors[key] for key in second.optimizers
     ]
     publish(laboratory, "Two tasks.")
     assert "SGD+SAM" in (tmp_path / "RESULTS.md").read_text()
@@ -189,11 +189,11 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     (long,) = lab(tmp_path, **what).run()  # Not the same cell.
     assert lengths == [5, 30]
     # In five steps a lower rate gets nowhere.
-    assert short.contestants["SGD"].learning_rate >= long.contestants["SGD"].learning_rate
+    assert short.optimizers["SGD"].learning_rate >= long.optimizers["SGD"].learning_rate
     assert short.num_steps == long.num_steps == 30
 
 
-def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
+def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
     """A layout wide enough for several, as an accelerator's may be: the same curves."""
     both = given(slow=optimizers_lib.baseline("SGD", 0.1))
     alone, beside = (
@@ -201,8 +201,8 @@ def test_contestants_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
     )
     for name in both:
         np.testing.assert_allclose(
-            beside.contestants[name].runs[0].train_loss,
-            alone.contestants[name].runs[0].train_loss,
+            beside.optimizers[name].runs[0].train_loss,
+            alone.optimizers[name].runs[0].train_loss,
             rtol=1e-4,
         )
 
@@ -212,10 +212,10 @@ def cells_of(out_dir, kind):
 
 
 def ends_of(laboratory):
-    """Numbers of all contestants, enough to tell one from another."""
+    """Numbers of all optimizers, enough to tell one from another."""
     (result,) = laboratory.run()
     numbers = [
-        (one.runs[0].train_loss, one.at["poc"][0].loss) for one in result.contestants.values()
+        (one.runs[0].train_loss, one.at["poc"][0].loss) for one in result.optimizers.values()
     ]
     return np.concatenate([np.ravel(array) for pair in numbers for array in pair])
 
@@ -346,10 +346,10 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     assert optimizers.chosen() == {"none": 1}
 
     (found,) = lab(tmp_path / "lab").run()
-    runs = found.contestants["none"].runs[0]
+    runs = found.optimizers["none"].runs[0]
     better = dataclasses.replace(runs, test_accuracy=np.ones_like(runs.test_accuracy))
-    several = dataclasses.replace(found.contestants["none"], runs=[runs, better, runs])
-    both = dataclasses.replace(found, contestants={**found.contestants, "none": several})
+    several = dataclasses.replace(found.optimizers["none"], runs=[runs, better, runs])
+    both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
     _, rows = tables.table_1([both], {"none": 1})
     assert rows[0] == ["none", "100 ± 0"]
     assert rows[1:] == tables.table_1([both])[1][1:]
@@ -358,10 +358,10 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
 
 def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
     (found,) = lab(tmp_path).run()
-    none = dataclasses.replace(found.contestants["none"], learning_rate=None)
+    none = dataclasses.replace(found.optimizers["none"], learning_rate=None)
     more = {"none_momentum": none, "sam_optimizee": none}
     accuracy = paper_claims.go_through(
-        [dataclasses.replace(found, contestants={**found.contestants, **more})], []
+        [dataclasses.replace(found, optimizers={**found.optimizers, **more})], []
     )[0]
     told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
     assert f"{RELU}, sam_optimizee" in told
@@ -372,7 +372,7 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
     """Four optimizers whose differences at the radii are given, in standard deviations."""
     radii = flatness.Measurement().radii
     (found,) = lab(tmp_path).run()
-    base = found.contestants["none"]
+    base = found.optimizers["none"]
 
     def at(means):
         """Three seeds, one run each, with the given values at the radii and deviation 1."""
@@ -395,7 +395,7 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
             base, at={"completion": at(np.zeros(5))["completion"][1:2] * 3}
         )
         task = dataclasses.replace(
-            found, measurement=flatness.Measurement(), contestants={"none": reference, **learned}
+            found, measurement=flatness.Measurement(), optimizers={"none": reference, **learned}
         )
         return paper_claims.go_through([task], [])[5]
 
@@ -477,7 +477,7 @@ def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(t
 def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     """Accuracies are given: [tasks, seeds]; one optimizer has not been on the second CNN."""
     (found,) = lab(tmp_path, measured=False).run()
-    none = found.contestants["none"]
+    none = found.optimizers["none"]
     accuracy = {
         "none": [[0.9, 0.8, 0.7], [0.5, 0.4, 0.6], [0.9, 0.9, 0.2]],
         "sam": [[0.9, 0.9, 0.9], [0.7, 0.6, 0.9], [0.9, 0.9, 0.9]],
@@ -495,7 +495,7 @@ def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
         dataclasses.replace(
             found,
             task=task,
-            contestants={k: trained(rows[i]) for k, rows in accuracy.items() if rows[i]},
+            optimizers={k: trained(rows[i]) for k, rows in accuracy.items() if rows[i]},
         )
         for i, task in enumerate(("Conv_A", "Conv_B", "ImageMLP_A"))
     ]
@@ -524,7 +524,7 @@ def test_lines_of_panels_are_of_one_length_or_nearly():
 
 def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     (found,) = lab(tmp_path).run()
-    none = found.contestants["none"]
+    none = found.optimizers["none"]
     accuracies = (0.9, 0.6, np.nan)
     one_each = [
         dataclasses.replace(run, test_accuracy=np.full_like(run.test_accuracy, accuracy))
@@ -533,7 +533,7 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     several = dataclasses.replace(
         none, runs=one_each, at={point: list(of) * 3 for point, of in none.at.items()}
     )
-    both = dataclasses.replace(found, contestants={**found.contestants, "none": several})
+    both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
     figure = figures.seeds([both, found])
     assert [len(axis.lines) for axis in figure.axes] == [2, 2]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), (10, 40, 100), rtol=1e-5)
@@ -547,7 +547,7 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
     header, rows = tables.accuracy_table([both])
     assert rows[0][header.index("lowest")] == "60.00"
-    lowest_run = both.contestants["sam"].accuracy().min()
+    lowest_run = both.optimizers["sam"].accuracy().min()
     assert float(rows[1][header.index("lowest")]) == pytest.approx(lowest_run, abs=0.005)
     # The best is the seed with 90%: the one with 60% fails, and so does the one that diverged.
     assert tables.failures([both, found])[1] == [["none", "2 of 3", "0 of 1"]]
@@ -608,9 +608,9 @@ def table_of(laboratory):
         ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
         ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
         ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
-        ({"task_contestants": {SIGMOID: ()}}, "Unknown task of Experiment.task_contestants"),
-        ({"task_contestants": {RELU: ("none", "SDG")}}, "'SDG'. Did you mean 'SGD'"),
-        ({"task_contestants": {RELU: ("sam",)}}, "lacks 'none', the reference"),
+        ({"task_optimizers": {SIGMOID: ()}}, "Unknown task of Experiment.task_optimizers"),
+        ({"task_optimizers": {RELU: ("none", "SDG")}}, "'SDG'. Did you mean 'SGD'"),
+        ({"task_optimizers": {RELU: ("sam",)}}, "lacks 'none', the reference"),
         ({"tuning_steps": {RELU: 0}}, "Experiment.tuning_steps"),
         ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
     ],
@@ -797,8 +797,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(reproduced, tmp_path)
 def test_cubics_are_fitted_as_a_plain_loop_does():
     """SGD with weight decay, patience and all."""
     family = tasks.CubicRegressionFamily()
-    contestant = cubic_regression.sgd(0.1, 0.3)
-    fits = cubic_regression.fit(contestant, family, 2, num_steps=60, patience=5, seed=4)
+    optimizer = cubic_regression.sgd(0.1, 0.3)
+    fits = cubic_regression.fit(optimizer, family, 2, num_steps=60, patience=5, seed=4)
     for i in range(2):
         key = jax.random.fold_in(jax.random.PRNGKey(4), i)
         cubic_key, init_key = jax.random.split(key)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers_results import contestant, measured_task
+from helpers_results import measured_task, optimizer
 from test_study import RELU, lab
 
 from regularized_lopt.measure import optimizers as optimizers_lib
@@ -21,8 +21,8 @@ def test_one_seed_is_compared_with_every_seed_of_the_reference():
 def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_reference():
     """The baseline has 1.0, the reference's seeds 1.0 to 3.0: one seed alone would show no more."""
     nothing = np.zeros(3)
-    sgd = contestant([0.0], [1.0], matched=[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)], learning_rate=0.1)
-    result = measured_task(RELU, none=contestant(nothing, nothing + 1), SGD=sgd)
+    sgd = optimizer([0.0], [1.0], matched=[(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)], learning_rate=0.1)
+    result = measured_task(RELU, none=optimizer(nothing, nothing + 1), SGD=sgd)
     found = {(v.property, v.point): v for v in verdicts.judge([result])}
     matched = found["sam", "completion"].matched
     assert matched.count == 3
@@ -45,15 +45,15 @@ def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkey
     assert matched == [(seeds["Adam"][0], reference) for reference in seeds["none"]]
 
     planned = dry_run._Plan(laboratory, measure_rates=False)
-    monkeypatch.setattr(type(laboratory.experiment), "contestants_on", lambda *_: list(seeds))
+    monkeypatch.setattr(type(laboratory.experiment), "optimizers_on", lambda *_: list(seeds))
     lines = [line.label for line in planned._task(RELU, seeds) if line.stage == "match"]
     assert lines == [f"{RELU}, Adam"] * 2
 
 
 def test_each_measure_is_judged_alone():
     base, noise = np.zeros(4), np.array([0.01, -0.01, 0.02, -0.02])
-    none = contestant(base, base + 1.0)
-    other = contestant(
+    none = optimizer(base, base + 1.0)
+    other = optimizer(
         base, base + 1.2 + noise, relative=base + 0.8 + noise, matched=[(1.0, 1.0)] * 4
     )
     judged = verdicts.judge([measured_task(RELU, none=none, mine=other)], ("mine", "sam"))
@@ -68,5 +68,5 @@ def test_each_measure_is_judged_alone():
 
 
 def test_sam_is_judged_by_the_rise():
-    assert contestant([0.0], [1.0], own="sam").judged_by == "gsam"
-    assert contestant([0.0], [1.0], own="gam").judged_by == "gam"
+    assert optimizer([0.0], [1.0], own="sam").judged_by == "gsam"
+    assert optimizer([0.0], [1.0], own="gam").judged_by == "gam"

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from regularized_lopt import errors, tasks, upstream
-from regularized_lopt.measure.optimizers import Contestant, OptaxBaseline
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer, OptaxBaseline
 
 WEIGHT_DECAY = 0.1
 _RATES = np.geomspace(1e-3, 1.0, 7)
@@ -27,7 +27,7 @@ _GRID = np.linspace(-1.0, 1.0, 100)
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-    """What one contestant made of the polynomials; leading axis: polynomials.
+    """What one optimizer made of the polynomials; leading axis: polynomials.
 
     Attributes:
       r2: [n], against the noiseless polynomial on held-out points.
@@ -48,12 +48,12 @@ class Fits:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyEvidence:
-    """All contestants on the same polynomials.
+    """All optimizers on the same polynomials.
 
     Attributes:
       x, y: [n, points], the noisy training points.
       grid, truth: [points] and [n, points], the polynomials themselves.
-      fits: by contestant.
+      fits: by optimizer.
     """
 
     x: np.ndarray
@@ -63,12 +63,12 @@ class EarlyEvidence:
     fits: Mapping[str, Fits]
 
 
-def sgd(weight_decay: float, learning_rate: float) -> Contestant:
+def sgd(weight_decay: float, learning_rate: float) -> EvaluatedOptimizer:
     """SGD on the loss + weight_decay / 2 ‖p‖²."""
     name = "SGD with weight decay" if weight_decay else "SGD"
     kind = f"{name} {weight_decay}"
     rate = float(learning_rate)
-    return Contestant(name, kind, _maker(name, weight_decay), jnp.float32(rate), 1, rate)
+    return EvaluatedOptimizer(name, kind, _maker(name, weight_decay), jnp.float32(rate), 1, rate)
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def _maker(name: str, weight_decay: float) -> Callable[[Any], OptaxBaseline]:
 
 def tuned_sgd(
     weight_decay: float, family: tasks.CubicRegressionFamily, num_steps: int, seed: int = 0
-) -> Contestant:
+) -> EvaluatedOptimizer:
     """At the learning rate of the lowest training loss, on other polynomials."""
     losses = []
     for rate in _RATES:
@@ -91,7 +91,7 @@ def tuned_sgd(
 
 
 def fit(
-    contestant: Contestant,
+    optimizer: EvaluatedOptimizer,
     family: tasks.CubicRegressionFamily,
     num_polynomials: int = 50,
     num_steps: int = 5000,
@@ -101,19 +101,19 @@ def fit(
     """Fits every polynomial from its own init, until its loss has not improved for a while.
 
     Args:
-      contestant: what to train with.
+      optimizer: what to train with.
       family: of the polynomials.
       num_polynomials: how many, > 0.
       num_steps: full-batch steps at most.
       patience: steps without a lower training loss after which a fit ends; the params of the lowest
         are kept.
-      seed: polynomial and init i are the same for every contestant.
+      seed: polynomial and init i are the same for every optimizer.
     """
     errors.check_positive("num_polynomials", num_polynomials)
     errors.check_positive("num_steps", num_steps)
     errors.check_positive("patience", patience)
     keys = _keys(seed, num_polynomials)
-    found = _fit(contestant.make, family, num_steps, patience, contestant.hyper, keys)
+    found = _fit(optimizer.make, family, num_steps, patience, optimizer.hyper, keys)
     return Fits(grid=_GRID, **jax.tree.map(np.asarray, found))
 
 
@@ -158,7 +158,7 @@ def _fit(
 
 
 def early_evidence(
-    learned: Mapping[str, Contestant],
+    learned: Mapping[str, EvaluatedOptimizer],
     num_polynomials: int = 50,
     num_steps: int = 5000,
     patience: int = 500,
@@ -166,13 +166,13 @@ def early_evidence(
 ) -> EarlyEvidence:
     """Learned optimizers, and SGD with and without weight decay, on the same polynomials."""
     family = tasks.CubicRegressionFamily()
-    contestants = dict(learned)
+    optimizers = dict(learned)
     for decay in (0.0, WEIGHT_DECAY):
         tuned = tuned_sgd(decay, family, num_steps, seed)
-        contestants[tuned.label] = tuned
+        optimizers[tuned.label] = tuned
     fits = {
-        name: fit(contestant, family, num_polynomials, num_steps, patience, seed)
-        for name, contestant in contestants.items()
+        name: fit(optimizer, family, num_polynomials, num_steps, patience, seed)
+        for name, optimizer in optimizers.items()
     }
 
     def data(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -159,7 +159,7 @@ def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundin
     return Surroundings(loss, grad_norm, loss_ascent, grad_norm_ascent, trace, top)
 
 
-# Jitted at module level: one compilation serves all contestants, points and radii of a task.
+# Jitted at module level: one compilation serves all optimizers, points and radii of a task.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _ascend(
     task: tasks.ImageTask,

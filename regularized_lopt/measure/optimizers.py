@@ -19,10 +19,10 @@ SAM_RHO = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
+class EvaluatedOptimizer:
     """An optimizer as a pure function of what tells it from others of its kind.
 
-    Contestants with the same `kind` share compiled programs and may run side by side.
+    Those of the same `kind` share compiled programs and may run side by side.
 
     Attributes:
       name: in tables and figures.
@@ -49,7 +49,7 @@ class Contestant:
         return self.name if rate is None else f"{self.name} (lr {rate:.2g})"
 
 
-def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Contestant:
+def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> EvaluatedOptimizer:
     """A learned optimizer with its weights; results of one that cannot be saved are not stored."""
     try:
         described = learned_optimizers.describe(learned_opt)
@@ -60,18 +60,20 @@ def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Co
         kind = f"{module}{described['learned_opt']} {sorted(described['config'].items())}"
         lasting = True
     hyper = jax.tree.map(jnp.asarray, theta)
-    return Contestant(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
+    return EvaluatedOptimizer(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
 
 
-def load(name: str, path: Any) -> Contestant:
+def load(name: str, path: Any) -> EvaluatedOptimizer:
     """A trained optimizer from a file or a directory of outer training."""
     loaded = zoo.load(path)
     return learned(name, loaded.learned_opt, loaded.theta)
 
 
-def fixed(name: str, opt: upstream.Optimizer) -> Contestant:
+def fixed(name: str, opt: upstream.Optimizer) -> EvaluatedOptimizer:
     """Any other optimizer of upstream's interface, as it is; its results are not stored."""
-    return Contestant(name, f"{name} {id(opt)}", lambda _: opt, jnp.zeros(()), lasting=False)
+    return EvaluatedOptimizer(
+        name, f"{name} {id(opt)}", lambda _: opt, jnp.zeros(()), lasting=False
+    )
 
 
 @flax.struct.dataclass
@@ -163,7 +165,7 @@ BASELINES: Mapping[str, Baseline] = {
 """Baselines by name, each with a grid of ten rates over three decades."""
 
 
-def baseline(name: str, learning_rate: float) -> Contestant:
+def baseline(name: str, learning_rate: float) -> EvaluatedOptimizer:
     """A baseline at one learning rate.
 
     Raises:
@@ -171,7 +173,7 @@ def baseline(name: str, learning_rate: float) -> Contestant:
     """
     found = BASELINES[errors.check_name("baseline", name, BASELINES)]
     kind = name if found.gradients_per_step == 1 else f"{name}, rho {SAM_RHO}"
-    return Contestant(
+    return EvaluatedOptimizer(
         name,
         kind,
         lambda rate: OptaxBaseline(name, found.make(rate)),

@@ -17,7 +17,7 @@ POINTS = ("poc", "completion")
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """A contestant and the reference, each when it first reached the same training loss.
+    """An optimizer and the reference, each when it first reached the same training loss.
 
     Attributes:
       level: [runs], the training loss (nats); NaN where it was not comparable.
@@ -34,7 +34,7 @@ class Matched:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One contestant on one task: what was found with each of its meta-training seeds.
+    """One optimizer on one task: what was found with each of its meta-training seeds.
 
     Attributes:
       name: in tables, with the learning rate of a baseline.
@@ -91,21 +91,21 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """All contestants on one task.
+    """All optimizers on one task.
 
     Attributes:
       task: its name.
       num_steps: inner steps.
       measurement: what was measured.
-      reference: name (key) of the contestant that others are compared with.
-      contestants: by key.
+      reference: name (key) of the optimizer that others are compared with.
+      optimizers: by key.
     """
 
     task: str
     num_steps: int
     measurement: Measurement
     reference: str
-    contestants: Mapping[str, Result]
+    optimizers: Mapping[str, Result]
 
     @property
     def is_measured(self) -> bool:
@@ -114,8 +114,8 @@ class TaskResult:
 
     @property
     def others(self) -> Iterator[tuple[str, Result]]:
-        """All contestants but the reference."""
-        return ((k, r) for k, r in self.contestants.items() if k != self.reference)
+        """All optimizers but the reference."""
+        return ((k, r) for k, r in self.optimizers.items() if k != self.reference)
 
     @property
     def learned(self) -> Iterator[tuple[str, Result]]:
@@ -124,13 +124,13 @@ class TaskResult:
 
     @property
     def reference_result(self) -> Result:
-        """The contestant that others are compared with."""
-        return self.contestants[self.reference]
+        """The optimizer that others are compared with."""
+        return self.optimizers[self.reference]
 
 
 def names(results: Sequence[TaskResult]) -> list[str]:
-    """Keys of all contestants in order of appearance, the learned ones before the baselines."""
-    learned = {k: one.is_learned for result in results for k, one in result.contestants.items()}
+    """Keys of all optimizers in order of appearance, the learned ones before the baselines."""
+    learned = {k: one.is_learned for result in results for k, one in result.optimizers.items()}
     return sorted(learned, key=lambda name: not learned[name])
 
 

@@ -1,4 +1,4 @@
-"""Meta-test runs: unseen networks, trained by each contestant from the same inits and batches."""
+"""Meta-test runs: unseen networks, trained by each optimizer from the same inits and batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regularized_lopt import errors, tasks
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.measure import convergence
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import (
     Ends,
     Levels,
@@ -52,9 +52,9 @@ class Layout:
 
 
 class Trainer:
-    """Trains networks on one task: run r has the same init and batches for every contestant.
+    """Trains networks on one task: run r has the same init and batches for every optimizer.
 
-    Programs are compiled once per kind of contestant and kept.
+    Programs are compiled once per kind of optimizer and kept.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
 
         Args:
           task: an image task in phase "meta_test".
-          num_runs: networks per contestant, > 0.
+          num_runs: networks per optimizer, > 0.
           num_steps: inner steps, > 0.
           seed: run r starts from key (seed, r).
           eval_steps: when to evaluate the test set; default: `eval_grid(num_steps)`.
@@ -95,23 +95,23 @@ class Trainer:
         )
         self.programs = {} if programs is None else programs
 
-    def train(self, contestants: Sequence[Contestant], label: str = "") -> dict[str, Runs]:
-        """Trains `num_runs` networks with each contestant; all are of one kind.
+    def train(self, optimizers: Sequence[EvaluatedOptimizer], label: str = "") -> dict[str, Runs]:
+        """Trains `num_runs` networks with each optimizer; all are of one kind.
 
         Args:
-          contestants: what to train with; names differ.
+          optimizers: what to train with; names differ.
           label: of the progress bar; default: their names.
         """
-        kinds = {contestant.kind for contestant in contestants}
+        kinds = {optimizer.kind for optimizer in optimizers}
         if len(kinds) != 1:
-            raise ValueError(f"Trainer.train takes contestants of one kind, got {sorted(kinds)}.")
-        program = self.programs.setdefault(kinds.pop(), _Program(self.task, contestants[0].make))
-        lanes = [(c.hyper, key) for c in contestants for key in self._keys]
+            raise ValueError(f"Trainer.train takes optimizers of one kind, got {sorted(kinds)}.")
+        program = self.programs.setdefault(kinds.pop(), _Program(self.task, optimizers[0].make))
+        lanes = [(one.hyper, key) for one in optimizers for key in self._keys]
         width = min(self.layout.lanes, len(lanes))
         groups = [lanes[i : i + width] for i in range(0, len(lanes), width)]
         bar = progress_lib.bar(
             len(lanes) * self.num_steps,
-            label or ", ".join(c.label for c in contestants),
+            label or ", ".join(one.label for one in optimizers),
             self._progress,
             unit_scale=True,
         )
@@ -129,22 +129,22 @@ class Trainer:
             finished = list(pool.map(run, groups))
         rows = [row for group in finished for row in group]
         return {
-            contestant.name: _stack(
+            optimizer.name: _stack(
                 rows[i * self.num_runs : (i + 1) * self.num_runs], self.num_steps, self._grid
             )
-            for i, contestant in enumerate(contestants)
+            for i, optimizer in enumerate(optimizers)
         }
 
-    def compile(self, contestants: Sequence[Contestant]) -> None:
+    def compile(self, optimizers: Sequence[EvaluatedOptimizer]) -> None:
         """Compiles what `train` runs, by one step of it, so that training can be timed."""
         trial = Trainer(
             self.task, self.num_runs, 1, 0, [1], self.layout, self.programs, progress=False
         )
-        trial.train(contestants)
+        trial.train(optimizers)
 
 
 class _Program:
-    """The jitted parts of training with one kind of contestant, on any number of lanes."""
+    """The jitted parts of training with one kind of optimizer, on any number of lanes."""
 
     def __init__(self, task: tasks.ImageTask, make: Any):
         self._task = task
@@ -260,7 +260,7 @@ class _Program:
         return _over_lanes(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
 
 
-# Jitted at module level: one compilation serves all contestants of a task.
+# Jitted at module level: one compilation serves all optimizers of a task.
 @functools.partial(jax.jit, static_argnums=0)
 def _initial_params(task: tasks.ImageTask, keys: jax.Array) -> Any:
     return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, _PARAMS)), keys)
@@ -275,7 +275,7 @@ def tune(
     layout: Layout = Layout(),
     programs: dict[str, _Program] | None = None,
     progress: bool = True,
-) -> Contestant:
+) -> EvaluatedOptimizer:
     """A baseline at the learning rate of its grid with the lowest final training loss.
 
     The loss is that on the meta-test train split; the test set is not looked at. The runs are not
@@ -296,13 +296,13 @@ def tune(
 
 
 def measure_layouts(
-    trainer: Trainer, contestants: Sequence[Contestant], num_steps: int = 20
+    trainer: Trainer, optimizers: Sequence[EvaluatedOptimizer], num_steps: int = 20
 ) -> dict[Layout, float]:
     """Inner steps per second of every layout worth trying on this machine, after compiling.
 
     Args:
       trainer: of the task and runs in question.
-      contestants: to be trained with, of one kind; side by side where that may pay.
+      optimizers: to be trained with, of one kind; side by side where that may pay.
       num_steps: inner steps to time.
     """
     runs = trainer.num_runs
@@ -311,10 +311,10 @@ def measure_layouts(
         # Wide programs mostly move more memory there; several narrow ones share the cores.
         layouts.append(Layout(1, min(_cores(), runs)))
     else:
-        layouts.append(Layout(runs * len(contestants), 1))
+        layouts.append(Layout(runs * len(optimizers), 1))
     speeds: dict[Layout, float] = {}
     for layout in dict.fromkeys(layouts):
-        together = contestants[: max(1, layout.lanes // runs)]
+        together = optimizers[: max(1, layout.lanes // runs)]
         try:
             # Two steps first: a layout that is far behind is not measured any longer.
             for steps in (2, num_steps):

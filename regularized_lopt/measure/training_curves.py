@@ -1,4 +1,4 @@
-"""What is kept of the runs of one contestant on one task."""
+"""What is kept of the runs of one optimizer on one task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_LEVEL = -(2**30)
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """Params of the runs of one contestant on one task; leading axis: runs.
+    """Params of the runs of one optimizer on one task; leading axis: runs.
 
     Attributes:
       poc, final: at the PoC and at completion.
@@ -41,7 +41,7 @@ class Ends:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Curves of the runs of one contestant on one task; leading axis: runs.
+    """Curves of the runs of one optimizer on one task; leading axis: runs.
 
     Attributes:
       loss_steps: [points], number of the step, from 0, of each training loss.

@@ -60,7 +60,7 @@ def write(
 def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
     """Every property, scale, point and radius, with its difference to the reference."""
     for result in (result for result in results if result.is_measured):
-        for key, one in result.contestants.items():
+        for key, one in result.optimizers.items():
             for point in POINTS:
                 for name in PROPERTIES:
                     for scale in SCALES:
@@ -87,7 +87,7 @@ def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
 
 
 def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
-    """What every contestant is judged by, at the headline radius, by each measure.
+    """What every optimizer is judged by, at the headline radius, by each measure.
 
     Columns say whether it is learned and whether it was trained for a property (`targeted`). Runs
     are at matched training loss once, so that `point` is empty there. The ends of a ratio's
@@ -122,9 +122,9 @@ def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
 
 
 def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
-    """One row per contestant, meta-training seed, run and point."""
+    """One row per optimizer, meta-training seed, run and point."""
     for result in results:
-        for key, one in result.contestants.items():
+        for key, one in result.optimizers.items():
             for seed, runs in enumerate(one.runs):
                 for point in POINTS:
                     around = one.at[point][seed] if result.is_measured else None
@@ -184,7 +184,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
         }
         return {**cache_lib.fields(at), **ascents}
 
-    def contestant(one: Result, radius: int) -> dict[str, Any]:
+    def optimizer(one: Result, radius: int) -> dict[str, Any]:
         return {
             "name": one.name,
             "gradients_per_step": one.gradients_per_step,
@@ -227,8 +227,8 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
                     "num_steps": result.num_steps,
                     "measurement": cache_lib.fields(result.measurement),
                     "contestants": {
-                        key: contestant(one, result.measurement.headline)
-                        for key, one in result.contestants.items()
+                        key: optimizer(one, result.measurement.headline)
+                        for key, one in result.optimizers.items()
                     },
                 }
                 for result in results

@@ -41,7 +41,7 @@ def training_curves(result: TaskResult) -> mpl_figure.Figure:
         right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
         right.set_xticks([0, *[10**e for e in range(int(np.log10(result.num_steps)) + 1)]])
         right.set_title("Test accuracy")
-        best = max(one.accuracy().mean() for one in result.contestants.values())
+        best = max(one.accuracy().mean() for one in result.optimizers.values())
         right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
         plot_style.legend_below(figure, right)
     return figure
@@ -57,7 +57,7 @@ def property_by_radius(
     Args:
       results: by task.
       name: "sam", "gsam" or "gam".
-      keys: contestants to show.
+      keys: optimizers to show.
       scale: of the radius, "absolute" or "relative".
     """
     with matplotlib.rc_context(plot_style.STYLE):
@@ -125,7 +125,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        found = {(v.task, v.contestant, v.property, v.point): v for v in judged}
+        found = {(v.task, v.optimizer, v.property, v.point): v for v in judged}
         for y, (key, one) in enumerate(rows):
             accuracy = compare(one.accuracy(), base.accuracy())
             plot_style.interval(left, y, accuracy, 1.0, plot_style.COLORS[0])
@@ -172,7 +172,7 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
     with matplotlib.rc_context(plot_style.STYLE):
         figure, axes = plot_style.panels(len(results), columns, 0.9 + 0.24 * len(keys))
         for axis, result in zip(axes, results, strict=True):
-            for key, one in result.contestants.items():
+            for key, one in result.optimizers.items():
                 error, color = _error(one), colors[key]
                 axis.plot(
                     error,
@@ -205,7 +205,7 @@ def validation(
     with matplotlib.rc_context(plot_style.STYLE):
         figure, axes = plot_style.panels(len(results), columns, 2.5, sharey=False)
         for axis, result in zip(axes, results, strict=True):
-            for key, one in result.contestants.items():
+            for key, one in result.optimizers.items():
                 if key in losses:
                     axis.plot(
                         losses[key], _error(one), "o", color=colors[key], alpha=0.75,
@@ -219,9 +219,9 @@ def validation(
 
 
 def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figure:
-    """The loss on a line and on a plane through the PoC of run 0, by contestant.
+    """The loss on a line and on a plane through the PoC of run 0, by optimizer.
 
-    Directions are random and normalized by filter (Li et al. 2018), the same for all contestants.
+    Directions are random and normalized by filter (Li et al. 2018), the same for all optimizers.
     """
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(

@@ -131,11 +131,11 @@ def _learned(
         for key, one in result.learned
         if one.own_property == name and one.targeted
     }
-    relevant = [v for v in judged if owners.get((v.task, v.contestant)) == v.property]
+    relevant = [v for v in judged if owners.get((v.task, v.optimizer)) == v.property]
     if not relevant:
         return Claim(text, NOT_MEASURED, ())
     evidence = [
-        f"{v.task}, {v.contestant}, {LABELS[v.property]} at {v.point}: {v.absolute} in absolute "
+        f"{v.task}, {v.optimizer}, {LABELS[v.property]} at {v.point}: {v.absolute} in absolute "
         f"radius, {v.relative} in relative, {v.matched} at matched training loss. "
         f"{v.text().capitalize()}."
         for v in relevant
@@ -149,7 +149,7 @@ def _learned(
     tested = [
         v.declared()
         for v in judged
-        if v.decision and (v.task, v.contestant) in owners and claimed(v.task)
+        if v.decision and (v.task, v.optimizer) in owners and claimed(v.task)
     ]
     return Claim(text, _by_measure(at), tuple(evidence), _tally(tested) if tested else "")
 
@@ -160,7 +160,7 @@ def _by_measure(at: Sequence[Verdict]) -> str:
     for measure in MEASURES:
         cells: dict[tuple[str, str], list[str]] = {}
         for v in at:
-            cells.setdefault((v.task, v.contestant), []).append(v.by(measure))
+            cells.setdefault((v.task, v.optimizer), []).append(v.by(measure))
         said[measure] = _tally([_strongest(found) for found in cells.values()])
     if len(set(said.values())) == 1:
         return said[MEASURES[0]]

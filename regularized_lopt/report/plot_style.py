@@ -84,7 +84,7 @@ def cycle() -> Any:
 
 
 def palette(results: Sequence[TaskResult]) -> dict[str, str]:
-    """A colour for every contestant of any task."""
+    """A colour for every optimizer of any task."""
     keys = names(results)
     return dict(zip(keys, cycle(), strict=False))
 
@@ -94,9 +94,9 @@ def styled(
     keys: Sequence[str] | None = None,
     colors: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Contestants with their colours, default: of the task alone; baselines are dashed."""
+    """Optimizers with their colours, default: of the task alone; baselines are dashed."""
     colors = colors or palette([result])
-    for key, one in result.contestants.items():
+    for key, one in result.optimizers.items():
         if keys is None or key in keys:
             style = "-" if one.is_learned else "--"
             yield {"color": colors[key], "linestyle": style}, one

@@ -17,17 +17,17 @@ from regularized_lopt.report.verdicts import Verdict, compare, units
 
 
 def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
-    """One row per contestant, one column per task: test accuracy at completion.
+    """One row per optimizer, one column per task: test accuracy at completion.
 
     Args:
       results: by task.
-      seeds: by contestant, the place of the one meta-training seed to show; default: all of them.
+      seeds: by optimizer, the place of the one meta-training seed to show; default: all of them.
     """
 
     def cell(result: TaskResult, key: str) -> str:
-        if key not in result.contestants:
+        if key not in result.optimizers:
             return ""
-        accuracy = result.contestants[key].accuracy()
+        accuracy = result.optimizers[key].accuracy()
         return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
 
     rows = [[key, *(cell(result, key) for result in results)] for key in names(results)]
@@ -46,11 +46,11 @@ def failures(results: Sequence[TaskResult]) -> Table:
     whose accuracy is not finite fails.
     """
     keys = dict.fromkeys(
-        key for result in results for key, one in result.contestants.items() if len(one.runs) > 1
+        key for result in results for key, one in result.optimizers.items() if len(one.runs) > 1
     )
 
     def cell(result: TaskResult, key: str) -> str:
-        if key not in result.contestants:
+        if key not in result.optimizers:
             return ""
         failing = _failing(result, key)
         return f"{np.sum(failing)} of {len(failing)}"
@@ -61,9 +61,9 @@ def failures(results: Sequence[TaskResult]) -> Table:
 
 def _failing(result: TaskResult, key: str) -> np.ndarray:
     """[seeds], which of an optimizer's do."""
-    every = [one.accuracy().mean(axis=1) for one in result.contestants.values()]
+    every = [one.accuracy().mean(axis=1) for one in result.optimizers.values()]
     enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
-    return ~(result.contestants[key].accuracy().mean(axis=1) >= enough)
+    return ~(result.optimizers[key].accuracy().mean(axis=1) >= enough)
 
 
 def against_sam(results: Sequence[TaskResult]) -> Table:
@@ -73,8 +73,8 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
         header += ["property", "absolute radius", "relative radius"]
     rows = []
     for result in results:
-        baselines = {k: r for k, r in result.contestants.items() if r.gradients_per_step > 1}
-        for key, one in result.contestants.items():
+        baselines = {k: r for k, r in result.optimizers.items() if r.gradients_per_step > 1}
+        for key, one in result.optimizers.items():
             if not one.is_learned:
                 continue
             for other in baselines.values():
@@ -103,7 +103,7 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
     keys = [
         key
         for key in names(results)
-        if any(key in r.contestants and len(r.contestants[key].runs) > 1 for r in results)
+        if any(key in r.optimizers and len(r.optimizers[key].runs) > 1 for r in results)
     ]
     rows: list[list[str]] = [[key] for key in keys]
     for name, inside in (("MLPs", True), ("CNNs", False)):
@@ -113,7 +113,7 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
         columns = ("tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)")
         header += [f"{name}: {column}" for column in columns]
         for key, row in zip(keys, rows, strict=True):
-            own = [result for result in group if key in result.contestants]
+            own = [result for result in group if key in result.optimizers]
             row.extend(_over(own, key) if len(own) > 1 else [""] * 4)
     return header, rows if len(header) > 1 else []
 
@@ -123,7 +123,7 @@ def _over(results: Sequence[TaskResult], key: str) -> list[str]:
 
     def seeds(name: str) -> np.ndarray:
         """[seeds, 1], the mean over tasks."""
-        by_task = [result.contestants[name].accuracy().mean(axis=1) for result in results]
+        by_task = [result.optimizers[name].accuracy().mean(axis=1) for result in results]
         return np.mean(by_task, axis=0)[:, None]
 
     fail = sum(int(np.sum(_failing(result, key))) for result in results)
@@ -137,7 +137,7 @@ def _over(results: Sequence[TaskResult], key: str) -> list[str]:
 
 
 def accuracy_table(results: Sequence[TaskResult]) -> Table:
-    """One row per task and contestant: means, deviations, paired differences to the reference."""
+    """One row per task and optimizer: means, deviations, paired differences to the reference."""
     reference = results[0].reference
     header = [
         "task",
@@ -153,7 +153,7 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
     rows = []
     for result in results:
         base = result.reference_result.accuracy()
-        for key, one in result.contestants.items():
+        for key, one in result.optimizers.items():
             poc = np.concatenate([runs.poc_step for runs in one.runs]) + 1
             never = int(sum((~runs.poc_declared).sum() for runs in one.runs))
             rows.append(
@@ -173,7 +173,7 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
 
 
 def property_table(result: TaskResult, point: str) -> Table:
-    """One task: every contestant's properties at the headline radius, with differences."""
+    """One task: every optimizer's properties at the headline radius, with differences."""
     reference = result.reference
     radius = result.measurement.headline
     header = ["optimizer"]
@@ -181,7 +181,7 @@ def property_table(result: TaskResult, point: str) -> Table:
         header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
     header += ["tr H", "λ max"] if result.measurement.num_probes else []
     rows = []
-    for key, one in result.contestants.items():
+    for key, one in result.optimizers.items():
         row = [one.name]
         for name in PROPERTIES:
             row.append(_measured(one.last(name, point, radius)))
@@ -224,7 +224,7 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
         rows.append(
             [
                 v.task,
-                v.contestant,
+                v.optimizer,
                 v.property,
                 v.point,
                 str(v.absolute),
@@ -240,7 +240,7 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
 
 
 def early_evidence_table(found: EarlyEvidence) -> Table:
-    """One row per contestant; differences to the first."""
+    """One row per optimizer; differences to the first."""
     first = next(iter(found.fits.values()))
     header = ["optimizer", "R² (median)", "R²", "vs first (95%)", "‖p‖", "vs first (95%)", "loss"]
     rows = []
@@ -301,7 +301,7 @@ def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequenc
     """
     rows = []
     for result in results:
-        known = {key: one for key, one in result.contestants.items() if key in losses}
+        known = {key: one for key, one in result.optimizers.items() if key in losses}
         loss = [value for key in known for value in losses[key]]
         if len(loss) < 3:  # Of two, the order is always right or wrong.
             continue

@@ -44,10 +44,10 @@ def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether a contestant has a property more than the reference has.
+    """Whether an optimizer has a property more than the reference has.
 
     Attributes:
-      task, contestant, property, point: of which it is said.
+      task, optimizer, property, point: of which it is said.
       absolute, relative: difference to the reference at the headline radius; negative: flatter.
       matched: the same in the relative radius where both first reached the same training loss,
         whatever `point` is.
@@ -55,7 +55,7 @@ class Verdict:
     """
 
     task: str
-    contestant: str
+    optimizer: str
     property: str
     point: str
     absolute: statistics.Difference
@@ -93,11 +93,11 @@ def judge(
     alpha: float = 0.05,
     test: str = "auto",
 ) -> list[Verdict]:
-    """A verdict for every contestant, property and point of every task that was measured.
+    """A verdict for every optimizer, property and point of every task that was measured.
 
     Args:
       results: by task.
-      primary: (contestant, property) of the declared family: one test per task, at completion, at
+      primary: (optimizer, property) of the declared family: one test per task, at completion, at
         the headline radius, together under Holm's procedure; everything else is judged by its
         95% intervals, one by one, and is descriptive. None: nothing is declared.
       alpha: of the family.
@@ -107,7 +107,7 @@ def judge(
     if primary is not None:
         family = {}
         for result in results:
-            tested = primary[0] in result.contestants and primary[0] != result.reference
+            tested = primary[0] in result.optimizers and primary[0] != result.reference
             if result.is_measured and tested:
                 pair = property_pair(result, primary[0], primary[1], "completion", "absolute")
                 family[result.task] = statistics.differences(*paired_units(*pair))
@@ -142,21 +142,21 @@ def _verdict(
 def measured_pair(
     result: TaskResult, key: str, name: str, point: str, measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A property by one of `MEASURES`, [seeds, runs]: (contestant's, reference's)."""
+    """A property by one of `MEASURES`, [seeds, runs]: (optimizer's, reference's)."""
     if measure == "matched":
-        return matched_pair(result.contestants[key], name)
+        return matched_pair(result.optimizers[key], name)
     return property_pair(result, key, name, point, measure)
 
 
-def matched_pair(contestant: Result, name: str) -> tuple[np.ndarray, np.ndarray]:
+def matched_pair(one: Result, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A property at matched training loss, relative radius, [pairs, runs]: (own, reference's).
 
     NaN where it was not measured.
     """
-    if not contestant.matched:
+    if not one.matched:
         return np.full((1, 1), np.nan), np.full((1, 1), np.nan)
     pairs: list[list[Any]] = [
-        [getattr(m, side).last(name, "relative")[:, 0] for m in contestant.matched]
+        [getattr(m, side).last(name, "relative")[:, 0] for m in one.matched]
         for side in ("own", "reference")
     ]
     return np.stack(pairs[0]), np.stack(pairs[1])
@@ -165,9 +165,9 @@ def matched_pair(contestant: Result, name: str) -> tuple[np.ndarray, np.ndarray]
 def property_pair(
     result: TaskResult, key: str, name: str, point: str, scale: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A property at the headline radius, [seeds, runs]: (contestant's, reference's)."""
+    """A property at the headline radius, [seeds, runs]: (optimizer's, reference's)."""
     radius = result.measurement.headline
     return (
-        result.contestants[key].last(name, point, radius, scale),
+        result.optimizers[key].last(name, point, radius, scale),
         result.reference_result.last(name, point, radius, scale),
     )

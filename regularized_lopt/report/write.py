@@ -49,7 +49,7 @@ class Reporter:
 
         Args:
           title, lead: of the page; the paper's claims are gone through if a test was declared.
-          seconds_per_step: (task, contestant) -> what an inner step of one run took, if known.
+          seconds_per_step: (task, optimizer) -> what an inner step of one run took, if known.
           chosen: by optimizer, the place of the meta-training seed that one would take.
         """
         export.write(self._results, self.judged, self.claims, self._out_dir)
@@ -168,7 +168,7 @@ class Reporter:
         if result.is_measured:
             self._surroundings(page, result)
         costs = (
-            [(one, seconds_per_step(result.task, key)) for key, one in result.contestants.items()]
+            [(one, seconds_per_step(result.task, key)) for key, one in result.optimizers.items()]
             if seconds_per_step
             else []
         )
@@ -202,7 +202,7 @@ class Reporter:
             f"{result.task}/ascent_curves",
             "Along the ascent from a random start in the ball.",
         )
-        slices = {one.name: one.slices for one in result.contestants.values() if one.slices}
+        slices = {one.name: one.slices for one in result.optimizers.values() if one.slices}
         if slices:
             self._add(
                 page,

@@ -1,4 +1,8 @@
-"""Which cells an experiment has, and what each depends on."""
+"""Which cells an experiment has, and what each depends on.
+
+The words of a spec are in the files that are kept, and in their digests. They stay as they are,
+whatever the code calls these things by now.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import Measurement
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import LEVEL_RATIO, LEVELS_KEPT
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache import Cell
@@ -18,7 +22,7 @@ from regularized_lopt.tasks import data as data_lib
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a contestant is called in the cells that depend on it.
+    """What an optimizer is called in the cells that depend on it.
 
     Attributes:
       name: unlike any other's.
@@ -29,9 +33,9 @@ class Identity:
     lasting: bool
 
 
-def identity(contestant: Contestant) -> Identity:
-    """Of a contestant."""
-    return Identity(f"{contestant.kind} {cache_lib.digest(contestant.hyper)}", contestant.lasting)
+def identity(optimizer: EvaluatedOptimizer) -> Identity:
+    """Of an optimizer."""
+    return Identity(f"{optimizer.kind} {cache_lib.digest(optimizer.hyper)}", optimizer.lasting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,47 +67,47 @@ class Cells:
         }
         return Cell("tune", f"{task} {baseline}", spec)
 
-    def runs(self, task: str, name: str, contestant: Identity) -> Cell:
-        """`Runs` of a contestant, whose `identity` is given."""
+    def runs(self, task: str, name: str, optimizer: Identity) -> Cell:
+        """`Runs` of an optimizer, whose `identity` is given."""
         spec = {
             **self._spec(task),
             "num_runs": self.experiment.runs_of(task),
-            "contestant": contestant.name,
+            "contestant": optimizer.name,
             "levels": [LEVEL_RATIO, LEVELS_KEPT],
         }
-        return Cell("runs", f"{task} {name}", spec, contestant.lasting)
+        return Cell("runs", f"{task} {name}", spec, optimizer.lasting)
 
-    def ends(self, task: str, name: str, contestant: Identity) -> Cell:
+    def ends(self, task: str, name: str, optimizer: Identity) -> Cell:
         """`Ends` of those runs: large, and needed only to measure around them."""
-        return dataclasses.replace(self.runs(task, name, contestant), kind="ends")
+        return dataclasses.replace(self.runs(task, name, optimizer), kind="ends")
 
-    def surroundings(self, task: str, name: str, contestant: Identity, point: str) -> Cell:
+    def surroundings(self, task: str, name: str, optimizer: Identity, point: str) -> Cell:
         """`flatness.Surroundings` of those runs."""
         spec = {
-            **self._measured(task, name, contestant),
+            **self._measured(task, name, optimizer),
             "point": point,
             "measurement": dataclasses.asdict(self.measurement_of(task)),
         }
-        return Cell("surroundings", f"{task} {name} {point}", spec, contestant.lasting)
+        return Cell("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
 
-    def matched(self, task: str, name: str, contestant: Identity, reference: Identity) -> Cell:
+    def matched(self, task: str, name: str, optimizer: Identity, reference: Identity) -> Cell:
         """`results.Matched` of those runs and the reference's."""
         spec = {
-            **self._measured(task, name, contestant),
+            **self._measured(task, name, optimizer),
             "reference": reference.name,
             "measurement": dataclasses.asdict(self.measurement_of(task).headline_alone()),
         }
-        lasting = contestant.lasting and reference.lasting
+        lasting = optimizer.lasting and reference.lasting
         return Cell("matched", f"{task} {name}", spec, lasting)
 
-    def slices(self, task: str, name: str, contestant: Identity) -> Cell:
+    def slices(self, task: str, name: str, optimizer: Identity) -> Cell:
         """`loss_slices.LossSlices` around the first of those runs."""
-        spec = {**self.runs(task, name, contestant).spec, "reach": 1.0, "points": 25}
-        return Cell("slices", f"{task} {name}", spec, contestant.lasting)
+        spec = {**self.runs(task, name, optimizer).spec, "reach": 1.0, "points": 25}
+        return Cell("slices", f"{task} {name}", spec, optimizer.lasting)
 
-    def update_curves(self, name: str, contestant: Identity) -> Cell:
+    def update_curves(self, name: str, optimizer: Identity) -> Cell:
         """`measure.update_curves` of an optimizer."""
-        return Cell("updates", name, {"contestant": contestant.name}, contestant.lasting)
+        return Cell("updates", name, {"contestant": optimizer.name}, optimizer.lasting)
 
     def early_evidence(self, learned: Mapping[str, Identity]) -> Cell:
         """`cubic_regression.EarlyEvidence` with learned optimizers, by name."""
@@ -122,8 +126,8 @@ class Cells:
             "splits": cache_lib.digest(data_lib.meta_splits(1000)),
         }
 
-    def _measured(self, task: str, name: str, contestant: Identity) -> dict[str, Any]:
+    def _measured(self, task: str, name: str, optimizer: Identity) -> dict[str, Any]:
         return {
-            **self.runs(task, name, contestant).spec,
+            **self.runs(task, name, optimizer).spec,
             "measured_runs": self.experiment.measured_runs(task),
         }

@@ -19,7 +19,7 @@ from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.measure import cubic_regression, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS, seed_pairs
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.run import load_metrics
@@ -68,20 +68,20 @@ class _Plan:
 
     def lines(self) -> Iterator[PlannedCell]:
         """In the order in which they are computed."""
-        contestants: dict[str, list[Contestant | None]] = {}
+        optimizers: dict[str, list[EvaluatedOptimizer | None]] = {}
         for name, source in self._experiment.optimizers.items():
             seeds = self._lab.optimizers.seeds(name)
-            contestants[name] = [self._lab.optimizers.trained(name, source, seed) for seed in seeds]
-            for seed, one in zip(seeds, contestants[name], strict=True):
+            optimizers[name] = [self._lab.optimizers.trained(name, source, seed) for seed in seeds]
+            for seed, one in zip(seeds, optimizers[name], strict=True):
                 label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
                 yield self._meta_training(name, source, seed, label, one)
         for task in self._experiment.tasks:
-            yield from self._task(task, contestants)
+            yield from self._task(task, optimizers)
         if self._experiment.early_evidence:
             yield from self._early_evidence()
 
     def _meta_training(
-        self, name: str, source: str, seed: int, label: str, one: Contestant | None
+        self, name: str, source: str, seed: int, label: str, one: EvaluatedOptimizer | None
     ) -> PlannedCell:
         return self._line(
             "meta-train",
@@ -92,7 +92,7 @@ class _Plan:
         )
 
     def _early_evidence(self) -> Iterator[PlannedCell]:
-        found: dict[str, Contestant | None] = {}
+        found: dict[str, EvaluatedOptimizer | None] = {}
         for name, source in self._experiment.early_evidence.items():
             found[name] = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
             label = f"early evidence, {name}"
@@ -108,12 +108,12 @@ class _Plan:
         )
 
     def _task(
-        self, task: str, learned: Mapping[str, Sequence[Contestant | None]]
+        self, task: str, learned: Mapping[str, Sequence[EvaluatedOptimizer | None]]
     ) -> Iterator[PlannedCell]:
-        contestants = {name: list(of) for name, of in learned.items()}
+        optimizers = {name: list(of) for name, of in learned.items()}
         for name in self._experiment.baselines_on(task):
             tuned = self._lab.on(task).tuned(name)
-            contestants[name] = [tuned]
+            optimizers[name] = [tuned]
             yield self._line(
                 "tune",
                 f"{task}, {name}",
@@ -121,21 +121,21 @@ class _Plan:
                 f"tune {task} {name}",
                 lambda rates, name=name: rates.tuning(task, name),
             )
-        reference = contestants[self._experiment.reference]
-        for name in self._experiment.contestants_on(task):
-            pairs = seed_pairs(len(contestants[name]), len(reference))
-            for index, one in enumerate(contestants[name]):
-                yield from self._contestant(task, name, index, one)
+        reference = optimizers[self._experiment.reference]
+        for name in self._experiment.optimizers_on(task):
+            pairs = seed_pairs(len(optimizers[name]), len(reference))
+            for index, one in enumerate(optimizers[name]):
+                yield from self._optimizer(task, name, index, one)
                 if self._experiment.matches(name, task):
                     others = [reference[b] for a, b in pairs if a == index]
                     yield from self._matches(task, name, index, one, others)
 
-    def _contestant(
+    def _optimizer(
         self,
         task: str,
         name: str,
         index: int,
-        one: Contestant | None,
+        one: EvaluatedOptimizer | None,
     ) -> Iterator[PlannedCell]:
         label = _label(task, name, index)
         made: dict[str, Cell] = {}
@@ -174,8 +174,8 @@ class _Plan:
         task: str,
         name: str,
         index: int,
-        one: Contestant | None,
-        others: Sequence[Contestant | None],
+        one: EvaluatedOptimizer | None,
+        others: Sequence[EvaluatedOptimizer | None],
     ) -> Iterator[PlannedCell]:
         """With every seed of the reference that it is compared with."""
         for other in others:
@@ -205,7 +205,7 @@ class _Plan:
 
 
 def _label(task: str, name: str, index: int) -> str:
-    """Of a contestant's meta-training seed, by its place."""
+    """Of an optimizer's meta-training seed, by its place."""
     return f"{task}, {name}" + (f", #{index}" if index else "")
 
 
@@ -246,7 +246,7 @@ class _Rates:
         return lanes * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:
-        """Of all runs of a contestant."""
+        """Of all runs of an optimizer."""
         lanes = self._experiment.runs_of(task)
         return lanes * self._experiment.num_steps * self._inner_step(task, name)
 
@@ -284,16 +284,16 @@ class _Rates:
     def _inner_step(self, task: str, name: str) -> float:
         """Seconds per step of one run, in the layout that the runs will have."""
         if name in self._experiment.optimizers:
-            contestant = self._like(name)
+            optimizer = self._like(name)
             return self._rate(
-                f"inner step {task} {contestant.kind}", lambda: self._time_steps(task, contestant)
+                f"inner step {task} {optimizer.kind}", lambda: self._time_steps(task, optimizer)
             )
         # Baselines cost little but their gradients.
         sgd = optimizers_lib.baseline("SGD", 0.01)
         seconds = self._rate(f"inner step {task} SGD", lambda: self._time_steps(task, sgd))
         return seconds * optimizers_lib.BASELINES[name].gradients_per_step
 
-    def _time_steps(self, task: str, contestant: Contestant) -> float:
+    def _time_steps(self, task: str, optimizer: EvaluatedOptimizer) -> float:
         trainer = self._trainer(task)
         trial = trainer_lib.Trainer(
             trainer.task,
@@ -304,7 +304,7 @@ class _Rates:
             programs=trainer.programs,
             progress=False,
         )
-        return _second_time(lambda: trial.train([contestant])) / (_STEPS * trainer.num_runs)
+        return _second_time(lambda: trial.train([optimizer])) / (_STEPS * trainer.num_runs)
 
     def _trainer(self, task: str) -> trainer_lib.Trainer:
         if task not in self._trainers:
@@ -312,13 +312,13 @@ class _Rates:
             self._trainers[task] = self._lab.on(task).trainer(optimizers)
         return self._trainers[task]
 
-    def _like(self, name: str) -> Contestant:
+    def _like(self, name: str) -> EvaluatedOptimizer:
         """An optimizer, or an untrained one of its kind."""
         source = self._experiment.optimizers[name]
         seed = self._lab.optimizers.seeds(name)[0]
         return self._lab.optimizers.trained(name, source, seed) or self._untrained(source)
 
-    def _untrained(self, source: str) -> Contestant:
+    def _untrained(self, source: str) -> EvaluatedOptimizer:
         with self._lab.optimizers.configured(source, 0):
             lopt = LSTMLOpt()
         return optimizers_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
@@ -341,13 +341,13 @@ class _Rates:
     def _fits(self, name: str, source: str) -> float:
         """Seconds of the early evidence's fits with one optimizer."""
         trained = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
-        contestant, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
+        optimizer, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
 
         def measure() -> float:
-            return _second_time(lambda: cubic_regression.fit(contestant, family, num_steps=_STEPS))
+            return _second_time(lambda: cubic_regression.fit(optimizer, family, num_steps=_STEPS))
 
         whole = inspect.signature(cubic_regression.fit).parameters["num_steps"].default
-        return whole / _STEPS * self._rate(f"{_STEPS} steps of all fits {contestant.kind}", measure)
+        return whole / _STEPS * self._rate(f"{_STEPS} steps of all fits {optimizer.kind}", measure)
 
 
 def _second_time(function: Callable[[], Any]) -> float:

@@ -31,8 +31,8 @@ class Experiment:
         None.
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         its own name where that is one, else "sam".
-      baselines: of `contestants.BASELINES`, their learning rates tuned first.
-      task_contestants: tasks that have only these of `optimizers` and of all baselines, among them
+      baselines: of `optimizers.BASELINES`, their learning rates tuned first.
+      task_optimizers: tasks that have only these of `optimizers` and of all baselines, among them
         `reference`.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
       tuning_steps: tasks on which those runs have so many steps, > 0, instead of `num_steps`.
@@ -65,7 +65,7 @@ class Experiment:
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(optimizers_lib.BASELINES)
-    task_contestants: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    task_optimizers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning_runs: int = 2
     tuning_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_runs: int = 10
@@ -91,7 +91,7 @@ class Experiment:
             )
         for name in (*self.optimizers, *self.early_evidence):
             errors.check_file_name("An optimizer called", name)
-        self._check_contestants()
+        self._check_optimizers()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
@@ -114,7 +114,7 @@ class Experiment:
                 errors.check_name(f"task of Experiment.{name}", task, self.tasks)
         self._check_primary()
 
-    def _check_contestants(self) -> None:
+    def _check_optimizers(self) -> None:
         for name in self.baselines:
             errors.check_name("Experiment.baselines", name, optimizers_lib.BASELINES)
         if clash := set(self.optimizers) & set(self.baselines):
@@ -122,9 +122,9 @@ class Experiment:
         errors.check_name(
             "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
         )
-        for task, names in self.task_contestants.items():
-            errors.check_name("task of Experiment.task_contestants", task, self.tasks)
-            parameter = f"Experiment.task_contestants[{task!r}]"
+        for task, names in self.task_optimizers.items():
+            errors.check_name("task of Experiment.task_optimizers", task, self.tasks)
+            parameter = f"Experiment.task_optimizers[{task!r}]"
             for name in names:
                 errors.check_name(parameter, name, (*self.optimizers, *optimizers_lib.BASELINES))
             if self.reference not in names:
@@ -145,7 +145,7 @@ class Experiment:
             )
         for task in measured:
             errors.check_name(
-                "optimizer of Experiment.primary", self.primary[0], self.contestants_on(task)
+                "optimizer of Experiment.primary", self.primary[0], self.optimizers_on(task)
             )
         errors.check_name("property of Experiment.primary", self.primary[1], flatness.PROPERTIES)
         if len(measured) > 9:
@@ -168,11 +168,11 @@ class Experiment:
 
     def baselines_on(self, task: str) -> tuple[str, ...]:
         """The baselines on a task."""
-        return tuple(name for name in self.contestants_on(task) if name not in self.optimizers)
+        return tuple(name for name in self.optimizers_on(task) if name not in self.optimizers)
 
-    def contestants_on(self, task: str) -> tuple[str, ...]:
+    def optimizers_on(self, task: str) -> tuple[str, ...]:
         """All names on a task, the reference first."""
-        names = self.task_contestants.get(task, (*self.optimizers, *self.baselines))
+        names = self.task_optimizers.get(task, (*self.optimizers, *self.baselines))
         return (self.reference, *(name for name in names if name != self.reference))
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
@@ -193,7 +193,7 @@ class Experiment:
         return self.measured if isinstance(self.measured, bool) else task in self.measured
 
     def matches(self, name: str, task: str) -> bool:
-        """Whether a contestant is measured at matched training loss on a task."""
+        """Whether an optimizer is measured at matched training loss on a task."""
         if not self.measures(task) or name == self.reference:
             return False
         of = self.baselines_matched
@@ -204,7 +204,7 @@ class Experiment:
         return min(self.runs_of(task), self.property_runs.get(task, self.runs_of(task)))
 
     def property_of(self, name: str) -> str:
-        """The property that a contestant should have learned."""
+        """The property that an optimizer should have learned."""
         base = _base(name)
         return self.properties.get(name, base if base in flatness.PROPERTIES else "sam")
 

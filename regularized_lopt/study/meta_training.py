@@ -16,7 +16,7 @@ import numpy as np
 
 from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.run import (
     check_bindings,
@@ -43,7 +43,7 @@ class Optimizers:
 
     experiment: Experiment
     directory: pathlib.Path
-    given: Mapping[str, Contestant]
+    given: Mapping[str, EvaluatedOptimizer]
     progress: bool
     took: Callable[[str, float], None]
 
@@ -90,7 +90,7 @@ class Optimizers:
         if nowhere:
             raise gin_files.UnreadBindingError(f"Experiment.bindings: {' '.join(nowhere.values())}")
 
-    def trained(self, name: str, source: str, seed: int) -> Contestant | None:
+    def trained(self, name: str, source: str, seed: int) -> EvaluatedOptimizer | None:
         """A learned optimizer; None: it is still to be meta-trained."""
         if source == GIVEN:
             given = self.given[errors.check_name("given optimizer", name, self.given)]
@@ -103,7 +103,7 @@ class Optimizers:
                 _check_configuration(directory)
         return optimizers_lib.load(name, directory or source)
 
-    def train(self, name: str, source: str, seed: int) -> Contestant:
+    def train(self, name: str, source: str, seed: int) -> EvaluatedOptimizer:
         """A learned optimizer, meta-trained now unless it is there."""
         directory = self.directory_of(name, source, seed)
         if directory is not None and not _finished(directory):

@@ -10,7 +10,7 @@ from regularized_lopt.configurable import configurable
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import Result, TaskResult
 from regularized_lopt.study import experiment as experiment_lib
 from regularized_lopt.study import study as study_lib
@@ -19,7 +19,7 @@ from regularized_lopt.study.task_study import image_task
 
 @configurable(denylist=["opts", "task"])
 def meta_test(
-    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | EvaluatedOptimizer],
     task: str,
     num_runs: int = 10,
     num_steps: int = 2000,
@@ -37,7 +37,7 @@ def meta_test(
       num_runs: paired runs per optimizer, > 0.
       num_steps: inner steps per run, > 0.
       seed: of inits and batches, 0 to 2^32 - 1.
-      baselines: of `contestants.BASELINES`, tuned first.
+      baselines: of `optimizers.BASELINES`, tuned first.
       measurement: what to measure around the params; default: `flatness.Measurement()`.
       progress: show progress bars.
 
@@ -48,7 +48,7 @@ def meta_test(
     errors.check_count("meta_test.num_runs", num_runs)
     errors.check_count("meta_test.num_steps", num_steps)
     errors.check_seed("meta_test.seed", seed)
-    given = {name: _contestant(name, opt) for name, opt in opts.items()}
+    given = {name: _evaluated(name, opt) for name, opt in opts.items()}
     experiment = experiment_lib.Experiment(
         optimizers=dict.fromkeys(given, experiment_lib.GIVEN),
         tasks=(task,),
@@ -67,7 +67,7 @@ def meta_test(
 
 
 def train(
-    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | Contestant],
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | EvaluatedOptimizer],
     task: str,
     num_runs: int = 5,
     num_steps: int = 500,
@@ -81,7 +81,7 @@ def train(
     trainer = trainer_lib.Trainer(image_task(task), num_runs, num_steps, seed, progress=progress)
     found = {}
     for name, opt in opts.items():
-        one = _contestant(name, opt)
+        one = _evaluated(name, opt)
         found[name] = Result(
             name=one.label,
             own_property="sam",
@@ -94,8 +94,10 @@ def train(
     return TaskResult(task, num_steps, flatness.Measurement(), next(iter(opts)), found)
 
 
-def _contestant(name: str, opt: zoo.LoadedLOpt | upstream.Optimizer | Contestant) -> Contestant:
-    if isinstance(opt, Contestant):
+def _evaluated(
+    name: str, opt: zoo.LoadedLOpt | upstream.Optimizer | EvaluatedOptimizer
+) -> EvaluatedOptimizer:
+    if isinstance(opt, EvaluatedOptimizer):
         return opt
     if isinstance(opt, zoo.LoadedLOpt):
         return optimizers_lib.learned(name, opt.learned_opt, opt.theta)

@@ -171,7 +171,7 @@ def _try(
     progress: bool,
 ) -> Result:
     (found,) = _laboratory(what, name, source, bindings, out_dir, progress).run()
-    return found.contestants[name]
+    return found.optimizers[name]
 
 
 def _laboratory(

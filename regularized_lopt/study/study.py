@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from regularized_lopt.measure import cubic_regression, flatness, update_curves
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import locks
@@ -42,7 +42,7 @@ class Laboratory:
         experiment: Experiment,
         out_dir: str | pathlib.Path,
         measurement: flatness.Measurement | None = None,
-        given: Mapping[str, Contestant] | None = None,
+        given: Mapping[str, EvaluatedOptimizer] | None = None,
         progress: bool = True,
         optimizers_dir: str | pathlib.Path | None = None,
     ):
@@ -168,25 +168,25 @@ class Laboratory:
         found: dict[str, list[list[update_curves.UpdateCurve]]] = {}
         for name, source in self.experiment.optimizers.items():
             for seed in self.optimizers.seeds(name):
-                contestant = self.optimizers.train(name, source, seed)
-                if contestant.learning_rate is not None:
+                optimizer = self.optimizers.train(name, source, seed)
+                if optimizer.learning_rate is not None:
                     continue  # A baseline that was given.
                 tree = self.keeper.get(
-                    self.cells.update_curves(name, identity(contestant)),
+                    self.cells.update_curves(name, identity(optimizer)),
                     f"update curves {name}",
-                    functools.partial(_update_curves, contestant),
+                    functools.partial(_update_curves, optimizer),
                 )
                 curves = [update_curves.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
                 found.setdefault(name, []).append(curves)
         return found
 
-    def seconds_per_step(self, task: str, contestant: str) -> float | None:
+    def seconds_per_step(self, task: str, optimizer: str) -> float | None:
         """Wall-clock of one inner step of one run, as measured when the cell was computed."""
-        return self.keeper.timings.get(f"step {task} {contestant}")
+        return self.keeper.timings.get(f"step {task} {optimizer}")
 
 
-def _update_curves(contestant: Contestant) -> dict[str, Any]:
-    curves = update_curves.update_curves(contestant.make(contestant.hyper))
+def _update_curves(optimizer: EvaluatedOptimizer) -> dict[str, Any]:
+    curves = update_curves.update_curves(optimizer.make(optimizer.hyper))
     return {str(index): curve._asdict() for index, curve in enumerate(curves)}
 
 

@@ -1,4 +1,4 @@
-"""One task of an experiment: all contestants train on it, and what they found is measured."""
+"""One task of an experiment: all optimizers train on it, and what they found is measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regularized_lopt import tasks
 from regularized_lopt.measure import flatness, loss_slices, matched_loss
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.measure.optimizers import Contestant
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult, seed_pairs
 from regularized_lopt.measure.trainer import Layout
 from regularized_lopt.measure.training_curves import Ends, Runs
@@ -49,16 +49,16 @@ class OneTask:
     out_dir: pathlib.Path
     progress: bool
 
-    def result(self, optimizers: Mapping[str, Sequence[Contestant]]) -> TaskResult:
+    def result(self, learned: Mapping[str, Sequence[EvaluatedOptimizer]]) -> TaskResult:
         """All that is asked for, of learned optimizers (by name, per seed) and of baselines."""
-        trainer = self.trainer([one for of in optimizers.values() for one in of])
-        contestants = {name: list(trained) for name, trained in optimizers.items()}
+        trainer = self.trainer([one for of in learned.values() for one in of])
+        optimizers = {name: list(trained) for name, trained in learned.items()}
         for name in self.experiment.baselines_on(self.name):
-            contestants[name] = [self._tune(trainer, name)]
-        all_runs = self._train(trainer, contestants)
+            optimizers[name] = [self._tune(trainer, name)]
+        all_runs = self._train(trainer, optimizers)
         found = {
-            name: self._result(name, contestants, all_runs)
-            for name in self.experiment.contestants_on(self.name)
+            name: self._result(name, optimizers, all_runs)
+            for name in self.experiment.optimizers_on(self.name)
         }
         return TaskResult(
             self.name,
@@ -68,7 +68,7 @@ class OneTask:
             found,
         )
 
-    def trainer(self, learned: Sequence[Contestant]) -> trainer_lib.Trainer:
+    def trainer(self, learned: Sequence[EvaluatedOptimizer]) -> trainer_lib.Trainer:
         """In the layout given, or found in the manifest, or measured and put there.
 
         Args:
@@ -97,7 +97,7 @@ class OneTask:
         trainer.layout = Layout(**chosen)
         return trainer
 
-    def tuned(self, name: str) -> Contestant | None:
+    def tuned(self, name: str) -> EvaluatedOptimizer | None:
         """A baseline with its learning rate; None: that is still to be tuned."""
         found = self.keeper.cells.find(self.cells.tune(self.name, name))
         if found is None:
@@ -111,10 +111,10 @@ class OneTask:
     def _result(
         self,
         name: str,
-        contestants: Mapping[str, Sequence[Contestant]],
+        optimizers: Mapping[str, Sequence[EvaluatedOptimizer]],
         all_runs: Mapping[str, Sequence[Runs]],
     ) -> Result:
-        own, first = contestants[name], contestants[name][0]
+        own, first = optimizers[name], optimizers[name][0]
         result = Result(
             name=first.label,
             own_property=self.experiment.property_of(name),
@@ -132,13 +132,13 @@ class OneTask:
         return dataclasses.replace(
             result,
             at={point: [self._measure(one, point) for one in own] for point in POINTS},
-            matched=self._matched(name, contestants, all_runs) if is_matched else [],
+            matched=self._matched(name, optimizers, all_runs) if is_matched else [],
             slices=self._slices(first) if is_learned else None,
         )
 
     # Training.
 
-    def _tune(self, trainer: trainer_lib.Trainer, name: str) -> Contestant:
+    def _tune(self, trainer: trainer_lib.Trainer, name: str) -> EvaluatedOptimizer:
         def compute() -> dict[str, Any]:
             tuned = trainer_lib.tune(
                 name,
@@ -157,16 +157,16 @@ class OneTask:
         return optimizers_lib.baseline(name, float(found["learning_rate"]))
 
     def _train(
-        self, trainer: trainer_lib.Trainer, contestants: Mapping[str, Sequence[Contestant]]
+        self, trainer: trainer_lib.Trainer, optimizers: Mapping[str, Sequence[EvaluatedOptimizer]]
     ) -> dict[str, list[Runs]]:
-        """The runs of all; where the layout is that wide, several contestants in one program."""
+        """The runs of all; where the layout is that wide, several optimizers in one program."""
         cells = {
-            name: [self.cells.runs(self.name, name, identity(one)) for one in contestants[name]]
-            for name in self.experiment.contestants_on(self.name)
+            name: [self.cells.runs(self.name, name, identity(one)) for one in optimizers[name]]
+            for name in self.experiment.optimizers_on(self.name)
         }
-        missing: dict[str, list[tuple[Cell, Contestant]]] = {}
+        missing: dict[str, list[tuple[Cell, EvaluatedOptimizer]]] = {}
         for name, of in cells.items():
-            for cell, one in zip(of, contestants[name], strict=True):
+            for cell, one in zip(of, optimizers[name], strict=True):
                 if cell not in self.keeper.cells:
                     missing.setdefault(one.kind, []).append((cell, one))
         together = max(1, trainer.layout.lanes // trainer.num_runs)
@@ -179,7 +179,7 @@ class OneTask:
         }
 
     def _train_group(
-        self, trainer: trainer_lib.Trainer, group: Sequence[tuple[Cell, Contestant]]
+        self, trainer: trainer_lib.Trainer, group: Sequence[tuple[Cell, EvaluatedOptimizer]]
     ) -> None:
         named = [dataclasses.replace(one, name=cell.file_name) for cell, one in group]
         label = f"{self.name}: " + ", ".join(one.label for _, one in group)
@@ -201,11 +201,11 @@ class OneTask:
 
     # Measuring.
 
-    def _measure(self, contestant: Contestant, point: str) -> flatness.Surroundings:
-        cell = self.cells.surroundings(self.name, contestant.name, identity(contestant), point)
+    def _measure(self, optimizer: EvaluatedOptimizer, point: str) -> flatness.Surroundings:
+        cell = self.cells.surroundings(self.name, optimizer.name, identity(optimizer), point)
 
         def compute() -> dict[str, Any]:
-            ends = self._ends(contestant).first(self.experiment.measured_runs(self.name))
+            ends = self._ends(optimizer).first(self.experiment.measured_runs(self.name))
             params = ends.poc if point == "poc" else ends.final
             what = self.cells.measurement_of(self.name)
             return cache_lib.fields(flatness.measure(self._task, params, what))
@@ -215,11 +215,11 @@ class OneTask:
     def _matched(
         self,
         name: str,
-        contestants: Mapping[str, Sequence[Contestant]],
+        optimizers: Mapping[str, Sequence[EvaluatedOptimizer]],
         all_runs: Mapping[str, Sequence[Runs]],
     ) -> list[Matched]:
         """Of every pair of meta-training seeds that is compared."""
-        own, reference = contestants[name], contestants[self.experiment.reference]
+        own, reference = optimizers[name], optimizers[self.experiment.reference]
         own_runs, reference_runs = all_runs[name], all_runs[self.experiment.reference]
         return [
             self._match(own[a], reference[b], own_runs[a], reference_runs[b])
@@ -227,10 +227,14 @@ class OneTask:
         ]
 
     def _match(
-        self, contestant: Contestant, reference: Contestant, runs: Runs, reference_runs: Runs
+        self,
+        optimizer: EvaluatedOptimizer,
+        reference: EvaluatedOptimizer,
+        runs: Runs,
+        reference_runs: Runs,
     ) -> Matched:
         cell = self.cells.matched(
-            self.name, contestant.name, identity(contestant), identity(reference)
+            self.name, optimizer.name, identity(optimizer), identity(reference)
         )
 
         def compute() -> dict[str, Any]:
@@ -239,7 +243,7 @@ class OneTask:
             what = self.cells.measurement_of(self.name).headline_alone()
             level = matched_loss.matched_level(own, other)
             out: dict[str, Any] = {"level": matched_loss.level_loss(level)}
-            for side, who, one in (("own", contestant, own), ("reference", reference, other)):
+            for side, who, one in (("own", optimizer, own), ("reference", reference, other)):
                 ends = self._ends(who).first(count)
                 params, out[f"{side}_step"] = matched_loss.params_at_level(one, ends, level)
                 out[side] = cache_lib.fields(flatness.measure(self._task, params, what))
@@ -250,26 +254,26 @@ class OneTask:
             tree[side] = flatness.Surroundings(**tree[side])
         return Matched(**tree)
 
-    def _slices(self, contestant: Contestant) -> loss_slices.LossSlices:
-        cell = self.cells.slices(self.name, contestant.name, identity(contestant))
+    def _slices(self, optimizer: EvaluatedOptimizer) -> loss_slices.LossSlices:
+        cell = self.cells.slices(self.name, optimizer.name, identity(optimizer))
 
         def compute() -> dict[str, Any]:
-            params = jax.tree.map(lambda leaf: leaf[0], self._ends(contestant).poc)
+            params = jax.tree.map(lambda leaf: leaf[0], self._ends(optimizer).poc)
             return cache_lib.fields(loss_slices.loss_slices(self._task, params))
 
         return loss_slices.LossSlices(**self.keeper.get(cell, f"slice {self.name}", compute))
 
-    def _ends(self, contestant: Contestant) -> Ends:
-        """The params of a contestant's runs.
+    def _ends(self, optimizer: EvaluatedOptimizer) -> Ends:
+        """The params of an optimizer's runs.
 
         Raises:
           FileNotFoundError: they were not kept beside the runs.
         """
-        who = (self.name, contestant.name, identity(contestant))
+        who = (self.name, optimizer.name, identity(optimizer))
         found = self.keeper.cells.find(self.cells.ends(*who))
         if found is None:
             raise FileNotFoundError(
-                f"{self.out_dir} has the runs of {contestant.label} on {self.name}, but not their "
+                f"{self.out_dir} has the runs of {optimizer.label} on {self.name}, but not their "
                 "params, around which something is still to be measured. To train these networks "
                 f"again, delete cells/{self.cells.runs(*who).file_name}."
             )

@@ -89,7 +89,7 @@ def verify(
             num_probes=0,
         )
         (result,) = Laboratory(experiment, out_dir, measurement, progress=progress).run()
-        found += _checks(task, row, result.contestants[card.name])
+        found += _checks(task, row, result.optimizers[card.name])
     return found
 
 
