@@ -41,7 +41,7 @@ SMALL_EXPERIMENT = (
     "--gin_bindings=Experiment.tasks = ('ImageMLP_Digits_20_Relu',)",
     "--gin_bindings=Experiment.baselines = ()",
     "--gin_bindings=Experiment.early_evidence = {}",
-    "--gin_bindings=Experiment.layout = (1, 1)",
+    "--gin_bindings=Experiment.parallelism = (1, 1)",
     f"--gin_bindings=Experiment.bindings = {SHORT}",
 )
 SMALL_SEARCH = (

@@ -131,7 +131,10 @@ def main() -> None:
     for one in compared:
         for batch in BATCHES:
             trainer = trainer_lib.Trainer(
-                make(batch_size=batch), runs, num_steps, layout=trainer_lib.Layout(runs, 1)
+                make(batch_size=batch),
+                runs,
+                num_steps,
+                parallelism=trainer_lib.Parallelism(runs, 1),
             )
             got = trainer.train([one])[one.name]
             train_loss, test_loss, accuracy = (

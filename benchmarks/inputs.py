@@ -58,7 +58,7 @@ def main() -> None:
         for factor in args.factor or (1.0, 0.3, 0.1):
             task = scaled(datasets, activation, factor)
             trainer = trainer_lib.Trainer(
-                task, 1, num_steps, layout=trainer_lib.Layout(len(compared), 1)
+                task, 1, num_steps, parallelism=trainer_lib.Parallelism(len(compared), 1)
             )
             found = trainer.train(compared, label=task.name)
             each = [100 * float(found[one.name].test_accuracy[0, -1]) for one in compared]

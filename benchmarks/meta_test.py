@@ -82,11 +82,11 @@ def main() -> None:
     eval_training = upstream.eval_training
 
     trainer = trainer_lib.Trainer(task, args.runs, args.steps, eval_steps=[], progress=False)
-    speeds = trainer_lib.measure_layouts(trainer, [optimizer])
-    chosen = max(speeds, key=lambda layout: speeds[layout])
+    speeds = trainer_lib.measure_parallelism(trainer, [optimizer])
+    chosen = max(speeds, key=lambda parallelism: speeds[parallelism])
 
-    def ours(layout: trainer_lib.Layout) -> Callable[[], Any]:
-        one = trainer_lib.Trainer(task, args.runs, args.steps, 0, [], layout, progress=False)
+    def ours(parallelism: trainer_lib.Parallelism) -> Callable[[], Any]:
+        one = trainer_lib.Trainer(task, args.runs, args.steps, 0, [], parallelism, progress=False)
         return lambda: one.train([optimizer])
 
     def single() -> None:
@@ -116,8 +116,8 @@ def main() -> None:
         )
 
     ways = {
-        "ours, one run after the other": ours(trainer_lib.Layout(1, 1)),
-        f"ours, {chosen.lanes} side by side, {chosen.workers} at once (chosen)": ours(chosen),
+        "ours, one run after the other": ours(trainer_lib.Parallelism(1, 1)),
+        f"ours, {chosen.batch} side by side, {chosen.threads} at once (chosen)": ours(chosen),
         "upstream's single_task_training_curves": single,
         "upstream's multi_task_training_curves": lambda: multi(lopt),
         "upstream's multi_task..., layout of hk.LSTM": lambda: multi(haiku),

@@ -349,8 +349,8 @@ def problem_with(selector, name, value):
             "string).",
         ),
         (
-            lambda: experiment.Experiment(layout=(1,)),
-            "Experiment.layout = (1,): it must be a sequence of 2 (an integer, an integer) or "
+            lambda: experiment.Experiment(parallelism=(1,)),
+            "Experiment.parallelism = (1,): it must be a sequence of 2 (an integer, an integer) or "
             "None.",
         ),
         (

@@ -174,12 +174,12 @@ def test_runs_are_what_a_plain_loop_gives():
     """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
     task = tasks.get(DIGITS)
     optimizer = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
-    layouts = (trainer_lib.Layout(1, 1), trainer_lib.Layout(1, 2), trainer_lib.Layout(2, 1))
+    parallelisms = [trainer_lib.Parallelism(*each) for each in ((1, 1), (1, 2), (2, 1))]
     plain, threads, wide = (
         trainer_lib.Trainer(
-            task, 2, 40, seed=3, eval_steps=[5, 40], layout=layout, progress=False
+            task, 2, 40, seed=3, eval_steps=[5, 40], parallelism=parallelism, progress=False
         ).train([optimizer])["SGD"]
-        for layout in layouts
+        for parallelism in parallelisms
     )
     np.testing.assert_array_equal(plain.train_loss, threads.train_loss)
     np.testing.assert_allclose(plain.train_loss, wide.train_loss, rtol=1e-4)

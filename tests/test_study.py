@@ -43,7 +43,13 @@ def given(**others):
 
 
 def experiment(names, **kwargs):
-    settings = {"tasks": (RELU,), "baselines": (), "num_runs": 2, "num_steps": 30, "layout": (1, 1)}
+    settings = {
+        "tasks": (RELU,),
+        "baselines": (),
+        "num_runs": 2,
+        "num_steps": 30,
+        "parallelism": (1, 1),
+    }
     return Experiment(optimizers=dict.fromkeys(names, GIVEN), **{**settings, **kwargs})
 
 
@@ -194,10 +200,10 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
 
 
 def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
-    """A layout wide enough for several, as an accelerator's may be: the same curves."""
+    """A batch with room for several, as an accelerator's may be: the same curves."""
     both = given(slow=optimizers_lib.baseline("SGD", 0.1))
     alone, beside = (
-        lab(tmp_path / str(lanes), who=both, layout=(lanes, 1)).run()[0] for lanes in (2, 4)
+        lab(tmp_path / str(batch), who=both, parallelism=(batch, 1)).run()[0] for batch in (2, 4)
     )
     for name in both:
         np.testing.assert_allclose(
@@ -277,7 +283,7 @@ def planted(tmp_path_factory):
     """
     out_dir = tmp_path_factory.mktemp("planted")
     measurement = Measurement(radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0)
-    settings = {"num_runs": 24, "num_steps": 1500, "layout": (24, 1)}
+    settings = {"num_runs": 24, "num_steps": 1500, "parallelism": (24, 1)}
     plain = {"none": optimizers_lib.baseline("SGD", 0.3)}
     both = {**plain, "sam": optimizers_lib.baseline("SGD+SAM", 0.3)}
     (result,) = lab(out_dir, measurement, both, **settings).run()
@@ -627,7 +633,7 @@ TINY = [
     "Experiment.num_steps = 25",
     f"Experiment.tasks = ('{RELU}',)",
     "Experiment.baselines = ('SGD',)",
-    "Experiment.layout = (1, 1)",
+    "Experiment.parallelism = (1, 1)",
     "Experiment.bindings = ('outer_train.num_outer_steps = 2', 'LSTMLOpt.hidden_size = 3',"
     " 'Curriculum.train_lengths = (20,)', 'Curriculum.validation_period = 2',"
     " 'Curriculum.num_validation_tasks = 1')",

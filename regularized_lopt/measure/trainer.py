@@ -39,16 +39,16 @@ _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs tha
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Parallelism:
     """How the runs share the machine.
 
     Attributes:
-      lanes: runs side by side in one program (vmap), > 0.
-      workers: programs at work at a time, > 0.
+      batch: runs side by side in one program (vmap), > 0.
+      threads: programs at work at a time, > 0.
     """
 
-    lanes: int = 1
-    workers: int = 1
+    batch: int = 1
+    threads: int = 1
 
 
 class Trainer:
@@ -64,7 +64,7 @@ class Trainer:
         num_steps: int,
         seed: int = 0,
         eval_steps: Sequence[int] | None = None,
-        layout: Layout = Layout(),
+        parallelism: Parallelism = Parallelism(),
         programs: dict[str, _Program] | None = None,
         progress: bool = True,
     ):
@@ -76,18 +76,18 @@ class Trainer:
           num_steps: inner steps, > 0.
           seed: run r starts from key (seed, r).
           eval_steps: when to evaluate the test set; default: `eval_grid(num_steps)`.
-          layout: how runs share the machine.
+          parallelism: how runs share the machine.
           programs: those of another trainer on this task, so that none is compiled twice.
           progress: show progress bars.
         """
         errors.check_positive("num_runs", num_runs)
         errors.check_positive("num_steps", num_steps)
-        errors.check_positive("Layout.lanes", layout.lanes)
-        errors.check_positive("Layout.workers", layout.workers)
+        errors.check_positive("Parallelism.batch", parallelism.batch)
+        errors.check_positive("Parallelism.threads", parallelism.threads)
         self.task = task
         self.num_runs = num_runs
         self.num_steps = num_steps
-        self.layout = layout
+        self.parallelism = parallelism
         self._grid = np.asarray(eval_grid(num_steps) if eval_steps is None else eval_steps)
         self._progress = progress
         self._keys = jax.vmap(lambda run: jax.random.fold_in(jax.random.PRNGKey(seed), run))(
@@ -106,11 +106,11 @@ class Trainer:
         if len(kinds) != 1:
             raise ValueError(f"Trainer.train takes optimizers of one kind, got {sorted(kinds)}.")
         program = self.programs.setdefault(kinds.pop(), _Program(self.task, optimizers[0].make))
-        lanes = [(one.hyper, key) for one in optimizers for key in self._keys]
-        width = min(self.layout.lanes, len(lanes))
-        groups = [lanes[i : i + width] for i in range(0, len(lanes), width)]
+        runs = [(one.hyper, key) for one in optimizers for key in self._keys]
+        width = min(self.parallelism.batch, len(runs))
+        groups = [runs[i : i + width] for i in range(0, len(runs), width)]
         bar = progress_lib.bar(
-            len(lanes) * self.num_steps,
+            len(runs) * self.num_steps,
             label or ", ".join(one.label for one in optimizers),
             self._progress,
             unit_scale=True,
@@ -125,7 +125,7 @@ class Trainer:
         run = functools.partial(
             program.run, num_steps=self.num_steps, grid=self._grid, report=report
         )
-        with bar, concurrent.futures.ThreadPoolExecutor(self.layout.workers) as pool:
+        with bar, concurrent.futures.ThreadPoolExecutor(self.parallelism.threads) as pool:
             finished = list(pool.map(run, groups))
         rows = [row for group in finished for row in group]
         return {
@@ -138,23 +138,23 @@ class Trainer:
     def compile(self, optimizers: Sequence[EvaluatedOptimizer]) -> None:
         """Compiles what `train` runs, by one step of it, so that training can be timed."""
         trial = Trainer(
-            self.task, self.num_runs, 1, 0, [1], self.layout, self.programs, progress=False
+            self.task, self.num_runs, 1, 0, [1], self.parallelism, self.programs, progress=False
         )
         trial.train(optimizers)
 
 
 class _Program:
-    """The jitted parts of training with one kind of optimizer, on any number of lanes."""
+    """The jitted parts of training with one kind of optimizer, on any number of runs."""
 
     def __init__(self, task: tasks.ImageTask, make: Any):
         self._task = task
         self._make = make
 
-    def run(self, lanes: Sequence[Any], num_steps: int, grid: Any, report: Any) -> list[Any]:
-        """Trains a group of lanes to the end: one dict of arrays per lane."""
+    def run(self, runs: Sequence[Any], num_steps: int, grid: Any, report: Any) -> list[Any]:
+        """Trains a group of runs to the end: one dict of arrays per run."""
         datasets = self._task.datasets
         train, test = datasets.arrays("train"), datasets.arrays("test")
-        hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+        hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
         carry = self._init(hyper, keys, _initial_params(self._task, keys), num_steps)
         evaluations: list[Any] = []
         losses: list[np.ndarray] = []
@@ -164,13 +164,13 @@ class _Program:
                 end = min(done + _CHUNK, int(stop))
                 carry, chunk = self._advance(hyper, keys, carry, done, end, train)
                 losses.append(np.asarray(chunk)[:, : end - done])
-                report((end - done) * len(lanes), float(losses[-1][:, -20:].mean()))
+                report((end - done) * len(runs), float(losses[-1][:, -20:].mean()))
                 done = end
             if len(evaluations) < len(grid):
                 evaluations.append(self._evaluate(hyper, carry, test))
         opt_state, poc, levels, _ = carry
-        # [lanes, 4, evals]; tuning asks for no evaluations at all.
-        columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(lanes)).T
+        # [runs, 4, evals]; tuning asks for no evaluations at all.
+        columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(runs)).T
         arrays = {
             "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_grid(num_steps)),
             **dict(
@@ -192,7 +192,7 @@ class _Program:
             },
         }
         arrays = jax.tree.map(np.asarray, arrays)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(lanes))]
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(runs))]
 
     @functools.partial(jax.jit, static_argnums=(0, 4))
     def _init(self, hyper: Any, keys: jax.Array, params: Any, num_steps: int) -> Any:
@@ -201,18 +201,18 @@ class _Program:
             opt_state = self._make(hyper).init(params, num_steps=num_steps, key=key)
             return opt_state, convergence.start(params), Levels.start(params), jnp.zeros(())
 
-        return _over_lanes(one, hyper, keys, params)
+        return _over_runs(one, hyper, keys, params)
 
     # Dynamic bounds: one program serves every stretch between evaluations, and any length.
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
     def _advance(
         self, hyper: Any, keys: jax.Array, carry: Any, begin: int, end: int, train: Any
     ) -> tuple[Any, jax.Array]:
-        """At most `_CHUNK` steps; their losses are the first of [lanes, _CHUNK]."""
+        """At most `_CHUNK` steps; their losses are the first of [runs, _CHUNK]."""
 
         def body(t: jax.Array, carry_and_losses: Any) -> Any:
             carry, losses = carry_and_losses
-            carry, loss = _over_lanes(
+            carry, loss = _over_runs(
                 lambda h, k, c: self._step(h, k, t, c, train), hyper, keys, carry
             )
             return carry, jax.lax.dynamic_update_slice(losses, loss[:, None], (0, t - begin))
@@ -245,7 +245,7 @@ class _Program:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _evaluate(self, hyper: Any, carry: Any, test: Any) -> jax.Array:
-        """[4, lanes]: test loss and accuracy, norms of the params and of the last update."""
+        """[4, runs]: test loss and accuracy, norms of the params and of the last update."""
 
         def one(hyper: Any, carry: Any) -> jax.Array:
             opt_state, _, _, update_norm = carry
@@ -257,7 +257,7 @@ class _Program:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _params(self, hyper: Any, opt_state: Any) -> Any:
-        return _over_lanes(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
+        return _over_runs(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
 
 
 # Jitted at module level: one compilation serves all optimizers of a task.
@@ -272,7 +272,7 @@ def tune(
     num_steps: int,
     seed: int = 0,
     num_runs: int = 2,
-    layout: Layout = Layout(),
+    parallelism: Parallelism = Parallelism(),
     programs: dict[str, _Program] | None = None,
     progress: bool = True,
 ) -> EvaluatedOptimizer:
@@ -285,7 +285,7 @@ def tune(
         errors.check_name("baseline", name, optimizers_lib.BASELINES)
     ].learning_rates
     trainer = Trainer(
-        task, num_runs, num_steps, seed + _TUNING_SEED, [], layout, programs, progress
+        task, num_runs, num_steps, seed + _TUNING_SEED, [], parallelism, programs, progress
     )
     grid = [
         dataclasses.replace(optimizers_lib.baseline(name, rate), name=str(rate)) for rate in rates
@@ -295,10 +295,10 @@ def tune(
     return optimizers_lib.baseline(name, rates[int(np.argmin(np.nan_to_num(final, nan=np.inf)))])
 
 
-def measure_layouts(
+def measure_parallelism(
     trainer: Trainer, optimizers: Sequence[EvaluatedOptimizer], num_steps: int = 20
-) -> dict[Layout, float]:
-    """Inner steps per second of every layout worth trying on this machine, after compiling.
+) -> dict[Parallelism, float]:
+    """Inner steps per second of every parallelism worth trying on this machine, after compiling.
 
     Args:
       trainer: of the task and runs in question.
@@ -306,20 +306,20 @@ def measure_layouts(
       num_steps: inner steps to time.
     """
     runs = trainer.num_runs
-    layouts = [Layout(1, 1), Layout(runs, 1)]
+    candidates = [Parallelism(1, 1), Parallelism(runs, 1)]
     if jax.default_backend() == "cpu":
         # Wide programs mostly move more memory there; several narrow ones share the cores.
-        layouts.append(Layout(1, min(_cores(), runs)))
+        candidates.append(Parallelism(1, min(_cores(), runs)))
     else:
-        layouts.append(Layout(runs * len(optimizers), 1))
-    speeds: dict[Layout, float] = {}
-    for layout in dict.fromkeys(layouts):
-        together = optimizers[: max(1, layout.lanes // runs)]
+        candidates.append(Parallelism(runs * len(optimizers), 1))
+    speeds: dict[Parallelism, float] = {}
+    for parallelism in dict.fromkeys(candidates):
+        together = optimizers[: max(1, parallelism.batch // runs)]
         try:
-            # Two steps first: a layout that is far behind is not measured any longer.
+            # Two steps first: one that is far behind is not measured any longer.
             for steps in (2, num_steps):
                 trial = Trainer(
-                    trainer.task, runs, steps, 0, [], layout, trainer.programs, progress=False
+                    trainer.task, runs, steps, 0, [], parallelism, trainer.programs, progress=False
                 )
                 trial.train(together)
                 start = time.monotonic()
@@ -331,7 +331,7 @@ def measure_layouts(
             if "RESOURCE_EXHAUSTED" not in str(error) or not speeds:
                 raise
             continue  # Too wide for this device's memory.
-        speeds[layout] = speed
+        speeds[parallelism] = speed
     return speeds
 
 
@@ -361,8 +361,8 @@ def whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Arr
     return losses.sum() / size, correct.sum() / size
 
 
-def _over_lanes(function: Any, *args: Any) -> Any:
-    """vmap, but plain for a single lane: batched gathers and matmuls are slower on CPU."""
+def _over_runs(function: Any, *args: Any) -> Any:
+    """vmap, but plain for a single run: batched gathers and matmuls are slower on CPU."""
     if jax.tree.leaves(args)[0].shape[0] > 1:
         return jax.vmap(function)(*args)
     out = function(*jax.tree.map(lambda leaf: leaf[0], args))

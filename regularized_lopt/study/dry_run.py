@@ -242,13 +242,13 @@ class _Rates:
     def tuning(self, task: str, name: str) -> float:
         """Of a baseline."""
         rates = optimizers_lib.BASELINES[name].learning_rates
-        lanes = self._experiment.tuning_runs * len(rates)
-        return lanes * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
+        runs = self._experiment.tuning_runs * len(rates)
+        return runs * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:
         """Of all runs of an optimizer."""
-        lanes = self._experiment.runs_of(task)
-        return lanes * self._experiment.num_steps * self._inner_step(task, name)
+        runs = self._experiment.runs_of(task)
+        return runs * self._experiment.num_steps * self._inner_step(task, name)
 
     def measuring(self, task: str) -> float:
         """At one point of all measured runs."""
@@ -282,7 +282,7 @@ class _Rates:
         return seconds
 
     def _inner_step(self, task: str, name: str) -> float:
-        """Seconds per step of one run, in the layout that the runs will have."""
+        """Seconds per step of one run, as parallel as the runs will be."""
         if name in self._experiment.optimizers:
             optimizer = self._like(name)
             return self._rate(
@@ -300,7 +300,7 @@ class _Rates:
             trainer.num_runs,
             _STEPS,
             eval_steps=[],
-            layout=trainer.layout,
+            parallelism=trainer.parallelism,
             programs=trainer.programs,
             progress=False,
         )

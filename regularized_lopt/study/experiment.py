@@ -50,7 +50,8 @@ class Experiment:
         trained ones; none: it is left out.
       alpha: of the declared tests, in (0, 1).
       test: see `statistics.decide`.
-      layout: (lanes, workers), each > 0, see `training.Layout`; None: measured once per task.
+      parallelism: (batch, threads), each > 0, see `trainer.Parallelism`; None: measured once per
+        task.
       measured: tasks on which properties are measured around the params; True: all, False: none.
         On the others accuracies are all there is.
       baselines_matched: measured tasks on which baselines are also measured at matched training
@@ -79,7 +80,7 @@ class Experiment:
     early_evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
     alpha: float = 0.05
     test: str = "auto"
-    layout: tuple[int, int] | None = None
+    parallelism: tuple[int, int] | None = None
     measured: bool | tuple[str, ...] = True
     baselines_matched: bool | tuple[str, ...] = True
 
@@ -95,8 +96,8 @@ class Experiment:
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         for name in ("tuning_runs", "num_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
-        for lanes_or_workers in self.layout or ():
-            errors.check_count("Experiment.layout", lanes_or_workers)
+        for batch_or_threads in self.parallelism or ():
+            errors.check_count("Experiment.parallelism", batch_or_threads)
         self._check_seeds()
         errors.check_seed("Experiment.seed", self.seed)
         errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")

@@ -57,7 +57,7 @@ def meta_test(
         num_runs=num_runs,
         num_steps=num_steps,
         seed=seed,
-        layout=(1, 1),
+        parallelism=(1, 1),
     )
     with tempfile.TemporaryDirectory() as scratch:
         (result,) = study_lib.Laboratory(

@@ -30,7 +30,7 @@ class Laboratory:
         optimizers/<name>-<digest>/   meta-training, resumable by itself
         cells/                        runs, measurements and tuned learning rates, see `store`
         cells/ends/                   params of the runs: large, needed to measure around them
-        manifest.json                 the layout of runs that was chosen for each task
+        manifest.json                 the parallelism of runs that was chosen for each task
         timings.json                  seconds per cell; apart, for they are never the same twice
         spent.json                    the same, summed by kind
         locks/                        what a process is at

@@ -18,7 +18,7 @@ from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult, seed_pairs
-from regularized_lopt.measure.trainer import Layout
+from regularized_lopt.measure.trainer import Parallelism
 from regularized_lopt.measure.training_curves import Ends, Runs
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache import Cell
@@ -69,7 +69,7 @@ class OneTask:
         )
 
     def trainer(self, learned: Sequence[EvaluatedOptimizer]) -> trainer_lib.Trainer:
-        """In the layout given, or found in the manifest, or measured and put there.
+        """With the parallelism given, or found in the manifest, or measured and put there.
 
         Args:
           learned: the learned optimizers that are to be trained with.
@@ -81,20 +81,22 @@ class OneTask:
             self.experiment.seed,
             progress=self.progress,
         )
-        if self.experiment.layout is not None:
-            trainer.layout = Layout(*self.experiment.layout)
+        if self.experiment.parallelism is not None:
+            trainer.parallelism = Parallelism(*self.experiment.parallelism)
             return trainer
         path = self.out_dir / _MANIFEST
         size = f"{self.name}, {trainer.num_runs} runs"
+        # In the words of the files that are kept: lanes of a batch, workers for threads.
         chosen = cache_lib.read_json(path).get("layouts", {}).get(size)
         if chosen is None:
             alike = [one for one in learned if one.kind == learned[0].kind]
-            speeds = trainer_lib.measure_layouts(trainer, alike)
-            chosen = dataclasses.asdict(max(speeds, key=lambda layout: speeds[layout]))
+            speeds = trainer_lib.measure_parallelism(trainer, alike)
+            best = max(speeds, key=lambda parallelism: speeds[parallelism])
+            chosen = {"lanes": best.batch, "workers": best.threads}
             cache_lib.update_json(
                 path, lambda kept: kept.setdefault("layouts", {}).update({size: chosen})
             )
-        trainer.layout = Layout(**chosen)
+        trainer.parallelism = Parallelism(chosen["lanes"], chosen["workers"])
         return trainer
 
     def tuned(self, name: str) -> EvaluatedOptimizer | None:
@@ -146,7 +148,7 @@ class OneTask:
                 self.experiment.tuning_steps_of(self.name),
                 self.experiment.seed,
                 self.experiment.tuning_runs,
-                layout=trainer.layout,
+                parallelism=trainer.parallelism,
                 programs=trainer.programs,
                 progress=self.progress,
             )
@@ -159,7 +161,7 @@ class OneTask:
     def _train(
         self, trainer: trainer_lib.Trainer, optimizers: Mapping[str, Sequence[EvaluatedOptimizer]]
     ) -> dict[str, list[Runs]]:
-        """The runs of all; where the layout is that wide, several optimizers in one program."""
+        """The runs of all; where a batch has room, several optimizers in one program."""
         cells = {
             name: [self.cells.runs(self.name, name, identity(one)) for one in optimizers[name]]
             for name in self.experiment.optimizers_on(self.name)
@@ -169,7 +171,7 @@ class OneTask:
             for cell, one in zip(of, optimizers[name], strict=True):
                 if cell not in self.keeper.cells:
                     missing.setdefault(one.kind, []).append((cell, one))
-        together = max(1, trainer.layout.lanes // trainer.num_runs)
+        together = max(1, trainer.parallelism.batch // trainer.num_runs)
         for alike in missing.values():
             for begin in range(0, len(alike), together):
                 self._train_group(trainer, alike[begin : begin + together])
