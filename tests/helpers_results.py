@@ -4,7 +4,7 @@ import numpy as np
 
 from regularized_lopt.measure.flatness import Measurement, Surroundings
 from regularized_lopt.measure.results import Matched, Result, TaskResult
-from regularized_lopt.measure.training_curves import Runs
+from regularized_lopt.measure.training_curves import TrainingCurves
 
 MEASUREMENT = Measurement(radii=(0.01,), num_probes=0)
 
@@ -24,10 +24,10 @@ def surroundings(loss, absolute, relative):
     )
 
 
-def runs():
+def curves():
     """One run of one step."""
     one = np.ones((1, 1))
-    return Runs(
+    return TrainingCurves(
         np.zeros(1), one, np.ones(1), one, 0.9 * one, one, one,
         np.zeros(1, int), np.ones(1, bool), np.zeros(1, int), np.zeros((1, 1), int),
         np.zeros((1, 1), int),
@@ -49,7 +49,7 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
         own_property=own,
         gradients_per_step=1,
         learning_rate=learning_rate,
-        runs=[runs() for _ in loss],
+        curves=[curves() for _ in loss],
         at={"poc": at, "completion": at},
         matched=[
             Matched(one, one, one, surroundings(0, a, a), surroundings(0, b, b)) for a, b in matched

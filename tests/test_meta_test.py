@@ -214,7 +214,7 @@ def test_runs_are_what_a_plain_loop_gives():
         )
         # Params at the first step that reached a training loss.
         lowest = max(reached)
-        params, steps = matched_loss.params_at_level(plain, plain.ends, np.full(2, lowest))
+        params, steps = matched_loss.params_at_level(plain, plain.saved_params, np.full(2, lowest))
         assert plain.level[run].max() == lowest
         assert steps[run] == reached[lowest][0]
         for found, expected in zip(
@@ -254,7 +254,7 @@ def test_levels_keep_the_first_step_that_reached_them(seed, slope, noise):
     start = jnp.asarray(-1.0)
     (_, state), _ = jax.lax.scan(
         step,
-        (convergence.start(start), training_curves.Levels.start(start)),
+        (convergence.start(start), training_curves.LossLevels.start(start)),
         (jnp.arange(80), jnp.asarray(losses)),
     )
     means = np.array([losses[t - 19 : t + 1].mean() for t in range(19, 80)])
@@ -396,8 +396,9 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     )  # fmt: skip
     (one,) = result.optimizers.values()
     lo = optimizers_lib.load("lo", lopt_file)
-    runs = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
-    around, params = one.at["completion"][0], jax.tree.map(lambda x: x[0], runs.ends.final)
+    curves = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
+    around = one.at["completion"][0]
+    params = jax.tree.map(lambda x: x[0], curves.saved_params.final)
     raw = task.datasets.host_arrays("test")
     chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
     batch = task.datasets.normalize({name: jnp.asarray(v[chosen]) for name, v in raw.items()})

@@ -403,8 +403,8 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
     )
     thrown, kept = result.optimizers.values()
     for name in ("train_loss", "test_loss"):
-        assert getattr(thrown.runs[0], name)[0, -1] > 0.999 * chance
-        assert getattr(kept.runs[0], name)[0, -1] < chance
+        assert getattr(thrown.curves[0], name)[0, -1] > 0.999 * chance
+        assert getattr(kept.curves[0], name)[0, -1] < chance
     assert thrown.accuracy() < 15 < kept.accuracy()
     around = thrown.at["completion"][0]
     assert around.loss > 0.999 * chance

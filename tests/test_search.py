@@ -67,9 +67,9 @@ def judge_by(losses, monkeypatch):
     """Trials end at these losses, by number, and train nothing."""
 
     def tried(what, name, *_):
-        runs = dataclasses.make_dataclass("Runs", ["test_loss"])
+        curves = dataclasses.make_dataclass("TrainingCurves", ["test_loss"])
         loss = losses[int(name.rsplit("-", maxsplit=1)[1]) - 1]
-        return dataclasses.make_dataclass("Result", ["runs"])([runs(np.array([[0.1, loss]]))])
+        return dataclasses.make_dataclass("Result", ["curves"])([curves(np.array([[0.1, loss]]))])
 
     monkeypatch.setattr(search_lib, "_try", tried)
 

@@ -153,7 +153,8 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
         found = result.optimizers["sam"].accuracy()
         np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
     same = (RELU, "sam", identity(SAM["sam"]))
-    assert less.cells.runs(*same) == lab(tmp_path, tasks=both).cells.runs(*same)
+    less_keys, all_keys = less.cells, lab(tmp_path, tasks=both).cells
+    assert less_keys.training_curves(*same) == all_keys.training_curves(*same)
 
 
 def test_a_task_may_have_other_optimizers(tmp_path):
@@ -207,8 +208,8 @@ def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
     )
     for name in both:
         np.testing.assert_allclose(
-            beside.optimizers[name].runs[0].train_loss,
-            alone.optimizers[name].runs[0].train_loss,
+            beside.optimizers[name].curves[0].train_loss,
+            alone.optimizers[name].curves[0].train_loss,
             rtol=1e-4,
         )
 
@@ -217,29 +218,29 @@ def cells_of(out_dir, kind):
     return sorted((out_dir / "cells" / kind).iterdir())
 
 
-def ends_of(laboratory):
+def numbers_of(laboratory):
     """Numbers of all optimizers, enough to tell one from another."""
     (result,) = laboratory.run()
     numbers = [
-        (one.runs[0].train_loss, one.at["poc"][0].loss) for one in result.optimizers.values()
+        (one.curves[0].train_loss, one.at["poc"][0].loss) for one in result.optimizers.values()
     ]
     return np.concatenate([np.ravel(array) for pair in numbers for array in pair])
 
 
 def test_a_damaged_cell_is_named_and_computed_again(tmp_path):
-    before = ends_of(lab(tmp_path))
+    before = numbers_of(lab(tmp_path))
     for kind in ("runs", "surroundings"):
         cell = cells_of(tmp_path, kind)[0]
         cell.write_bytes(cell.read_bytes()[:-100])
         with pytest.warns(UserWarning, match=f"{re.escape(cell.name)} is truncated.* as missing"):
-            np.testing.assert_array_equal(ends_of(lab(tmp_path)), before)
+            np.testing.assert_array_equal(numbers_of(lab(tmp_path)), before)
 
 
 @pytest.mark.parametrize("kind", ["runs", "surroundings", "tune"])
 def test_exchanged_cells_are_not_taken_for_each_other(tmp_path, kind):
     """As after a bad restore: each file is intact, under the name of the other."""
     settings = {"baselines": ("SGD", "Adam"), "tuning_runs": 1, "num_steps": 5}
-    before = ends_of(lab(tmp_path, **settings))
+    before = numbers_of(lab(tmp_path, **settings))
     a, b = cells_of(tmp_path, kind)[:2]
     contents = a.read_bytes(), b.read_bytes()
     b.write_bytes(contents[0])
@@ -248,7 +249,7 @@ def test_exchanged_cells_are_not_taken_for_each_other(tmp_path, kind):
         missing = [cell for cell in dry_run.plan(lab(tmp_path, **settings)) if not cell.cached]
     assert missing
     with pytest.warns(UserWarning, match="holds another result than its name says"):
-        np.testing.assert_array_equal(ends_of(lab(tmp_path, **settings)), before)
+        np.testing.assert_array_equal(numbers_of(lab(tmp_path, **settings)), before)
     assert all(cell.cached for cell in dry_run.plan(lab(tmp_path, **settings)))
 
 
@@ -352,9 +353,9 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     assert optimizers.chosen() == {"none": 1}
 
     (found,) = lab(tmp_path / "lab").run()
-    runs = found.optimizers["none"].runs[0]
-    better = dataclasses.replace(runs, test_accuracy=np.ones_like(runs.test_accuracy))
-    several = dataclasses.replace(found.optimizers["none"], runs=[runs, better, runs])
+    curves = found.optimizers["none"].curves[0]
+    better = dataclasses.replace(curves, test_accuracy=np.ones_like(curves.test_accuracy))
+    several = dataclasses.replace(found.optimizers["none"], curves=[curves, better, curves])
     both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
     _, rows = tables.table_1([both], {"none": 1})
     assert rows[0] == ["none", "100 ± 0"]
@@ -491,11 +492,11 @@ def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     }
 
     def trained(row):
-        runs = [
-            dataclasses.replace(run, test_accuracy=np.full_like(run.test_accuracy, value))
-            for run, value in zip(none.runs * len(row), row, strict=True)
+        curves = [
+            dataclasses.replace(one, test_accuracy=np.full_like(one.test_accuracy, value))
+            for one, value in zip(none.curves * len(row), row, strict=True)
         ]
-        return dataclasses.replace(none, runs=runs)
+        return dataclasses.replace(none, curves=curves)
 
     results_ = [
         dataclasses.replace(
@@ -533,11 +534,11 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     none = found.optimizers["none"]
     accuracies = (0.9, 0.6, np.nan)
     one_each = [
-        dataclasses.replace(run, test_accuracy=np.full_like(run.test_accuracy, accuracy))
-        for run, accuracy in zip(none.runs * 3, accuracies, strict=True)
+        dataclasses.replace(one, test_accuracy=np.full_like(one.test_accuracy, accuracy))
+        for one, accuracy in zip(none.curves * 3, accuracies, strict=True)
     ]
     several = dataclasses.replace(
-        none, runs=one_each, at={point: list(of) * 3 for point, of in none.at.items()}
+        none, curves=one_each, at={point: list(of) * 3 for point, of in none.at.items()}
     )
     both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
     figure = figures.seeds([both, found])

@@ -41,7 +41,7 @@ outer_train(out / "run", progress=False)
 loaded = regularized_lopt.load(out / "run")
 opts = {"sam": loaded.opt()}
 result = meta_test(opts, "ImageMLP_Digits_20_Relu", 2, 20, baselines=(), progress=False)
-assert np.isfinite(result.optimizers["sam"].runs[0].train_loss).all()
+assert np.isfinite(result.optimizers["sam"].curves[0].train_loss).all()
 assert "tensorflow" not in sys.modules
 """
 

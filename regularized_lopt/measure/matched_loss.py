@@ -7,38 +7,45 @@ from typing import Any
 import jax
 import numpy as np
 
-from regularized_lopt.measure.training_curves import LEVEL_RATIO, NO_LEVEL, Ends, Runs
+from regularized_lopt.measure.training_curves import (
+    LEVEL_RATIO,
+    NO_LEVEL,
+    SavedParams,
+    TrainingCurves,
+)
 
 
-def matched_level(a: Runs, b: Runs) -> np.ndarray:
-    """[runs]: the lowest training loss that both runs reached, as a number of `Levels`.
+def common_loss_level(a: TrainingCurves, b: TrainingCurves) -> np.ndarray:
+    """[runs]: the lowest training loss that both runs reached, as a number of `LossLevels`.
 
     Where one of the two fell so much lower that its params there are not kept: NO_LEVEL.
     """
     lowest = np.minimum(a.level.max(axis=1), b.level.max(axis=1))
     kept = np.all(
-        [[lowest[i] in runs.level[i] for i in range(len(lowest))] for runs in (a, b)], axis=0
+        [[lowest[i] in curves.level[i] for i in range(len(lowest))] for curves in (a, b)], axis=0
     )
     return np.where(kept, lowest, NO_LEVEL)
 
 
-def params_at_level(runs: Runs, ends: Ends, level: np.ndarray) -> tuple[Any, np.ndarray]:
+def params_at_level(
+    curves: TrainingCurves, saved: SavedParams, level: np.ndarray
+) -> tuple[Any, np.ndarray]:
     """Params, and steps [runs], at which each run first reached its level; NaN and -1: never."""
     slots, steps = [], []
     for run, number in enumerate(level):
-        found = np.flatnonzero(runs.level[run] == number)
-        step = int(runs.level_step[run, found[0]]) if len(found) and number > NO_LEVEL else -1
+        found = np.flatnonzero(curves.level[run] == number)
+        step = int(curves.level_step[run, found[0]]) if len(found) and number > NO_LEVEL else -1
         steps.append(step)
         # Levels that were reached at once share the slot of the lowest loss among them.
-        same = np.flatnonzero(runs.level_step[run] == step)
-        slots.append(same[np.argmax(runs.level[run, same])] if step >= 0 else 0)
+        same = np.flatnonzero(curves.level_step[run] == step)
+        slots.append(same[np.argmax(curves.level[run, same])] if step >= 0 else 0)
     known = np.asarray(steps) >= 0
 
     def leaf(values: np.ndarray) -> np.ndarray:
         picked = values[np.arange(len(slots)), slots]
         return np.where(known.reshape(-1, *[1] * (picked.ndim - 1)), picked, np.nan)
 
-    return jax.tree.map(leaf, ends.level), np.asarray(steps)
+    return jax.tree.map(leaf, saved.level), np.asarray(steps)
 
 
 def level_loss(level: np.ndarray) -> np.ndarray:

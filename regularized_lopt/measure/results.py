@@ -10,7 +10,7 @@ import numpy as np
 
 from regularized_lopt.measure.flatness import Measurement, Surroundings
 from regularized_lopt.measure.loss_slices import LossSlices
-from regularized_lopt.measure.training_curves import Runs
+from regularized_lopt.measure.training_curves import TrainingCurves
 
 POINTS = ("poc", "completion")
 
@@ -41,7 +41,7 @@ class Result:
       own_property: which one it should have learned: "sam", "gsam" or "gam".
       gradients_per_step: of the loss.
       learning_rate: of a baseline; None: it was learned.
-      runs: per seed.
+      curves: per seed.
       at: per point ("poc", "completion"), per seed; empty: nothing was measured.
       matched: per pair of seeds, see `seed_pairs`; empty for the reference, and where that was not
         measured.
@@ -53,7 +53,7 @@ class Result:
     own_property: str
     gradients_per_step: int
     learning_rate: float | None
-    runs: Sequence[Runs]
+    curves: Sequence[TrainingCurves]
     at: Mapping[str, Sequence[Surroundings]]
     matched: Sequence[Matched]
     slices: LossSlices | None = None
@@ -74,15 +74,15 @@ class Result:
 
     def accuracy(self) -> np.ndarray:
         """[seeds, runs], percent, at completion."""
-        return np.stack([100 * runs.test_accuracy[:, -1] for runs in self.runs])
+        return np.stack([100 * curves.test_accuracy[:, -1] for curves in self.curves])
 
     def final_train_loss(self) -> np.ndarray:
         """[seeds, runs], nats."""
-        return np.stack([runs.final_train_loss for runs in self.runs])
+        return np.stack([curves.final_train_loss for curves in self.curves])
 
     def param_norm(self) -> np.ndarray:
         """[seeds, runs], at completion."""
-        return np.stack([runs.param_norm[:, -1] for runs in self.runs])
+        return np.stack([curves.param_norm[:, -1] for curves in self.curves])
 
     def last(self, name: str, point: str, radius: int, scale: str = "absolute") -> np.ndarray:
         """[seeds, runs]: a property after the last ascent step at one radius (index)."""

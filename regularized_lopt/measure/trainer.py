@@ -22,9 +22,9 @@ from regularized_lopt.measure import convergence
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import (
-    Ends,
-    Levels,
-    Runs,
+    LossLevels,
+    SavedParams,
+    TrainingCurves,
     eval_grid,
     loss_grid,
     trailing_mean,
@@ -95,7 +95,9 @@ class Trainer:
         )
         self.programs = {} if programs is None else programs
 
-    def train(self, optimizers: Sequence[EvaluatedOptimizer], label: str = "") -> dict[str, Runs]:
+    def train(
+        self, optimizers: Sequence[EvaluatedOptimizer], label: str = ""
+    ) -> dict[str, TrainingCurves]:
         """Trains `num_runs` networks with each optimizer; all are of one kind.
 
         Args:
@@ -185,7 +187,7 @@ class _Program:
             "best_step": poc.best_step,
             "level_step": levels.step,
             "level": levels.level,
-            "ends": {
+            "saved_params": {
                 "poc": poc.params,
                 "final": self._params(hyper, opt_state),
                 "level": jax.tree.map(lambda leaf: leaf[:, :-1], levels.params),
@@ -199,7 +201,7 @@ class _Program:
         def one(hyper: Any, key: jax.Array, params: Any) -> Any:
             key = jax.random.fold_in(key, _OPTIMIZER)
             opt_state = self._make(hyper).init(params, num_steps=num_steps, key=key)
-            return opt_state, convergence.start(params), Levels.start(params), jnp.zeros(())
+            return opt_state, convergence.start(params), LossLevels.start(params), jnp.zeros(())
 
         return _over_runs(one, hyper, keys, params)
 
@@ -290,8 +292,8 @@ def tune(
     grid = [
         dataclasses.replace(optimizers_lib.baseline(name, rate), name=str(rate)) for rate in rates
     ]
-    runs = trainer.train(grid, label=f"tune {name}")
-    final = np.array([runs[str(rate)].final_train_loss.mean() for rate in rates])
+    curves = trainer.train(grid, label=f"tune {name}")
+    final = np.array([curves[str(rate)].final_train_loss.mean() for rate in rates])
     return optimizers_lib.baseline(name, rates[int(np.argmin(np.nan_to_num(final, nan=np.inf)))])
 
 
@@ -369,7 +371,9 @@ def _over_runs(function: Any, *args: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], out)
 
 
-def _stack(rows: Sequence[dict[str, Any]], num_steps: int, grid: np.ndarray) -> Runs:
+def _stack(rows: Sequence[dict[str, Any]], num_steps: int, grid: np.ndarray) -> TrainingCurves:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    ends = Ends(**stacked.pop("ends"))
-    return Runs(loss_steps=loss_grid(num_steps), eval_steps=grid, ends=ends, **stacked)
+    saved = SavedParams(**stacked.pop("saved_params"))
+    return TrainingCurves(
+        loss_steps=loss_grid(num_steps), eval_steps=grid, saved_params=saved, **stacked
+    )

@@ -22,25 +22,27 @@ NO_LEVEL = -(2**30)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ends:
+class SavedParams:
     """Params of the runs of one optimizer on one task; leading axis: runs.
 
     Attributes:
       poc, final: at the PoC and at completion.
-      level: [runs, LEVELS_KEPT, ...], at `Runs.level_step`.
+      level: [runs, LEVELS_KEPT, ...], at `TrainingCurves.level_step`.
     """
 
     poc: Any
     final: Any
     level: Any
 
-    def first(self, count: int) -> Ends:
+    def first(self, count: int) -> SavedParams:
         """Of the first so many runs."""
-        return Ends(*jax.tree.map(lambda leaf: leaf[:count], (self.poc, self.final, self.level)))
+        return SavedParams(
+            *jax.tree.map(lambda leaf: leaf[:count], (self.poc, self.final, self.level))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class TrainingCurves:
     """Curves of the runs of one optimizer on one task; leading axis: runs.
 
     Attributes:
@@ -55,9 +57,9 @@ class Runs:
       poc_declared: [runs], whether it was.
       best_step: [runs], step of the lowest trailing mean of the training loss.
       level_step: [runs, LEVELS_KEPT], the first step whose trailing mean is at or below a level,
-        -1 where that level was not reached; see `Levels`.
+        -1 where that level was not reached; see `LossLevels`.
       level: [runs, LEVELS_KEPT], which level that is.
-      ends: the params, where they are at hand.
+      saved_params: where they are at hand.
     """
 
     loss_steps: np.ndarray
@@ -72,14 +74,14 @@ class Runs:
     best_step: np.ndarray
     level_step: np.ndarray
     level: np.ndarray
-    ends: Ends | None = None
+    saved_params: SavedParams | None = None
 
-    def first(self, count: int) -> Runs:
+    def first(self, count: int) -> TrainingCurves:
         """The first so many runs, without params."""
-        shared = ("loss_steps", "eval_steps", "ends")
+        shared = ("loss_steps", "eval_steps", "saved_params")
         own = [field.name for field in dataclasses.fields(self) if field.name not in shared]
         cut = {name: getattr(self, name)[:count] for name in own}
-        return dataclasses.replace(self, ends=None, **cut)
+        return dataclasses.replace(self, saved_params=None, **cut)
 
     @property
     def final_train_loss(self) -> np.ndarray:
@@ -88,7 +90,7 @@ class Runs:
 
 
 @flax.struct.dataclass
-class Levels:
+class LossLevels:
     """Params at the first step at which the trailing mean of the training loss reaches a level.
 
     Level k is the loss LEVEL_RATIO^-k. Which level two runs will be compared at is known only when
@@ -106,7 +108,7 @@ class Levels:
     params: Any
 
     @classmethod
-    def start(cls, params: Any) -> Levels:
+    def start(cls, params: Any) -> LossLevels:
         """Before the first step."""
         return cls(
             lowest=jnp.asarray(NO_LEVEL, jnp.int32),
@@ -117,7 +119,7 @@ class Levels:
             ),
         )
 
-    def update(self, step: jax.Array, mean: jax.Array, params: Any) -> Levels:
+    def update(self, step: jax.Array, mean: jax.Array, params: Any) -> LossLevels:
         """Takes in one training step: its number, the loss's trailing mean, the params after it."""
         number = jnp.floor(-jnp.log(jnp.maximum(mean, 1e-30)) / np.log(LEVEL_RATIO))
         reached = jnp.where(jnp.isfinite(mean), number, NO_LEVEL).astype(jnp.int32)
@@ -127,7 +129,7 @@ class Levels:
         numbers = reached - (reached - jnp.arange(LEVELS_KEPT)) % LEVELS_KEPT
         passed = numbers > self.lowest
         slot = jnp.where(new, reached % LEVELS_KEPT, LEVELS_KEPT)
-        return Levels(
+        return LossLevels(
             lowest=jnp.maximum(self.lowest, reached),
             level=jnp.where(passed, numbers, self.level),
             step=jnp.where(passed, step, self.step),

@@ -125,10 +125,10 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
     """One row per optimizer, meta-training seed, run and point."""
     for result in results:
         for key, one in result.optimizers.items():
-            for seed, runs in enumerate(one.runs):
+            for seed, curves in enumerate(one.curves):
                 for point in POINTS:
                     around = one.at[point][seed] if result.is_measured else None
-                    for run in range(len(runs.train_loss)):
+                    for run in range(len(curves.train_loss)):
                         at_poc = point == "poc"
                         row = {
                             "task": result.task,
@@ -136,13 +136,13 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                             "meta_training_seed": seed,
                             "run": run,
                             "point": point,
-                            "step": int(runs.poc_step[run]) + 1 if at_poc else result.num_steps,
-                            "poc_declared": bool(runs.poc_declared[run]),
+                            "step": int(curves.poc_step[run]) + 1 if at_poc else result.num_steps,
+                            "poc_declared": bool(curves.poc_declared[run]),
                             **(_around(around, run) if around is not None else {}),
-                            "test_accuracy": "" if at_poc else float(runs.test_accuracy[run, -1]),
-                            "test_loss": "" if at_poc else float(runs.test_loss[run, -1]),
-                            "train_loss": "" if at_poc else float(runs.final_train_loss[run]),
-                            "param_norm": "" if at_poc else float(runs.param_norm[run, -1]),
+                            "test_accuracy": "" if at_poc else float(curves.test_accuracy[run, -1]),
+                            "test_loss": "" if at_poc else float(curves.test_loss[run, -1]),
+                            "train_loss": "" if at_poc else float(curves.final_train_loss[run]),
+                            "param_norm": "" if at_poc else float(curves.param_norm[run, -1]),
                         }
                         if around is not None:
                             row |= _nearby(around, run, result.measurement.radii)
@@ -190,7 +190,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
             "gradients_per_step": one.gradients_per_step,
             "runs": [
                 {
-                    name: getattr(runs, name)
+                    name: getattr(curves, name)
                     for name in (
                         "eval_steps",
                         "test_loss",
@@ -203,7 +203,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
                         "best_step",
                     )
                 }
-                for runs in one.runs
+                for curves in one.curves
             ],
             "at": {point: [around(s, radius) for s in of] for point, of in one.at.items()},
             "matched": [

@@ -24,18 +24,22 @@ def training_curves(result: TaskResult) -> mpl_figure.Figure:
     with matplotlib.rc_context(plot_style.STYLE):
         figure, (left, right) = plot_style.new_figure(2)
         for style, one in plot_style.styled(result):
-            smooth = np.concatenate([runs.train_loss for runs in one.runs])
-            steps = one.runs[0].loss_steps
+            smooth = np.concatenate([curves.train_loss for curves in one.curves])
+            steps = one.curves[0].loss_steps
             smooth = smooth[np.isfinite(smooth).all(axis=1)]  # The table has those that diverged.
             if len(smooth):
                 plot_style.band(left, steps + 1, smooth, one.name, **style)
-            declared = np.concatenate([r.poc_step[r.poc_declared] for r in one.runs])
+            declared = np.concatenate(
+                [curves.poc_step[curves.poc_declared] for curves in one.curves]
+            )
             if len(smooth) and len(declared):
                 at = np.median(declared)
                 height = np.interp(at, steps, smooth.mean(axis=0))
                 left.plot(at + 1, height, "o", color=style["color"], markersize=5)
-            accuracy = np.concatenate([100 * runs.test_accuracy for runs in one.runs])
-            plot_style.band(right, one.runs[0].eval_steps, accuracy, one.name, marker=".", **style)
+            accuracy = np.concatenate([100 * curves.test_accuracy for curves in one.curves])
+            plot_style.band(
+                right, one.curves[0].eval_steps, accuracy, one.name, marker=".", **style
+            )
         left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
         left.set_title("Training loss (dot: median PoC)")
         right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")

@@ -46,7 +46,7 @@ def failures(results: Sequence[TaskResult]) -> Table:
     whose accuracy is not finite fails.
     """
     keys = dict.fromkeys(
-        key for result in results for key, one in result.optimizers.items() if len(one.runs) > 1
+        key for result in results for key, one in result.optimizers.items() if len(one.curves) > 1
     )
 
     def cell(result: TaskResult, key: str) -> str:
@@ -103,7 +103,7 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
     keys = [
         key
         for key in names(results)
-        if any(key in r.optimizers and len(r.optimizers[key].runs) > 1 for r in results)
+        if any(key in r.optimizers and len(r.optimizers[key].curves) > 1 for r in results)
     ]
     rows: list[list[str]] = [[key] for key in keys]
     for name, inside in (("MLPs", True), ("CNNs", False)):
@@ -154,8 +154,8 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
     for result in results:
         base = result.reference_result.accuracy()
         for key, one in result.optimizers.items():
-            poc = np.concatenate([runs.poc_step for runs in one.runs]) + 1
-            never = int(sum((~runs.poc_declared).sum() for runs in one.runs))
+            poc = np.concatenate([curves.poc_step for curves in one.curves]) + 1
+            never = int(sum((~curves.poc_declared).sum() for curves in one.curves))
             rows.append(
                 [
                     result.task,

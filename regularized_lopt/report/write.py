@@ -59,7 +59,7 @@ class Reporter:
             self._table_1(),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
-        if any(len(one.runs) > 1 for result in self._results for _, one in result.learned):
+        if any(len(one.curves) > 1 for result in self._results for _, one in result.learned):
             self._add(
                 page,
                 figures_lib.seeds(self._results),
@@ -157,7 +157,7 @@ class Reporter:
     ) -> None:
         directory = self._out_dir / result.task
         directory.mkdir(parents=True, exist_ok=True)
-        runs = len(result.reference_result.runs[0].train_loss)
+        runs = len(result.reference_result.curves[0].train_loss)
         page.heading(f"{result.task}: {runs} runs of {result.num_steps} steps")
         self._add(
             page,

@@ -67,8 +67,8 @@ class Cells:
         }
         return Cell("tune", f"{task} {baseline}", spec)
 
-    def runs(self, task: str, name: str, optimizer: Identity) -> Cell:
-        """`Runs` of an optimizer, whose `identity` is given."""
+    def training_curves(self, task: str, name: str, optimizer: Identity) -> Cell:
+        """`TrainingCurves` of an optimizer, whose `identity` is given."""
         spec = {
             **self._spec(task),
             "num_runs": self.experiment.runs_of(task),
@@ -77,9 +77,9 @@ class Cells:
         }
         return Cell("runs", f"{task} {name}", spec, optimizer.lasting)
 
-    def ends(self, task: str, name: str, optimizer: Identity) -> Cell:
-        """`Ends` of those runs: large, and needed only to measure around them."""
-        return dataclasses.replace(self.runs(task, name, optimizer), kind="ends")
+    def saved_params(self, task: str, name: str, optimizer: Identity) -> Cell:
+        """`SavedParams` of those runs: large, and needed only to measure around them."""
+        return dataclasses.replace(self.training_curves(task, name, optimizer), kind="ends")
 
     def surroundings(self, task: str, name: str, optimizer: Identity, point: str) -> Cell:
         """`flatness.Surroundings` of those runs."""
@@ -102,7 +102,7 @@ class Cells:
 
     def slices(self, task: str, name: str, optimizer: Identity) -> Cell:
         """`loss_slices.LossSlices` around the first of those runs."""
-        spec = {**self.runs(task, name, optimizer).spec, "reach": 1.0, "points": 25}
+        spec = {**self.training_curves(task, name, optimizer).spec, "reach": 1.0, "points": 25}
         return Cell("slices", f"{task} {name}", spec, optimizer.lasting)
 
     def update_curves(self, name: str, optimizer: Identity) -> Cell:
@@ -128,6 +128,6 @@ class Cells:
 
     def _measured(self, task: str, name: str, optimizer: Identity) -> dict[str, Any]:
         return {
-            **self.runs(task, name, optimizer).spec,
+            **self.training_curves(task, name, optimizer).spec,
             "measured_runs": self.experiment.measured_runs(task),
         }

@@ -142,7 +142,10 @@ class _Plan:
         if one is not None:
             who = (task, name, identity(one))
             made = {point: self._lab.cells.surroundings(*who, point) for point in POINTS}
-            made |= {"train": self._lab.cells.runs(*who), "slice": self._lab.cells.slices(*who)}
+            made |= {
+                "train": self._lab.cells.training_curves(*who),
+                "slice": self._lab.cells.slices(*who),
+            }
         yield self._line(
             "train",
             label,

@@ -87,7 +87,7 @@ def train(
             own_property="sam",
             gradients_per_step=one.gradients_per_step,
             learning_rate=one.learning_rate,
-            runs=[trainer.train([one])[name]],
+            curves=[trainer.train([one])[name]],
             at={},
             matched=[],
         )

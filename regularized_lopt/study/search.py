@@ -86,7 +86,7 @@ class Trial:
     @property
     def loss(self) -> np.ndarray:
         """[runs], held-out loss (nats) at the end."""
-        return self.result.runs[0].test_loss[:, -1]
+        return self.result.curves[0].test_loss[:, -1]
 
     @property
     def score(self) -> float:
@@ -99,15 +99,15 @@ class Trial:
 
     def row(self) -> dict[str, Any]:
         """For trials.csv."""
-        runs = self.result.runs[0]
+        curves = self.result.curves[0]
         return {
             "variant": self.variant,
             "bindings": "; ".join(self.bindings),
             "held_out_loss": f"{self.loss.mean():.4f}",
             "std": f"{self.loss.std(ddof=1):.4f}",
-            "held_out_accuracy": f"{100 * runs.test_accuracy[:, -1].mean():.2f}",
-            "train_loss": f"{runs.final_train_loss.mean():.4f}",
-            "param_norm": f"{runs.param_norm[:, -1].mean():.1f}",
+            "held_out_accuracy": f"{100 * curves.test_accuracy[:, -1].mean():.2f}",
+            "train_loss": f"{curves.final_train_loss.mean():.4f}",
+            "param_norm": f"{curves.param_norm[:, -1].mean():.1f}",
             "rise_absolute": f"{self.rise('absolute').mean():.4f}",
             "rise_relative": f"{self.rise('relative').mean():.4f}",
             "chosen": "yes" if self.chosen else "",

@@ -88,7 +88,8 @@ class Laboratory:
         """
         for name in self.experiment.tasks:
             image_task(name, self.experiment.phase)
-            self.cells.runs(name, "", Identity("", lasting=False))  # Reads how data are split.
+            # Reads how data are split.
+            self.cells.training_curves(name, "", Identity("", lasting=False))
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         sources = {**self.experiment.optimizers, **early}
         for name, source in sources.items():

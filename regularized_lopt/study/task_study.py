@@ -19,7 +19,7 @@ from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult, seed_pairs
 from regularized_lopt.measure.trainer import Parallelism
-from regularized_lopt.measure.training_curves import Ends, Runs
+from regularized_lopt.measure.training_curves import SavedParams, TrainingCurves
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache import Cell
 from regularized_lopt.study.cache_keys import Cells, identity
@@ -55,9 +55,9 @@ class OneTask:
         optimizers = {name: list(trained) for name, trained in learned.items()}
         for name in self.experiment.baselines_on(self.name):
             optimizers[name] = [self._tune(trainer, name)]
-        all_runs = self._train(trainer, optimizers)
+        curves = self._train(trainer, optimizers)
         found = {
-            name: self._result(name, optimizers, all_runs)
+            name: self._result(name, optimizers, curves)
             for name in self.experiment.optimizers_on(self.name)
         }
         return TaskResult(
@@ -114,7 +114,7 @@ class OneTask:
         self,
         name: str,
         optimizers: Mapping[str, Sequence[EvaluatedOptimizer]],
-        all_runs: Mapping[str, Sequence[Runs]],
+        curves: Mapping[str, Sequence[TrainingCurves]],
     ) -> Result:
         own, first = optimizers[name], optimizers[name][0]
         result = Result(
@@ -123,7 +123,7 @@ class OneTask:
             targeted=self.experiment.is_targeted(name),
             gradients_per_step=first.gradients_per_step,
             learning_rate=first.learning_rate,
-            runs=all_runs[name],
+            curves=curves[name],
             at={},
             matched=[],
         )
@@ -134,7 +134,7 @@ class OneTask:
         return dataclasses.replace(
             result,
             at={point: [self._measure(one, point) for one in own] for point in POINTS},
-            matched=self._matched(name, optimizers, all_runs) if is_matched else [],
+            matched=self._matched(name, optimizers, curves) if is_matched else [],
             slices=self._slices(first) if is_learned else None,
         )
 
@@ -160,10 +160,13 @@ class OneTask:
 
     def _train(
         self, trainer: trainer_lib.Trainer, optimizers: Mapping[str, Sequence[EvaluatedOptimizer]]
-    ) -> dict[str, list[Runs]]:
+    ) -> dict[str, list[TrainingCurves]]:
         """The runs of all; where a batch has room, several optimizers in one program."""
         cells = {
-            name: [self.cells.runs(self.name, name, identity(one)) for one in optimizers[name]]
+            name: [
+                self.cells.training_curves(self.name, name, identity(one))
+                for one in optimizers[name]
+            ]
             for name in self.experiment.optimizers_on(self.name)
         }
         missing: dict[str, list[tuple[Cell, EvaluatedOptimizer]]] = {}
@@ -176,7 +179,7 @@ class OneTask:
             for begin in range(0, len(alike), together):
                 self._train_group(trainer, alike[begin : begin + together])
         return {
-            name: [Runs(**self.keeper.cells.load(cell)) for cell in of]
+            name: [TrainingCurves(**self.keeper.cells.load(cell)) for cell in of]
             for name, of in cells.items()
         }
 
@@ -191,12 +194,12 @@ class OneTask:
         found = trainer.train(named, label)
         trained = (time.monotonic() - compiled) / len(group)
         for cell, one in group:
-            runs = cache_lib.fields(found[cell.file_name])
-            params = cache_lib.fields(runs.pop("ends"))
+            curves = cache_lib.fields(found[cell.file_name])
+            params = cache_lib.fields(curves.pop("saved_params"))
             if self.experiment.measures(self.name):  # Large, and of no other use.
-                ends = self.cells.ends(self.name, one.name, identity(one))
-                self.keeper.cells.save(ends, params)
-            self.keeper.cells.save(cell, runs)
+                saved = self.cells.saved_params(self.name, one.name, identity(one))
+                self.keeper.cells.save(saved, params)
+            self.keeper.cells.save(cell, curves)
             steps = trainer.num_runs * self.experiment.num_steps
             self.keeper.timings[f"step {self.name} {one.name}"] = trained / steps
             self.keeper.took(f"train {self.name} {one.name}", trained + (compiled - start))
@@ -207,8 +210,8 @@ class OneTask:
         cell = self.cells.surroundings(self.name, optimizer.name, identity(optimizer), point)
 
         def compute() -> dict[str, Any]:
-            ends = self._ends(optimizer).first(self.experiment.measured_runs(self.name))
-            params = ends.poc if point == "poc" else ends.final
+            saved = self._saved_params(optimizer).first(self.experiment.measured_runs(self.name))
+            params = saved.poc if point == "poc" else saved.final
             what = self.cells.measurement_of(self.name)
             return cache_lib.fields(flatness.measure(self._task, params, what))
 
@@ -218,13 +221,13 @@ class OneTask:
         self,
         name: str,
         optimizers: Mapping[str, Sequence[EvaluatedOptimizer]],
-        all_runs: Mapping[str, Sequence[Runs]],
+        curves: Mapping[str, Sequence[TrainingCurves]],
     ) -> list[Matched]:
         """Of every pair of meta-training seeds that is compared."""
         own, reference = optimizers[name], optimizers[self.experiment.reference]
-        own_runs, reference_runs = all_runs[name], all_runs[self.experiment.reference]
+        own_curves, reference_curves = curves[name], curves[self.experiment.reference]
         return [
-            self._match(own[a], reference[b], own_runs[a], reference_runs[b])
+            self._match(own[a], reference[b], own_curves[a], reference_curves[b])
             for a, b in seed_pairs(len(own), len(reference))
         ]
 
@@ -232,8 +235,8 @@ class OneTask:
         self,
         optimizer: EvaluatedOptimizer,
         reference: EvaluatedOptimizer,
-        runs: Runs,
-        reference_runs: Runs,
+        curves: TrainingCurves,
+        reference_curves: TrainingCurves,
     ) -> Matched:
         cell = self.cells.matched(
             self.name, optimizer.name, identity(optimizer), identity(reference)
@@ -241,13 +244,13 @@ class OneTask:
 
         def compute() -> dict[str, Any]:
             count = self.experiment.measured_runs(self.name)
-            own, other = runs.first(count), reference_runs.first(count)
+            own, other = curves.first(count), reference_curves.first(count)
             what = self.cells.measurement_of(self.name).headline_alone()
-            level = matched_loss.matched_level(own, other)
+            level = matched_loss.common_loss_level(own, other)
             out: dict[str, Any] = {"level": matched_loss.level_loss(level)}
             for side, who, one in (("own", optimizer, own), ("reference", reference, other)):
-                ends = self._ends(who).first(count)
-                params, out[f"{side}_step"] = matched_loss.params_at_level(one, ends, level)
+                saved = self._saved_params(who).first(count)
+                params, out[f"{side}_step"] = matched_loss.params_at_level(one, saved, level)
                 out[side] = cache_lib.fields(flatness.measure(self._task, params, what))
             return out
 
@@ -260,26 +263,26 @@ class OneTask:
         cell = self.cells.slices(self.name, optimizer.name, identity(optimizer))
 
         def compute() -> dict[str, Any]:
-            params = jax.tree.map(lambda leaf: leaf[0], self._ends(optimizer).poc)
+            params = jax.tree.map(lambda leaf: leaf[0], self._saved_params(optimizer).poc)
             return cache_lib.fields(loss_slices.loss_slices(self._task, params))
 
         return loss_slices.LossSlices(**self.keeper.get(cell, f"slice {self.name}", compute))
 
-    def _ends(self, optimizer: EvaluatedOptimizer) -> Ends:
+    def _saved_params(self, optimizer: EvaluatedOptimizer) -> SavedParams:
         """The params of an optimizer's runs.
 
         Raises:
           FileNotFoundError: they were not kept beside the runs.
         """
         who = (self.name, optimizer.name, identity(optimizer))
-        found = self.keeper.cells.find(self.cells.ends(*who))
+        found = self.keeper.cells.find(self.cells.saved_params(*who))
         if found is None:
             raise FileNotFoundError(
                 f"{self.out_dir} has the runs of {optimizer.label} on {self.name}, but not their "
                 "params, around which something is still to be measured. To train these networks "
-                f"again, delete cells/{self.cells.runs(*who).file_name}."
+                f"again, delete cells/{self.cells.training_curves(*who).file_name}."
             )
-        return Ends(**found)
+        return SavedParams(**found)
 
 
 def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
