@@ -16,7 +16,7 @@ import time
 import gin
 
 from regularized_lopt import gin_files, launch, zoo
-from regularized_lopt.measure import Measurement
+from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.run import load_metrics
 from regularized_lopt.report import figures, write
@@ -60,7 +60,7 @@ def main() -> None:
                 task,
                 num_runs=num_runs,
                 num_steps=50 if args.smallest else num_steps,
-                measurement=Measurement(num_probes=0),
+                flatness_config=FlatnessConfig(num_probes=0),
             )
             for task, num_steps in TASKS.items()
         ],

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from regularized_lopt.measure.flatness import Measurement, Surroundings
+from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
 from regularized_lopt.measure.results import Matched, Result, TaskResult
 from regularized_lopt.measure.training_curves import TrainingCurves
 
-MEASUREMENT = Measurement(radii=(0.01,), num_probes=0)
+FLATNESS_CONFIG = FlatnessConfig(radii=(0.01,), num_probes=0)
 
 
-def surroundings(loss, absolute, relative):
+def flatness(loss, absolute, relative):
     """Of one run."""
     one = np.ones(1)
 
@@ -19,7 +19,7 @@ def surroundings(loss, absolute, relative):
             "relative": one[:, None, None] * relative,
         }
 
-    return Surroundings(
+    return Flatness(
         one * loss, one, ascents(absolute, relative), ascents(1.5, 1.5), one * np.nan, one * np.nan
     )
 
@@ -42,7 +42,7 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
     """
     relative = worst if relative is None else relative
     matched = [(1.0, 1.0)] * len(loss) if matched is None else matched
-    at = [surroundings(*values) for values in zip(loss, worst, relative, strict=True)]
+    at = [flatness(*values) for values in zip(loss, worst, relative, strict=True)]
     one = np.ones(1)
     return Result(
         name=own,
@@ -51,12 +51,10 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
         learning_rate=learning_rate,
         curves=[curves() for _ in loss],
         at={"poc": at, "completion": at},
-        matched=[
-            Matched(one, one, one, surroundings(0, a, a), surroundings(0, b, b)) for a, b in matched
-        ],
+        matched=[Matched(one, one, one, flatness(0, a, a), flatness(0, b, b)) for a, b in matched],
     )
 
 
 def measured_task(task, **optimizers):
     """All optimizers on a task; the reference is "none"."""
-    return TaskResult(task, 1, MEASUREMENT, "none", optimizers)
+    return TaskResult(task, 1, FLATNESS_CONFIG, "none", optimizers)

@@ -31,7 +31,7 @@ from regularized_lopt import (
 )
 from regularized_lopt.learned_optimizers import describe
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.flatness import Measurement
+from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.optax_bridge import as_optax
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.run import check_bindings
@@ -453,7 +453,7 @@ def test_a_whole_life(tmp_path):
     assert loaded.learned_opt.output_scale == 0.1
     found = meta_test(
         {"mine": loaded}, "ImageMLP_Digits_20_Relu", 1, 4, baselines=(), progress=False,
-        measurement=Measurement(num_examples=16, headline_starts=1, num_probes=0),
+        flatness_config=FlatnessConfig(num_examples=16, headline_starts=1, num_probes=0),
     )  # fmt: skip
     assert np.isfinite(found.optimizers["mine"].curves[0].train_loss).all()
     outer_train(tmp_path / "again", warm_start=tmp_path / "run", progress=False)

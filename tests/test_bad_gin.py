@@ -232,7 +232,7 @@ def _(made: dict):  # Parts of a data set.
 
 
 @use.register
-def _(made: flatness.Measurement):
+def _(made: flatness.FlatnessConfig):
     assert made.radii[made.headline] > 0
 
 

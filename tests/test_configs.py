@@ -11,7 +11,7 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks
-from regularized_lopt.measure import Measurement
+from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.outer_training import (
     Curriculum,
     RegularizedTruncatedGrad,
@@ -86,7 +86,7 @@ def test_is_an_experiment_of_the_laboratory(config):
     gin.add_config_file_search_path(str(REPOSITORY))
     gin_files.parse_gin([f"gin_configs/{config}"], [])
     experiment = Experiment()
-    assert Measurement().num_examples > 0
+    assert FlatnessConfig().num_examples > 0
     for task in experiment.tasks:
         assert task_study.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):

@@ -76,9 +76,9 @@ def test_gin_is_put_back_as_it_was():
             "whoever calls RegularizedTruncatedStep gives it another trunc_sched. Leave this out.",
         ),
         (
-            "Measurement.num_examples = 3",
-            "Measurement is not used here. Refer to @Measurement where it is wanted, or leave this "
-            "out.",
+            "FlatnessConfig.num_examples = 3",
+            "FlatnessConfig is not used here. Refer to @FlatnessConfig where it is wanted, or "
+            "leave this out.",
         ),
         (
             "a/Curriculum.min_validations = 3",
@@ -200,7 +200,7 @@ def test_a_laboratory_remembers_what_it_read(tmp_path):
         [
             f"Experiment.optimizers = {{'none': '{NONE}'}}",
             f"Experiment.tasks = ('{TASK}',)",
-            "Measurement.num_examples = 64",
+            "FlatnessConfig.num_examples = 64",
             "meta_splits.seed = 1",
             "SAM.rho = 0.1",
         ],

@@ -98,7 +98,7 @@ def test_a_measured_loss_is_one_function_and_shares_no_key(recorder, monkeypatch
     monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
     params = task.init(KEY)
     several = jax.tree.map(lambda leaf: leaf[None], params)
-    what = flatness.Measurement(
+    what = flatness.FlatnessConfig(
         radii=(0.01,), num_steps=1, num_examples=8, num_probes=1, num_iterations=1
     )
     flatness.measure(task, several, what)

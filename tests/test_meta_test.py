@@ -387,11 +387,11 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
 def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     """Against the ascents called one by one, and the Hessian written out."""
     task = tasks.get(DIGITS)
-    what = flatness.Measurement(
+    what = flatness.FlatnessConfig(
         radii=(0.01, 0.1), num_examples=64, headline_starts=1, num_probes=2000, num_iterations=200
     )
     result = meta_test(
-        {"lo": regularized_lopt.load(lopt_file)}, DIGITS, 1, 25, baselines=(), measurement=what,
+        {"lo": regularized_lopt.load(lopt_file)}, DIGITS, 1, 25, baselines=(), flatness_config=what,
         progress=False,
     )  # fmt: skip
     (one,) = result.optimizers.values()
@@ -432,7 +432,7 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
 def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatch):
     task = tasks.get(DIGITS)
     params = jax.vmap(task.init)(jax.random.split(KEY, 3))
-    what = flatness.Measurement(radii=(0.01, 0.1), num_examples=64, num_probes=3)
+    what = flatness.FlatnessConfig(radii=(0.01, 0.1), num_examples=64, num_probes=3)
     one_by_one = flatness.measure(task, params, what)
     batched = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -474,8 +474,8 @@ def test_slices_are_normalized_by_filter(lopt_file):
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "CubicRegression"), TypeError,
          "Only image tasks"),
         (lambda: trainer_lib.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
-        (lambda: flatness.Measurement(radii=(-1.0,)), ValueError, "Measurement.radii = -1"),
-        (lambda: flatness.Measurement(direction="up"), ValueError, "Unknown direction 'up'"),
+        (lambda: flatness.FlatnessConfig(radii=(-1.0,)), ValueError, "FlatnessConfig.radii = -1"),
+        (lambda: flatness.FlatnessConfig(direction="up"), ValueError, "Unknown direction 'up'"),
     ],
 )  # fmt: skip
 def test_refuses_bad_input(call, error, message):

@@ -24,7 +24,7 @@ import regularized_lopt
 from regularized_lopt import serialization, zoo
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.flatness import Measurement
+from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
@@ -374,7 +374,7 @@ def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path
         num_runs=2,
         num_steps=4,
         baselines=(),
-        measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=1),
+        flatness_config=FlatnessConfig(radii=(0.01,), num_steps=2, num_examples=64, num_probes=1),
         progress=False,
     )
     page = write.Reporter([result], tmp_path).write("Diverged", "")
@@ -398,7 +398,7 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
         num_runs=1,
         num_steps=30,
         baselines=(),
-        measurement=Measurement(radii=(0.01,), num_steps=2, num_examples=64, num_probes=0),
+        flatness_config=FlatnessConfig(radii=(0.01,), num_steps=2, num_examples=64, num_probes=0),
         progress=False,
     )
     thrown, kept = result.optimizers.values()

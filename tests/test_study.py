@@ -21,7 +21,7 @@ from conftest import REPOSITORY
 
 import regularized_lopt
 from regularized_lopt import gin_files, serialization, statistics, tasks, upstream, zoo
-from regularized_lopt.measure import Measurement, cubic_regression, flatness
+from regularized_lopt.measure import FlatnessConfig, cubic_regression, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.results import POINTS
@@ -34,7 +34,7 @@ from regularized_lopt.study.experiment import GIVEN
 from regularized_lopt.study.meta_training import Optimizers
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
-QUICK = Measurement(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
+QUICK = FlatnessConfig(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
 
 
 def given(**others):
@@ -63,8 +63,10 @@ def table(out_dir):
     }
 
 
-def lab(out_dir, measurement=QUICK, who=SAM, **kwargs):
-    return Laboratory(experiment(who, **kwargs), out_dir, measurement, given=who, progress=False)
+def lab(out_dir, flatness_config=QUICK, who=SAM, **kwargs):
+    return Laboratory(
+        experiment(who, **kwargs), out_dir, flatness_config, given=who, progress=False
+    )
 
 
 def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
@@ -145,7 +147,7 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     less = lab(tmp_path, tasks=both, task_runs={SIGMOID: 1}, property_examples={SIGMOID: 32})
     first, second = less.run()
     assert [r.optimizers["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
-    assert [r.measurement.num_examples for r in (first, second)] == [64, 32]
+    assert [r.flatness_config.num_examples for r in (first, second)] == [64, 32]
     # It is the first of the runs that there would have been, and the other task is what it was.
     as_ever = lab(tmp_path, tasks=both).run()
     for result, other in zip((first, second), as_ever, strict=True):
@@ -283,12 +285,14 @@ def planted(tmp_path_factory):
     Long enough to fit the training set: before that, no regularizer has much to choose from.
     """
     out_dir = tmp_path_factory.mktemp("planted")
-    measurement = Measurement(radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0)
+    flatness_config = FlatnessConfig(
+        radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0
+    )
     settings = {"num_runs": 24, "num_steps": 1500, "parallelism": (24, 1)}
     plain = {"none": optimizers_lib.baseline("SGD", 0.3)}
     both = {**plain, "sam": optimizers_lib.baseline("SGD+SAM", 0.3)}
-    (result,) = lab(out_dir, measurement, both, **settings).run()
-    (others,) = lab(out_dir, measurement, plain, seed=1, **settings).run()
+    (result,) = lab(out_dir, flatness_config, both, **settings).run()
+    (others,) = lab(out_dir, flatness_config, plain, seed=1, **settings).run()
     return result, others
 
 
@@ -308,7 +312,7 @@ def test_other_batches_alone_seldom_make_a_verdict(planted, name):
     """400 pairings of 10 stored runs of SGD with 10 of SGD on other inits and batches."""
     result, others = planted
     pools = [
-        r.reference_result.last(name, "completion", r.measurement.headline)[0]
+        r.reference_result.last(name, "completion", r.flatness_config.headline)[0]
         for r in (result, others)
     ]
     rng = np.random.default_rng(0)
@@ -377,7 +381,7 @@ def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
 
 def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_path):
     """Four optimizers whose differences at the radii are given, in standard deviations."""
-    radii = flatness.Measurement().radii
+    radii = flatness.FlatnessConfig().radii
     (found,) = lab(tmp_path).run()
     base = found.optimizers["none"]
 
@@ -386,7 +390,7 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
         values = np.asarray(means) + np.array([-1.0, 0.0, 1.0])[:, None]
         return {
             "completion": [
-                flatness.Surroundings(
+                flatness.Flatness(
                     np.zeros(1), np.zeros(1), {"absolute": row[None, :, None]}, {}, None, None
                 )
                 for row in values
@@ -402,7 +406,9 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
             base, at={"completion": at(np.zeros(5))["completion"][1:2] * 3}
         )
         task = dataclasses.replace(
-            found, measurement=flatness.Measurement(), optimizers={"none": reference, **learned}
+            found,
+            flatness_config=flatness.FlatnessConfig(),
+            optimizers={"none": reference, **learned},
         )
         return paper_claims.go_through([task], [])[5]
 
@@ -638,7 +644,7 @@ TINY = [
     "Experiment.bindings = ('outer_train.num_outer_steps = 2', 'LSTMLOpt.hidden_size = 3',"
     " 'Curriculum.train_lengths = (20,)', 'Curriculum.validation_period = 2',"
     " 'Curriculum.num_validation_tasks = 1')",
-    "Measurement.num_examples = 64",
+    "FlatnessConfig.num_examples = 64",
     "Experiment.early_evidence = {}",
 ]
 

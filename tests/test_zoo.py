@@ -15,7 +15,7 @@ from matplotlib import figure as mpl_figure
 
 import regularized_lopt
 from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
-from regularized_lopt.measure import Measurement, update_curves
+from regularized_lopt.measure import FlatnessConfig, update_curves
 from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
 
@@ -219,9 +219,11 @@ def test_verifying_measures_what_the_card_states(tmp_path):
     """Stated from one meta-test, found by another; and a card that promises too much."""
     name, task = zoo.names()[0], "ImageMLP_Digits_20_Sigmoid"
     what = {"num_runs": 3, "num_steps": 40}
-    measurement = Measurement(num_examples=256, headline_starts=2, num_probes=0)
+    flatness_config = FlatnessConfig(num_examples=256, headline_starts=2, num_probes=0)
     opts = {name: regularized_lopt.load(name)}
-    result = meta_test(opts, task, **what, baselines=(), measurement=measurement, progress=False)
+    result = meta_test(
+        opts, task, **what, baselines=(), flatness_config=flatness_config, progress=False
+    )
     one = result.reference_result
     row = {
         **what,

@@ -34,7 +34,7 @@ _LOSS = 2**31  # The key is folded with it for a stochastic loss; with 0, 1, ...
 
 @configurable()
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class FlatnessConfig:
     """What is measured around the params of a run.
 
     Attributes:
@@ -61,13 +61,13 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if not self.radii:
-            raise ValueError("Measurement.radii is empty: give at least one.")
+            raise ValueError("FlatnessConfig.radii is empty: give at least one.")
         for radius in self.radii:
-            errors.check_positive("Measurement.radii", radius)
+            errors.check_positive("FlatnessConfig.radii", radius)
         for name in ("num_steps", "num_examples", "headline_starts", "num_iterations"):
-            errors.check_count(f"Measurement.{name}", getattr(self, name))
-        errors.check_count("Measurement.num_probes", self.num_probes, least=0)
-        errors.check_seed("Measurement.seed", self.seed)
+            errors.check_count(f"FlatnessConfig.{name}", getattr(self, name))
+        errors.check_count("FlatnessConfig.num_probes", self.num_probes, least=0)
+        errors.check_seed("FlatnessConfig.seed", self.seed)
         errors.check_name("direction", self.direction, ascent.DIRECTIONS)
 
     @property
@@ -75,13 +75,13 @@ class Measurement:
         """Index of the radius that is closest to `HEADLINE_RADIUS`."""
         return int(np.argmin(np.abs(np.log(np.asarray(self.radii) / HEADLINE_RADIUS))))
 
-    def headline_alone(self) -> Measurement:
+    def headline_alone(self) -> FlatnessConfig:
         """For runs at matched training loss: one radius, no Hessian."""
         return dataclasses.replace(self, radii=(self.radii[self.headline],), num_probes=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
+class Flatness:
     """What was measured around the params of every run; leading axis: runs.
 
     Attributes:
@@ -125,7 +125,7 @@ def held_out(task: tasks.ImageTask, num_examples: int) -> dict[str, jax.Array]:
     return {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
 
 
-def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundings:
+def measure(task: tasks.ImageTask, params: Any, what: FlatnessConfig) -> Flatness:
     """Measures around the params of every run, on the held-out loss.
 
     Args:
@@ -156,7 +156,7 @@ def measure(task: tasks.ImageTask, params: Any, what: Measurement) -> Surroundin
             np.asarray,
             _curvature(task, what.num_probes, what.num_iterations, params, key, examples),
         )
-    return Surroundings(loss, grad_norm, loss_ascent, grad_norm_ascent, trace, top)
+    return Flatness(loss, grad_norm, loss_ascent, grad_norm_ascent, trace, top)
 
 
 # Jitted at module level: one compilation serves all optimizers, points and radii of a task.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from regularized_lopt.measure.flatness import Measurement, Surroundings
+from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
 from regularized_lopt.measure.loss_slices import LossSlices
 from regularized_lopt.measure.training_curves import TrainingCurves
 
@@ -28,8 +28,8 @@ class Matched:
     level: np.ndarray
     own_step: np.ndarray
     reference_step: np.ndarray
-    own: Surroundings
-    reference: Surroundings
+    own: Flatness
+    reference: Flatness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
     gradients_per_step: int
     learning_rate: float | None
     curves: Sequence[TrainingCurves]
-    at: Mapping[str, Sequence[Surroundings]]
+    at: Mapping[str, Sequence[Flatness]]
     matched: Sequence[Matched]
     slices: LossSlices | None = None
     targeted: bool = True
@@ -96,14 +96,14 @@ class TaskResult:
     Attributes:
       task: its name.
       num_steps: inner steps.
-      measurement: what was measured.
+      flatness_config: what was measured.
       reference: name (key) of the optimizer that others are compared with.
       optimizers: by key.
     """
 
     task: str
     num_steps: int
-    measurement: Measurement
+    flatness_config: FlatnessConfig
     reference: str
     optimizers: Mapping[str, Result]
 

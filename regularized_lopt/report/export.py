@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from regularized_lopt import statistics
-from regularized_lopt.measure.flatness import PROPERTIES, SCALES, Surroundings
+from regularized_lopt.measure.flatness import PROPERTIES, SCALES, Flatness
 from regularized_lopt.measure.results import POINTS, Result, TaskResult
 from regularized_lopt.report import tables
 from regularized_lopt.report.paper_claims import Claim
@@ -64,7 +64,7 @@ def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
             for point in POINTS:
                 for name in PROPERTIES:
                     for scale in SCALES:
-                        for index, radius in enumerate(result.measurement.radii):
+                        for index, radius in enumerate(result.flatness_config.radii):
                             values = one.last(name, point, index, scale)
                             best = np.stack([s.best(name, scale)[:, index] for s in one.at[point]])
                             base = result.reference_result.last(name, point, index, scale)
@@ -145,11 +145,11 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                             "param_norm": "" if at_poc else float(curves.param_norm[run, -1]),
                         }
                         if around is not None:
-                            row |= _nearby(around, run, result.measurement.radii)
+                            row |= _nearby(around, run, result.flatness_config.radii)
                         yield row
 
 
-def _around(around: Surroundings, run: int) -> dict[str, Any]:
+def _around(around: Flatness, run: int) -> dict[str, Any]:
     """At the params of a run; empty cells for one that was not measured."""
     found = {
         "held_out_loss": around.loss,
@@ -160,7 +160,7 @@ def _around(around: Surroundings, run: int) -> dict[str, Any]:
     return {name: float(values[run]) if run < len(values) else "" for name, values in found.items()}
 
 
-def _nearby(around: Surroundings, run: int, radii: Sequence[float]) -> dict[str, Any]:
+def _nearby(around: Flatness, run: int, radii: Sequence[float]) -> dict[str, Any]:
     """Every property in every ball around them."""
     row: dict[str, Any] = {}
     for name in PROPERTIES:
@@ -176,7 +176,7 @@ def _nearby(around: Surroundings, run: int, radii: Sequence[float]) -> dict[str,
 def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
     """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
 
-    def around(at: Surroundings, radius: int) -> dict[str, Any]:
+    def around(at: Flatness, radius: int) -> dict[str, Any]:
         """Without what runs.csv has: the ends of ascents at other radii."""
         ascents = {
             name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
@@ -225,9 +225,9 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
             "tasks": {
                 result.task: {
                     "num_steps": result.num_steps,
-                    "measurement": cache_lib.fields(result.measurement),
+                    "measurement": cache_lib.fields(result.flatness_config),
                     "contestants": {
-                        key: optimizer(one, result.measurement.headline)
+                        key: optimizer(one, result.flatness_config.headline)
                         for key, one in result.optimizers.items()
                     },
                 }

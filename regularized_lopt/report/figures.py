@@ -77,7 +77,7 @@ def property_by_radius(
                     values = np.concatenate([s.last(name, scale) for s in one.at[point]])
                     plot_style.band(
                         axis,
-                        np.asarray(result.measurement.radii),
+                        np.asarray(result.flatness_config.radii),
                         values,
                         one.name,
                         marker=".",
@@ -98,7 +98,7 @@ def property_by_radius(
 
 def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
     """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
-    index = result.measurement.headline
+    index = result.flatness_config.headline
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
         axes = figure.subplots(2, len(PROPERTIES), sharex=True)
@@ -125,7 +125,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
     measuring it, each as a share of the reference's value.
     """
     base, rows = result.reference_result, list(result.others)
-    index = result.measurement.headline
+    index = result.flatness_config.headline
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)

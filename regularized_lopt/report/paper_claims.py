@@ -207,7 +207,7 @@ def _relu(results: Sequence[TaskResult]) -> Claim:
         if "_Relu" not in task or sigmoid is None:
             continue
         high, low = (
-            r.reference_result.last("sam", "completion", r.measurement.headline)
+            r.reference_result.last("sam", "completion", r.flatness_config.headline)
             for r in (result, sigmoid)
         )
         pair = paired_units(high, low)
@@ -233,7 +233,7 @@ def _radius(results: Sequence[TaskResult]) -> Claim:
         for _, one in result.learned:
             found = {
                 radius: _effect(result, one, index)
-                for index, radius in enumerate(result.measurement.radii)
+                for index, radius in enumerate(result.flatness_config.radii)
             }
             if np.isfinite(list(found.values())).all():
                 effects.append(found)

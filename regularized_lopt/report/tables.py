@@ -81,7 +81,7 @@ def against_sam(results: Sequence[TaskResult]) -> Table:
                 accuracy = compare(one.accuracy(), other.accuracy())
                 row = [result.task, key, other.name, str(accuracy)]
                 if result.is_measured:
-                    row += _own_property_against(one, other, result.measurement.headline)
+                    row += _own_property_against(one, other, result.flatness_config.headline)
                 rows.append(row + [""] * (len(header) - len(row)))
     return header, rows
 
@@ -175,11 +175,11 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
 def property_table(result: TaskResult, point: str) -> Table:
     """One task: every optimizer's properties at the headline radius, with differences."""
     reference = result.reference
-    radius = result.measurement.headline
+    radius = result.flatness_config.headline
     header = ["optimizer"]
     for name in PROPERTIES:
         header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
-    header += ["tr H", "λ max"] if result.measurement.num_probes else []
+    header += ["tr H", "λ max"] if result.flatness_config.num_probes else []
     rows = []
     for key, one in result.optimizers.items():
         row = [one.name]
@@ -196,7 +196,7 @@ def property_table(result: TaskResult, point: str) -> Table:
                         )
                     )
                 )
-        if result.measurement.num_probes:
+        if result.flatness_config.num_probes:
             row += [
                 _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
             ]

@@ -166,7 +166,7 @@ def property_pair(
     result: TaskResult, key: str, name: str, point: str, scale: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """A property at the headline radius, [seeds, runs]: (optimizer's, reference's)."""
-    radius = result.measurement.headline
+    radius = result.flatness_config.headline
     return (
         result.optimizers[key].last(name, point, radius, scale),
         result.reference_result.last(name, point, radius, scale),

@@ -166,7 +166,7 @@ class Reporter:
             "Mean over runs; bands: one standard deviation.",
         )
         if result.is_measured:
-            self._surroundings(page, result)
+            self._flatness(page, result)
         costs = (
             [(one, seconds_per_step(result.task, key)) for key, one in result.optimizers.items()]
             if seconds_per_step
@@ -182,8 +182,8 @@ class Reporter:
                 ],
             )
 
-    def _surroundings(self, page: Page, result: TaskResult) -> None:
-        radius = result.measurement.radii[result.measurement.headline]
+    def _flatness(self, page: Page, result: TaskResult) -> None:
+        radius = result.flatness_config.radii[result.flatness_config.headline]
         self._add(
             page,
             figures_lib.differences(result, self.judged),

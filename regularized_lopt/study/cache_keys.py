@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.flatness import Measurement
+from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import LEVEL_RATIO, LEVELS_KEPT
 from regularized_lopt.study import cache as cache_lib
@@ -44,16 +44,16 @@ class Cells:
 
     Attributes:
       experiment: what is compared on what.
-      measurement: what is measured.
+      flatness_config: what is measured.
     """
 
     experiment: Experiment
-    measurement: Measurement
+    flatness_config: FlatnessConfig
 
-    def measurement_of(self, task: str) -> Measurement:
+    def flatness_config_of(self, task: str) -> FlatnessConfig:
         """What is measured on a task."""
-        examples = self.experiment.property_examples.get(task, self.measurement.num_examples)
-        return dataclasses.replace(self.measurement, num_examples=examples)
+        examples = self.experiment.property_examples.get(task, self.flatness_config.num_examples)
+        return dataclasses.replace(self.flatness_config, num_examples=examples)
 
     def tune(self, task: str, baseline: str) -> Cell:
         """The learning rate of a baseline."""
@@ -81,12 +81,12 @@ class Cells:
         """`SavedParams` of those runs: large, and needed only to measure around them."""
         return dataclasses.replace(self.training_curves(task, name, optimizer), kind="ends")
 
-    def surroundings(self, task: str, name: str, optimizer: Identity, point: str) -> Cell:
-        """`flatness.Surroundings` of those runs."""
+    def flatness(self, task: str, name: str, optimizer: Identity, point: str) -> Cell:
+        """`flatness.Flatness` of those runs."""
         spec = {
             **self._measured(task, name, optimizer),
             "point": point,
-            "measurement": dataclasses.asdict(self.measurement_of(task)),
+            "measurement": dataclasses.asdict(self.flatness_config_of(task)),
         }
         return Cell("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
 
@@ -95,7 +95,7 @@ class Cells:
         spec = {
             **self._measured(task, name, optimizer),
             "reference": reference.name,
-            "measurement": dataclasses.asdict(self.measurement_of(task).headline_alone()),
+            "measurement": dataclasses.asdict(self.flatness_config_of(task).headline_alone()),
         }
         lasting = optimizer.lasting and reference.lasting
         return Cell("matched", f"{task} {name}", spec, lasting)

@@ -141,7 +141,7 @@ class _Plan:
         made: dict[str, Cell] = {}
         if one is not None:
             who = (task, name, identity(one))
-            made = {point: self._lab.cells.surroundings(*who, point) for point in POINTS}
+            made = {point: self._lab.cells.flatness(*who, point) for point in POINTS}
             made |= {
                 "train": self._lab.cells.training_curves(*who),
                 "slice": self._lab.cells.slices(*who),
@@ -255,13 +255,13 @@ class _Rates:
 
     def measuring(self, task: str) -> float:
         """At one point of all measured runs."""
-        what = self._lab.measurement
+        what = self._lab.flatness_config
         ascents = len(what.radii) - 1 + what.headline_starts
         return self._experiment.measured_runs(task) * ascents * self._ascent(task)
 
     def matching(self, task: str) -> float:
         """Of both sides."""
-        ascents = 2 * self._lab.measurement.headline_starts
+        ascents = 2 * self._lab.flatness_config.headline_starts
         return self._experiment.measured_runs(task) * ascents * self._ascent(task)
 
     def slicing(self, task: str) -> float:
@@ -333,8 +333,8 @@ class _Rates:
             on = image_task(task, self._experiment.phase)
             params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
-                self._lab.cells.measurement_of(task),
-                radii=self._lab.measurement.headline_alone().radii,
+                self._lab.cells.flatness_config_of(task),
+                radii=self._lab.flatness_config.headline_alone().radii,
                 headline_starts=1,
             )
             return _second_time(lambda: flatness.measure(on, params, what))

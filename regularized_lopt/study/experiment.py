@@ -41,7 +41,7 @@ class Experiment:
       num_steps: inner steps per run, > 0.
       property_runs: tasks on which properties are measured on the first so many runs alone, > 0.
       property_examples: tasks on which they are measured on so many test images, > 0, instead of
-        `Measurement.num_examples`.
+        `FlatnessConfig.num_examples`.
       seed: of inits and batches, 0 to 2^32 - 1.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
         least one; or the seeds by optimizer, of which all begin with the same ones.

@@ -25,7 +25,7 @@ def meta_test(
     num_steps: int = 2000,
     seed: int = 0,
     baselines: Sequence[str] = ("SGD", "Adam"),
-    measurement: flatness.Measurement | None = None,
+    flatness_config: flatness.FlatnessConfig | None = None,
     progress: bool = True,
 ) -> TaskResult:
     """Trains and measures every optimizer on one task.
@@ -38,7 +38,7 @@ def meta_test(
       num_steps: inner steps per run, > 0.
       seed: of inits and batches, 0 to 2^32 - 1.
       baselines: of `optimizers.BASELINES`, tuned first.
-      measurement: what to measure around the params; default: `flatness.Measurement()`.
+      flatness_config: what to measure around the params; default: `flatness.FlatnessConfig()`.
       progress: show progress bars.
 
     Raises:
@@ -61,7 +61,7 @@ def meta_test(
     )
     with tempfile.TemporaryDirectory() as scratch:
         (result,) = study_lib.Laboratory(
-            experiment, scratch, measurement, given=given, progress=progress
+            experiment, scratch, flatness_config, given=given, progress=progress
         ).run()
     return result
 
@@ -91,7 +91,7 @@ def train(
             at={},
             matched=[],
         )
-    return TaskResult(task, num_steps, flatness.Measurement(), next(iter(opts)), found)
+    return TaskResult(task, num_steps, flatness.FlatnessConfig(), next(iter(opts)), found)
 
 
 def _evaluated(

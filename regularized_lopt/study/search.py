@@ -19,7 +19,7 @@ from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.measure.flatness import HEADLINE_RADIUS, SCALES, Measurement
+from regularized_lopt.measure.flatness import HEADLINE_RADIUS, SCALES, FlatnessConfig
 from regularized_lopt.measure.results import Result
 from regularized_lopt.report import export, plot_style
 from regularized_lopt.study import locks
@@ -194,8 +194,8 @@ def _laboratory(
         meta_training_seeds=(what.seed,),
         bindings=(*what.bindings, *bindings),
     )
-    measurement = Measurement(radii=(HEADLINE_RADIUS,), num_probes=0)
-    return Laboratory(experiment, out_dir, measurement, progress=progress)
+    flatness_config = FlatnessConfig(radii=(HEADLINE_RADIUS,), num_probes=0)
+    return Laboratory(experiment, out_dir, flatness_config, progress=progress)
 
 
 def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:

@@ -28,7 +28,7 @@ class Laboratory:
     It holds::
 
         optimizers/<name>-<digest>/   meta-training, resumable by itself
-        cells/                        runs, measurements and tuned learning rates, see `store`
+        cells/                        runs, measurements and tuned learning rates, see `cache`
         cells/ends/                   params of the runs: large, needed to measure around them
         manifest.json                 the parallelism of runs that was chosen for each task
         timings.json                  seconds per cell; apart, for they are never the same twice
@@ -41,7 +41,7 @@ class Laboratory:
         self,
         experiment: Experiment,
         out_dir: str | pathlib.Path,
-        measurement: flatness.Measurement | None = None,
+        flatness_config: flatness.FlatnessConfig | None = None,
         given: Mapping[str, EvaluatedOptimizer] | None = None,
         progress: bool = True,
         optimizers_dir: str | pathlib.Path | None = None,
@@ -51,7 +51,7 @@ class Laboratory:
         Args:
           experiment: what is compared on what.
           out_dir: created if needed; what it holds of this or another experiment is reused.
-          measurement: default: `Measurement()` with gin's parameters.
+          flatness_config: default: `FlatnessConfig()` with gin's parameters.
           given: the optimizers that `experiment` says are given.
           progress: show progress bars.
           optimizers_dir: where learned optimizers are meta-trained, in place of
@@ -59,9 +59,9 @@ class Laboratory:
         """
         self.experiment = experiment
         self.out_dir = pathlib.Path(out_dir)
-        self.measurement = measurement or flatness.Measurement()
+        self.flatness_config = flatness_config or flatness.FlatnessConfig()
         self.progress = progress
-        self.cells = Cells(experiment, self.measurement)
+        self.cells = Cells(experiment, self.flatness_config)
         self.keeper = cache_lib.Keeper(self.out_dir)
         self.optimizers = Optimizers(
             experiment,

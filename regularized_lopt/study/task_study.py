@@ -63,7 +63,7 @@ class OneTask:
         return TaskResult(
             self.name,
             self.experiment.num_steps,
-            self.cells.measurement_of(self.name),
+            self.cells.flatness_config_of(self.name),
             self.experiment.reference,
             found,
         )
@@ -206,16 +206,16 @@ class OneTask:
 
     # Measuring.
 
-    def _measure(self, optimizer: EvaluatedOptimizer, point: str) -> flatness.Surroundings:
-        cell = self.cells.surroundings(self.name, optimizer.name, identity(optimizer), point)
+    def _measure(self, optimizer: EvaluatedOptimizer, point: str) -> flatness.Flatness:
+        cell = self.cells.flatness(self.name, optimizer.name, identity(optimizer), point)
 
         def compute() -> dict[str, Any]:
             saved = self._saved_params(optimizer).first(self.experiment.measured_runs(self.name))
             params = saved.poc if point == "poc" else saved.final
-            what = self.cells.measurement_of(self.name)
+            what = self.cells.flatness_config_of(self.name)
             return cache_lib.fields(flatness.measure(self._task, params, what))
 
-        return flatness.Surroundings(**self.keeper.get(cell, f"measure {self.name}", compute))
+        return flatness.Flatness(**self.keeper.get(cell, f"measure {self.name}", compute))
 
     def _matched(
         self,
@@ -245,7 +245,7 @@ class OneTask:
         def compute() -> dict[str, Any]:
             count = self.experiment.measured_runs(self.name)
             own, other = curves.first(count), reference_curves.first(count)
-            what = self.cells.measurement_of(self.name).headline_alone()
+            what = self.cells.flatness_config_of(self.name).headline_alone()
             level = matched_loss.common_loss_level(own, other)
             out: dict[str, Any] = {"level": matched_loss.level_loss(level)}
             for side, who, one in (("own", optimizer, own), ("reference", reference, other)):
@@ -256,7 +256,7 @@ class OneTask:
 
         tree = self.keeper.get(cell, f"match {self.name}", compute)
         for side in ("own", "reference"):
-            tree[side] = flatness.Surroundings(**tree[side])
+            tree[side] = flatness.Flatness(**tree[side])
         return Matched(**tree)
 
     def _slices(self, optimizer: EvaluatedOptimizer) -> loss_slices.LossSlices:

@@ -11,7 +11,7 @@ from typing import Any
 import scipy.stats
 
 from regularized_lopt import errors
-from regularized_lopt.measure.flatness import HEADLINE_RADIUS, Measurement
+from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
 from regularized_lopt.measure.results import Result
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.study.study import Laboratory
@@ -82,13 +82,13 @@ def verify(
             num_steps=row["num_steps"],
             property_runs={task: row["measured_runs"]},
         )
-        measurement = Measurement(
+        flatness_config = FlatnessConfig(
             radii=(HEADLINE_RADIUS,),
             num_examples=row["num_examples"],
             headline_starts=row["starts"],
             num_probes=0,
         )
-        (result,) = Laboratory(experiment, out_dir, measurement, progress=progress).run()
+        (result,) = Laboratory(experiment, out_dir, flatness_config, progress=progress).run()
         found += _checks(task, row, result.optimizers[card.name])
     return found
 
