@@ -2,7 +2,7 @@
 
     python benchmarks/devices.py results/h200/cells results/paper/cells
 
-Compares the runs that two laboratories' directories of cells have in common, by task.
+Compares the runs that two studies' directories of cells have in common, by task.
 """
 
 from __future__ import annotations

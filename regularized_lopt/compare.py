@@ -6,7 +6,7 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.report.write import publish
-from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study import Experiment, Study
 
 
 def main(values: Sequence[str]) -> None:
@@ -26,10 +26,10 @@ def main(values: Sequence[str]) -> None:
         num_runs=given.num_runs,
         num_steps=given.num_steps,
     )
-    laboratory = Laboratory(experiment, given.out_dir)
-    laboratory.check()
+    study = Study(experiment, given.out_dir)
+    study.check()
     launch.check_read()
-    publish(laboratory, f"On {given.task}.")
+    publish(study, f"On {given.task}.")
 
 
 def define_flags() -> None:

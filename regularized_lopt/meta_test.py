@@ -5,7 +5,7 @@ from absl import flags
 from regularized_lopt import launch
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.report.write import publish
-from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study import Experiment, Study
 
 
 def main() -> None:
@@ -22,11 +22,11 @@ def main() -> None:
         num_steps=given.num_steps,
         seed=given.seed,
     )
-    laboratory = Laboratory(experiment, given.out_dir)
-    laboratory.check()
+    study = Study(experiment, given.out_dir)
+    study.check()
     launch.check_read()
     publish(
-        laboratory,
+        study,
         f"{', '.join(optimizers)} on tasks they were not meta-trained on, with tuned baselines.",
     )
 

@@ -15,9 +15,9 @@ from absl import flags
 from regularized_lopt import launch, zoo
 from regularized_lopt.report.html import print_table
 from regularized_lopt.report.write import publish
-from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
-from regularized_lopt.study.dry_run import PlannedCell, plan
+from regularized_lopt.study.dry_run import PlannedResult, plan
 
 
 def _verify(name: str, only: Sequence[str]) -> None:
@@ -28,18 +28,18 @@ def _verify(name: str, only: Sequence[str]) -> None:
         sys.exit(f"{name} was not reproduced: see NO in the table.")
 
 
-def _print_plan(cells: list[PlannedCell]) -> None:
-    def cost(cell: PlannedCell) -> str:
-        return "unknown" if cell.seconds is None else f"{cell.seconds:.0f} s"
+def _print_plan(planned: list[PlannedResult]) -> None:
+    def cost(one: PlannedResult) -> str:
+        return "unknown" if one.seconds is None else f"{one.seconds:.0f} s"
 
     rows = [
-        [cell.stage, cell.label, "cached" if cell.cached else "to do", cost(cell)] for cell in cells
+        [one.stage, one.label, "cached" if one.cached else "to do", cost(one)] for one in planned
     ]
     print_table("Cells", ["stage", "cell", "", "took, or is estimated"], rows)
-    missing = [cell for cell in cells if not cell.cached]
-    known = [cell.seconds for cell in missing if cell.seconds is not None]
+    missing = [one for one in planned if not one.cached]
+    known = [one.seconds for one in missing if one.seconds is not None]
     unknown = len(missing) - len(known)
-    said = [f"{len(cells)} cells", f"{len(cells) - len(missing)} cached"]
+    said = [f"{len(planned)} cells", f"{len(planned) - len(missing)} cached"]
     if known:
         said.append(f"{len(known)} that take about {sum(known) / 60:.1f} minutes")
     if unknown:
@@ -47,11 +47,11 @@ def _print_plan(cells: list[PlannedCell]) -> None:
     print(f"{', '.join(said)}.")
 
 
-def _check_complete(cells: list[PlannedCell], out_dir: str) -> None:
-    missing = [f"{cell.stage} {cell.label}" for cell in cells if not cell.cached]
+def _check_complete(planned: list[PlannedResult], out_dir: str) -> None:
+    missing = [f"{one.stage} {one.label}" for one in planned if not one.cached]
     if missing:
         sys.exit(
-            f"{out_dir} lacks {len(missing)} of the {len(cells)} cells that --config_file asks "
+            f"{out_dir} lacks {len(missing)} of the {len(planned)} cells that --config_file asks "
             f"for, e.g. {missing[0]!r}. Leave --rewrite out to compute them."
         )
 
@@ -67,22 +67,22 @@ def main() -> None:
         _verify(given.verify, given.task)
         return
     experiment = Experiment()
-    laboratory = Laboratory(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
-    laboratory.check()
+    study = Study(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
+    study.check()
     launch.check_read(launch.of_meta_training("Experiment.bindings"))
     if given.dry_run:
-        _print_plan(plan(laboratory, measure_rates=given.measure))
+        _print_plan(plan(study, measure_rates=given.measure))
         return
     if given.rewrite:
-        _check_complete(plan(laboratory), given.out_dir)
-    publish(laboratory, _lead(laboratory))
+        _check_complete(plan(study), given.out_dir)
+    publish(study, _lead(study))
 
 
-def _lead(laboratory: Laboratory) -> str:
+def _lead(study: Study) -> str:
     """What is compared on what, in a sentence."""
-    experiment = laboratory.experiment
+    experiment = study.experiment
     tasks = experiment.tasks
-    seeds = {len(laboratory.optimizers.seeds(name)) for name in experiment.optimizers}
+    seeds = {len(study.optimizers.seeds(name)) for name in experiment.optimizers}
     baselines = " and tuned baselines" if any(map(experiment.baselines_on, tasks)) else ""
     return (
         f"{', '.join(experiment.optimizers)}{baselines} on {_count({len(tasks)}, 'task')}: "

@@ -265,7 +265,7 @@ def made_with(selector, parameter, value):
     try:
         made = configurable.wrapper(**arguments)
         if isinstance(made, experiment.Experiment):
-            study_lib.Laboratory(made, tempfile.gettempdir()).run()
+            study_lib.Study(made, tempfile.gettempdir()).run()
         if isinstance(made, search.Search):
             next(search.search(made, tempfile.gettempdir(), progress=False))
         return made
@@ -285,7 +285,7 @@ def _stop_before_compiling(monkeypatch):
     def reached(self, *_):
         raise Reached(self.experiment)
 
-    monkeypatch.setattr(meta_training.Optimizers, "train", reached)
+    monkeypatch.setattr(meta_training.MetaTrainedOptimizers, "train", reached)
 
 
 @pytest.mark.parametrize("selector", CONFIGURABLES)
@@ -421,9 +421,9 @@ def test_what_is_no_gin_is_refused_on_one_line(line):
     assert "\n" not in str(error.value)
 
 
-def test_a_laboratory_reads_all_its_optimizers_before_it_trains_any(tmp_path):
+def test_a_study_reads_all_its_optimizers_before_it_trains_any(tmp_path):
     first = ARGUMENTS["Experiment"]["optimizers"]
     for late in ({"optimizers": {**first, "sam": "typo"}}, {"early_evidence": {"sam": "typo"}}):
         what = experiment.Experiment(**{**ARGUMENTS["Experiment"], **late})
         with pytest.raises(FileNotFoundError, match="no file or directory typo"):
-            study_lib.Laboratory(what, tmp_path).run()
+            study_lib.Study(what, tmp_path).run()

@@ -20,7 +20,7 @@ from regularized_lopt.outer_training import (
 )
 from regularized_lopt.outer_training.curriculum import CurriculumState
 from regularized_lopt.outer_training.run import check_bindings
-from regularized_lopt.study import Experiment, Laboratory, task_study
+from regularized_lopt.study import Experiment, Study, task_study
 from regularized_lopt.study import search as search_lib
 from regularized_lopt.study.search import Search
 
@@ -49,7 +49,7 @@ def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     if config in ("base.gin", "ninefold.gin"):
         pytest.skip("included by the others")
-    kinds = {"reproduce": _check_laboratory, "search": _check_search}
+    kinds = {"reproduce": _check_study, "search": _check_search}
     check = kinds.get(config.split("_")[0], lambda _: check_bindings())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,8 +57,8 @@ def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
         check(tmp_path)
 
 
-def _check_laboratory(out_dir):
-    Laboratory(Experiment(), out_dir).check()
+def _check_study(out_dir):
+    Study(Experiment(), out_dir).check()
     assert not gin_files.unread()
 
 
@@ -82,7 +82,7 @@ def test_each_trial_of_a_search_is_a_whole_experiment(config):
 
 
 @pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
-def test_is_an_experiment_of_the_laboratory(config):
+def test_is_an_experiment_of_the_study(config):
     gin.add_config_file_search_path(str(REPOSITORY))
     gin_files.parse_gin([f"gin_configs/{config}"], [])
     experiment = Experiment()

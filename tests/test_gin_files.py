@@ -11,7 +11,7 @@ from regularized_lopt import gin_files, regularizers
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train
 from regularized_lopt.outer_training.run import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
-from regularized_lopt.study import Experiment, Laboratory, search
+from regularized_lopt.study import Experiment, Study, search
 
 NONE, SAM = (f"gin_configs/digits_mlp_{name}.gin" for name in ("none", "sam_optimizee"))
 TASK = "ImageMLP_Digits_20_Relu"
@@ -183,18 +183,18 @@ def experiment(**parameters):
     )
 
 
-def test_a_laboratory_s_binding_must_be_for_some_meta_training(tmp_path):
+def test_a_study_s_binding_must_be_for_some_meta_training(tmp_path):
     given = ("SAM.rho = 0.3", "outer_train.num_outer_steps = 3")
-    Laboratory(experiment(bindings=given), tmp_path).check()
+    Study(experiment(bindings=given), tmp_path).check()
     with pytest.raises(gin_files.UnreadBindingError) as error:
-        Laboratory(experiment(bindings=(*given, "GAM.rho = 0.3")), tmp_path).check()
+        Study(experiment(bindings=(*given, "GAM.rho = 0.3")), tmp_path).check()
     assert str(error.value).startswith(
         "Experiment.bindings: GAM.rho = 0.3 is read by nothing: no regularizer here is gam."
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_laboratory_remembers_what_it_read(tmp_path):
+def test_a_study_remembers_what_it_read(tmp_path):
     gin_files.parse_gin(
         [],
         [
@@ -205,7 +205,7 @@ def test_a_laboratory_remembers_what_it_read(tmp_path):
             "SAM.rho = 0.1",
         ],
     )
-    Laboratory(Experiment(), tmp_path).check()
+    Study(Experiment(), tmp_path).check()
     assert names(gin_files.unread()) == ["SAM.rho"]
 
 

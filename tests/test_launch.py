@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import errors, gin_files, launch
-from regularized_lopt.study import Experiment, Laboratory
+from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study.dry_run import plan
 
 NONE = "gin_configs/digits_mlp_none.gin"
@@ -70,7 +70,7 @@ def test_a_plan_is_made_of_what_was_timed_before(tmp_path, monkeypatch):
     experiment = Experiment(
         optimizers={"none": NONE}, tasks=(TASK,), baselines=("SGD",), num_runs=2, num_steps=10
     )
-    found = {(c.stage, c.label): c.seconds for c in plan(Laboratory(experiment, tmp_path))}
+    found = {(c.stage, c.label): c.seconds for c in plan(Study(experiment, tmp_path))}
     assert found["meta-train", "none, seed 0"] == 1000 * 0.5
     assert found["train", f"{TASK}, SGD"] == pytest.approx(2 * 10 * 0.001)
     assert found["train", f"{TASK}, none"] is None
@@ -126,7 +126,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_first(tmp_path, monkey
     experiment = Experiment(optimizers={"none": NONE}, tasks=(TASK,), baselines=())
     for out_dir in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OSError, match=r"cannot be written to \(.*\)\. Choose another"):
-            Laboratory(experiment, out_dir).run()
+            Study(experiment, out_dir).run()
 
 
 @pytest.mark.parametrize(

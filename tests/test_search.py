@@ -47,7 +47,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     # Learning, and the radius, did something.
     assert len({trial.score for trial in trials}) >= 3
     # What is there is not made again, and gives the same.
-    monkeypatch.setattr(task_study.OneTask, "_train_group", None)
+    monkeypatch.setattr(task_study.TaskStudy, "_train_group", None)
     again = [trial for of in search_lib.search(what, tmp_path, progress=False) for trial in of]
     assert [t.score for t in again] == [t.score for t in trials]
 

@@ -1,4 +1,4 @@
-"""The laboratory as a whole: cells, restarts, verdicts, and a planted difference."""
+"""A study as a whole: cached results, restarts, verdicts, and a planted difference."""
 
 import csv
 import dataclasses
@@ -27,11 +27,11 @@ from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report import export, figures, paper_claims, plot_style, tables, verdicts
 from regularized_lopt.report.write import publish
-from regularized_lopt.study import Experiment, Laboratory, dry_run
+from regularized_lopt.study import Experiment, Study, dry_run
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache_keys import identity
 from regularized_lopt.study.experiment import GIVEN
-from regularized_lopt.study.meta_training import Optimizers
+from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
 QUICK = FlatnessConfig(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
@@ -64,41 +64,39 @@ def table(out_dir):
 
 
 def lab(out_dir, flatness_config=QUICK, who=SAM, **kwargs):
-    return Laboratory(
-        experiment(who, **kwargs), out_dir, flatness_config, given=who, progress=False
-    )
+    return Study(experiment(who, **kwargs), out_dir, flatness_config, given=who, progress=False)
 
 
-def test_cells_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    """Stopped after each number of cells: the files of an undisturbed run, byte for byte."""
+def test_results_are_computed_once_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    """Stopped after each number of results: the files of an undisturbed run, byte for byte."""
     undisturbed = lab(tmp_path / "a", baselines=("Adam",))
     planned = dry_run.plan(undisturbed)
-    assert not any(cell.cached for cell in planned[2:])
+    assert not any(line.cached for line in planned[2:])
     publish(undisturbed, "")
-    assert all(cell.cached for cell in dry_run.plan(undisturbed))
+    assert all(line.cached for line in dry_run.plan(undisturbed))
     assert len(dry_run.plan(undisturbed)) == len(planned)
 
     class Killed(BaseException):
         pass
 
-    save = cache_lib.Store.save
+    save = cache_lib.ResultCache.save
 
     def saves_until(limit):
         left = [limit]
 
-        def saving(self, cell, tree):
+        def saving(self, key, tree):
             if not left[0]:
                 raise Killed
             left[0] -= 1
-            save(self, cell, tree)
+            save(self, key, tree)
 
         return saving
 
     for limit in (1, 3, 4):
-        monkeypatch.setattr(cache_lib.Store, "save", saves_until(limit))
+        monkeypatch.setattr(cache_lib.ResultCache, "save", saves_until(limit))
         with pytest.raises(Killed):
             lab(tmp_path / "b", baselines=("Adam",)).run()
-    monkeypatch.setattr(cache_lib.Store, "save", save)
+    monkeypatch.setattr(cache_lib.ResultCache, "save", save)
     publish(lab(tmp_path / "b", baselines=("Adam",)), "")
     assert table(tmp_path / "b") == table(tmp_path / "a")
 
@@ -111,7 +109,7 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
     lab(tmp_path).run()
 
     def missing(changed):
-        return {cell.stage for cell in dry_run.plan(changed) if not cell.cached}
+        return {line.stage for line in dry_run.plan(changed) if not line.cached}
 
     assert missing(lab(tmp_path)) == set()
     wider = dataclasses.replace(QUICK, radii=(0.01, 0.1))
@@ -120,9 +118,9 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
     assert missing(lab(tmp_path, starts)) == {"measure", "match"}
     assert missing(lab(tmp_path, num_steps=31)) == {"train", "measure", "match", "slice"}
     more = dry_run.plan(lab(tmp_path, tasks=(RELU, SIGMOID)))
-    assert all(cell.cached == (RELU in cell.label) for cell in more if cell.stage != "meta-train")
+    assert all(line.cached == (RELU in line.label) for line in more if line.stage != "meta-train")
     other = given(sam=optimizers_lib.baseline("SGD+SAM", 0.4))
-    to_do = [cell.label for cell in dry_run.plan(lab(tmp_path, who=other)) if not cell.cached]
+    to_do = [line.label for line in dry_run.plan(lab(tmp_path, who=other)) if not line.cached]
     assert to_do
     assert all(", sam" in label for label in to_do)
     gin.parse_config("meta_splits.seed = 1")
@@ -132,7 +130,7 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
 def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
     (every,) = lab(tmp_path).run()
     fewer = lab(tmp_path, property_runs={RELU: 1})
-    assert {cell.stage for cell in dry_run.plan(fewer) if not cell.cached} == {"measure", "match"}
+    assert {line.stage for line in dry_run.plan(fewer) if not line.cached} == {"measure", "match"}
     (first,) = fewer.run()
     for point in POINTS:
         all_runs, one_run = (r.optimizers["sam"].last("gam", point, 0) for r in (every, first))
@@ -155,18 +153,18 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
         found = result.optimizers["sam"].accuracy()
         np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
     same = (RELU, "sam", identity(SAM["sam"]))
-    less_keys, all_keys = less.cells, lab(tmp_path, tasks=both).cells
-    assert less_keys.training_curves(*same) == all_keys.training_curves(*same)
+    fewer, every = less.keys, lab(tmp_path, tasks=both).keys
+    assert fewer.training_curves(*same) == every.training_curves(*same)
 
 
 def test_a_task_may_have_other_optimizers(tmp_path):
     both = (RELU, SIGMOID)
     what = {"tuning_runs": 1, "num_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
-    laboratory = lab(tmp_path, tasks=both, **what, task_optimizers={RELU: ("none", "SGD+SAM")})
-    first, second = laboratory.run()
+    study = lab(tmp_path, tasks=both, **what, task_optimizers={RELU: ("none", "SGD+SAM")})
+    first, second = study.run()
     assert list(first.optimizers) == ["none", "SGD+SAM"]
     assert list(second.optimizers) == ["none", "sam", "SGD", "Adam"]
-    assert all(cell.cached for cell in dry_run.plan(laboratory))
+    assert all(line.cached for line in dry_run.plan(study))
     _, rows = tables.table_1([first, second])
     missing = {row[0]: row[1:].count("") for row in rows}
     assert missing == {"none": 0, "SGD+SAM": 1, "sam": 1, "SGD": 1, "Adam": 1}
@@ -180,7 +178,7 @@ def test_a_task_may_have_other_optimizers(tmp_path):
     assert [line.get_color() for line in rows_of_points] == [
         colors[key] for key in second.optimizers
     ]
-    publish(laboratory, "Two tasks.")
+    publish(study, "Two tasks.")
     assert "SGD+SAM" in (tmp_path / "RESULTS.md").read_text()
 
 
@@ -195,7 +193,7 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_lib, "tune", noted)
     what = {"baselines": ("SGD",), "tuning_runs": 1, "num_runs": 1}
     (short,) = lab(tmp_path, **what, tuning_steps={RELU: 5}).run()
-    (long,) = lab(tmp_path, **what).run()  # Not the same cell.
+    (long,) = lab(tmp_path, **what).run()  # Not the same key.
     assert lengths == [5, 30]
     # In five steps a lower rate gets nowhere.
     assert short.optimizers["SGD"].learning_rate >= long.optimizers["SGD"].learning_rate
@@ -216,43 +214,43 @@ def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
         )
 
 
-def cells_of(out_dir, kind):
+def files_of(out_dir, kind):
     return sorted((out_dir / "cells" / kind).iterdir())
 
 
-def numbers_of(laboratory):
+def numbers_of(study):
     """Numbers of all optimizers, enough to tell one from another."""
-    (result,) = laboratory.run()
+    (result,) = study.run()
     numbers = [
         (one.curves[0].train_loss, one.at["poc"][0].loss) for one in result.optimizers.values()
     ]
     return np.concatenate([np.ravel(array) for pair in numbers for array in pair])
 
 
-def test_a_damaged_cell_is_named_and_computed_again(tmp_path):
+def test_a_damaged_file_is_named_and_computed_again(tmp_path):
     before = numbers_of(lab(tmp_path))
     for kind in ("runs", "surroundings"):
-        cell = cells_of(tmp_path, kind)[0]
-        cell.write_bytes(cell.read_bytes()[:-100])
-        with pytest.warns(UserWarning, match=f"{re.escape(cell.name)} is truncated.* as missing"):
+        file = files_of(tmp_path, kind)[0]
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.warns(UserWarning, match=f"{re.escape(file.name)} is truncated.* as missing"):
             np.testing.assert_array_equal(numbers_of(lab(tmp_path)), before)
 
 
 @pytest.mark.parametrize("kind", ["runs", "surroundings", "tune"])
-def test_exchanged_cells_are_not_taken_for_each_other(tmp_path, kind):
+def test_exchanged_files_are_not_taken_for_each_other(tmp_path, kind):
     """As after a bad restore: each file is intact, under the name of the other."""
     settings = {"baselines": ("SGD", "Adam"), "tuning_runs": 1, "num_steps": 5}
     before = numbers_of(lab(tmp_path, **settings))
-    a, b = cells_of(tmp_path, kind)[:2]
+    a, b = files_of(tmp_path, kind)[:2]
     contents = a.read_bytes(), b.read_bytes()
     b.write_bytes(contents[0])
     a.write_bytes(contents[1])
     with pytest.warns(UserWarning, match="holds another result than its name says"):
-        missing = [cell for cell in dry_run.plan(lab(tmp_path, **settings)) if not cell.cached]
+        missing = [line for line in dry_run.plan(lab(tmp_path, **settings)) if not line.cached]
     assert missing
     with pytest.warns(UserWarning, match="holds another result than its name says"):
         np.testing.assert_array_equal(numbers_of(lab(tmp_path, **settings)), before)
-    assert all(cell.cached for cell in dry_run.plan(lab(tmp_path, **settings)))
+    assert all(line.cached for line in dry_run.plan(lab(tmp_path, **settings)))
 
 
 def test_what_has_no_name_of_its_own_is_computed_in_every_process(tmp_path):
@@ -270,10 +268,10 @@ def test_what_has_no_name_of_its_own_is_computed_in_every_process(tmp_path):
     first.run()
     files = [path.name for path in (tmp_path / "cells").rglob("*.npz")]
     assert {name for name in who if any(f"Relu_{name}" in file for file in files)} == {"none"}
-    assert all(cell.cached for cell in dry_run.plan(first))
+    assert all(line.cached for line in dry_run.plan(first))
 
-    def to_do(laboratory):
-        return {cell.label.split(", ")[1] for cell in dry_run.plan(laboratory) if not cell.cached}
+    def to_do(study):
+        return {line.label.split(", ")[1] for line in dry_run.plan(study) if not line.cached}
 
     assert to_do(lab(tmp_path, who=who, num_steps=5)) == {"odd", "fixed"}
 
@@ -341,12 +339,12 @@ def test_several_meta_training_seeds_are_the_unit(tmp_path):
 def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     """Three copies of an optimizer of the zoo that claim other validation losses."""
     what = {"none": "none.gin", "other": GIVEN}
-    optimizers = Optimizers(
+    optimizers = MetaTrainedOptimizers(
         Experiment(optimizers=what, tasks=(RELU,), meta_training_seeds=(0, 1, 2)),
         tmp_path, {}, False, lambda *_: None,
     )  # fmt: skip
     monkeypatch.setattr(
-        Optimizers,
+        MetaTrainedOptimizers,
         "directory_of",
         lambda self, name, source, seed: tmp_path / str(seed) if source != GIVEN else None,
     )
@@ -432,9 +430,9 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     tasks_ = {"tasks": (RELU, SIGMOID), "measured": False, "baselines": ("Adam",)}
     alone = lab(tmp_path, who=who, **tasks_)
     planned = dry_run.plan(alone)
-    assert {cell.stage for cell in planned} == {"meta-train", "tune", "train"}
+    assert {line.stage for line in planned} == {"meta-train", "tune", "train"}
     publish(alone, "")
-    assert all(cell.cached for cell in dry_run.plan(alone))
+    assert all(line.cached for line in dry_run.plan(alone))
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"runs", "tune"}
     written = {path.name for path in tmp_path.iterdir()}
     assert {"table.csv", "runs.csv", "results.json", "report.html", "RESULTS.md"} <= written
@@ -447,7 +445,7 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     header = (tmp_path / "runs.csv").read_text().splitlines()[0]
     assert "test_accuracy" in header
     assert "hessian" not in header
-    # The same runs as those of a laboratory that measures.
+    # The same runs as those of a study that measures.
     lab(tmp_path / "measuring", who=who, **tasks_ | {"measured": True}).run()
     for path in sorted((tmp_path / "cells/runs").iterdir()):
         same, _ = serialization.load_flat(tmp_path / "measuring/cells/runs" / path.name)
@@ -466,7 +464,7 @@ def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(t
         baselines=("SGD+SAM",),
     )
     publish(mixed, "")
-    assert all(cell.cached for cell in dry_run.plan(mixed))
+    assert all(line.cached for line in dry_run.plan(mixed))
     by_task = {
         name: {row["task"] for row in csv.DictReader((tmp_path / f"{name}.csv").open())}
         for name in ("properties", "verdicts", "runs", "table")
@@ -595,8 +593,8 @@ def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(
         lab(tmp_path, dataclasses.replace(QUICK, seed=1)).run()
 
 
-def table_of(laboratory):
-    return tables.accuracy_table(laboratory.run()), list(export.property_rows(laboratory.run()))
+def table_of(study):
+    return tables.accuracy_table(study.run()), list(export.property_rows(study.run()))
 
 
 @pytest.mark.parametrize(
@@ -766,7 +764,9 @@ def test_exchanged_optimizers_are_named(reproduced, tmp_path):
     sam.rename(none)
     (tmp_path / "aside").rename(sam)
     gin_files.parse_gin(["gin_configs/reproduce_digits.gin"], TINY)
-    finder = Optimizers(Experiment(), tmp_path / "optimizers", {}, False, lambda *_: None)
+    finder = MetaTrainedOptimizers(
+        Experiment(), tmp_path / "optimizers", {}, False, lambda *_: None
+    )
     for name, source in finder.experiment.optimizers.items():
         with pytest.raises(serialization.FileFormatError, match="another meta-training than its"):
             finder.trained(name, source, 0)

@@ -31,21 +31,21 @@ def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_ref
 
 
 def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkeypatch):
-    """Two optimizers stand for two seeds of the reference; the plan has as many cells."""
+    """Two optimizers stand for two seeds of the reference; the plan has as many lines."""
     who = {
         "none": optimizers_lib.baseline("SGD", 0.5),
         "other": optimizers_lib.baseline("SGD", 0.3),
     }
-    laboratory = lab(tmp_path, who=who, reference="none")
-    one_task = laboratory.on(RELU)
+    study = lab(tmp_path, who=who, reference="none")
+    task_study = study.on(RELU)
     matched = []
-    monkeypatch.setattr(type(one_task), "_match", lambda self, *pair: matched.append(pair[:2]))
+    monkeypatch.setattr(type(task_study), "_match", lambda self, *pair: matched.append(pair[:2]))
     seeds = {"none": [who["none"], who["other"]], "Adam": [optimizers_lib.baseline("Adam", 0.1)]}
-    one_task._matched("Adam", seeds, {"none": ["runs 0", "runs 1"], "Adam": ["runs"]})
+    task_study._matched("Adam", seeds, {"none": ["runs 0", "runs 1"], "Adam": ["runs"]})
     assert matched == [(seeds["Adam"][0], reference) for reference in seeds["none"]]
 
-    planned = dry_run._Plan(laboratory, measure_rates=False)
-    monkeypatch.setattr(type(laboratory.experiment), "optimizers_on", lambda *_: list(seeds))
+    planned = dry_run._Plan(study, measure_rates=False)
+    monkeypatch.setattr(type(study.experiment), "optimizers_on", lambda *_: list(seeds))
     lines = [line.label for line in planned._task(RELU, seeds) if line.stage == "match"]
     assert lines == [f"{RELU}, Adam"] * 2
 

@@ -1,4 +1,4 @@
-"""Results as files. The same cells give the same bytes."""
+"""Results as files. The same results give the same bytes."""
 
 from __future__ import annotations
 

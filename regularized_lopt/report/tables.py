@@ -342,7 +342,7 @@ def smoothness_table(
 
 
 def compute_table(seconds: Mapping[str, float]) -> Table:
-    """Minutes by kind of cell, from `Laboratory.spent`."""
+    """Minutes by kind of result, from `TimedCache.spent`."""
     total = sum(seconds.values())
     rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
     return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]

@@ -15,7 +15,7 @@ from regularized_lopt.report import export, paper_claims, plot_style, tables, up
 from regularized_lopt.report import figures as figures_lib
 from regularized_lopt.report import verdicts as verdicts_lib
 from regularized_lopt.report.html import Page, Table, print_table
-from regularized_lopt.study.study import Laboratory
+from regularized_lopt.study.study import Study
 
 NOTES = "NOTES.md"
 
@@ -306,38 +306,34 @@ def _with_short_names(table: Table) -> Table:
     return [header[0], *map(plot_style.short, header[1:])], rows
 
 
-def publish(laboratory: Laboratory, lead: str) -> None:
+def publish(study: Study, lead: str) -> None:
     """Runs an experiment as far as it has not been run, and writes its whole report.
 
     Args:
-      laboratory: of the experiment.
+      study: of the experiment.
       lead: of the page, below its title.
 
     If the directory has a NOTES.md, RESULTS.md begins with it.
     """
-    experiment = laboratory.experiment
+    experiment = study.experiment
     reporter = Reporter(
-        laboratory.run(),
-        laboratory.out_dir,
+        study.run(),
+        study.out_dir,
         experiment.primary,
         experiment.alpha,
         experiment.test,
     )
-    page = reporter.write(
-        experiment.title, lead, laboratory.seconds_per_step, laboratory.optimizers.chosen()
-    )
-    if not laboratory.borrows_optimizers:
-        if curves := laboratory.optimizers.curves():
-            reporter.meta_training(page, curves, laboratory.optimizers.validation_losses())
-        if updates := laboratory.update_curves():
+    page = reporter.write(experiment.title, lead, study.seconds_per_step, study.optimizers.chosen())
+    if not study.borrows_optimizers:
+        if curves := study.optimizers.curves():
+            reporter.meta_training(page, curves, study.optimizers.validation_losses())
+        if updates := study.update_curves():
             reporter.smoothness(page, updates)
-    if (found := laboratory.early_evidence()) is not None:
+    if (found := study.early_evidence()) is not None:
         reporter.early_evidence(page, found)
-    if spent := dict(laboratory.keeper.spent.items()):
+    if spent := dict(study.cache.spent.items()):
         reporter.compute(page, spent)
-    page.write(laboratory.out_dir / "report.html")
-    notes = laboratory.out_dir / NOTES
-    page.write_markdown(
-        laboratory.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else ""
-    )
-    print(f"Results, figures and report: {laboratory.out_dir / 'report.html'}")
+    page.write(study.out_dir / "report.html")
+    notes = study.out_dir / NOTES
+    page.write_markdown(study.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else "")
+    print(f"Results, figures and report: {study.out_dir / 'report.html'}")

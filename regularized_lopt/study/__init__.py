@@ -3,4 +3,4 @@
 from regularized_lopt.study.experiment import Experiment as Experiment
 from regularized_lopt.study.one_call import meta_test as meta_test
 from regularized_lopt.study.one_call import train as train
-from regularized_lopt.study.study import Laboratory as Laboratory
+from regularized_lopt.study.study import Study as Study

@@ -1,4 +1,4 @@
-"""Results of an experiment on disk: each cell is computed once, and found again by what made it."""
+"""Results of an experiment on disk: each is computed once, and found again by what made it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PART = re.compile(r"\['([^']*)'\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class CacheKey:
     """The name of a result: everything that it depends on, and nothing else.
 
     Attributes:
       kind: of result: "runs", "surroundings", ...
       label: for people; part of the file's name.
-      spec: JSON-serializable; a change of it is another cell.
-      lasting: another process gives the cell this name, too; else it is kept in memory alone.
+      spec: JSON-serializable; a change of it is another key.
+      lasting: another process gives the result this name, too; else it is kept in memory alone.
     """
 
     kind: str
@@ -46,54 +46,54 @@ class Cell:
 
     @property
     def file_name(self) -> str:
-        """Within the store."""
+        """Within the cache."""
         label = re.sub(r"[^\w.+-]+", "_", self.label)
         return f"{self.kind}/{label}-{self.digest}.npz"
 
 
-class Store:
-    """A directory of cells. Files are written aside and renamed: half a cell is no cell."""
+class ResultCache:
+    """A directory of results. Files are written aside and renamed: half a file is no result."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._in_memory: dict[str, Mapping[str, Any]] = {}
 
-    def __contains__(self, cell: Cell) -> bool:
-        return self.find(cell) is not None
+    def __contains__(self, key: CacheKey) -> bool:
+        return self.find(key) is not None
 
-    def save(self, cell: Cell, tree: Mapping[str, Any]) -> None:
+    def save(self, key: CacheKey, tree: Mapping[str, Any]) -> None:
         """Stores a result: nested dicts (string keys) of arrays."""
-        if not cell.lasting:
-            self._in_memory[cell.digest] = jax.tree.map(np.asarray, tree)
+        if not key.lasting:
+            self._in_memory[key.digest] = jax.tree.map(np.asarray, tree)
             return
-        metadata = {"kind": cell.kind, "spec": cell.spec, "made_with": provenance.versions()}
-        serialization.save(self._path / cell.file_name, tree, metadata, compress=True)
+        metadata = {"kind": key.kind, "spec": key.spec, "made_with": provenance.versions()}
+        serialization.save(self._path / key.file_name, tree, metadata, compress=True)
 
-    def find(self, cell: Cell) -> dict[str, Any] | None:
+    def find(self, key: CacheKey) -> dict[str, Any] | None:
         """A result; None where there is none, or, with a warning, none to be trusted."""
         try:
-            return self.load(cell)
+            return self.load(key)
         except FileNotFoundError:
             return None
         except serialization.FileFormatError as error:
             warnings.warn(f"{error} It is taken as missing.", stacklevel=2)
             return None
 
-    def load(self, cell: Cell) -> dict[str, Any]:
+    def load(self, key: CacheKey) -> dict[str, Any]:
         """Reads a result.
 
         Raises:
           FileNotFoundError: it is not there.
-          serialization.FileFormatError: the file is damaged, or another cell's; the message names
+          serialization.FileFormatError: the file is damaged, or another result's; the message names
             it.
         """
-        path = self._path / cell.file_name
-        if not cell.lasting:
-            if cell.digest not in self._in_memory:
-                raise FileNotFoundError(f"There is no {cell.label!r} of kind {cell.kind!r} here.")
-            return jax.tree.map(lambda leaf: leaf, self._in_memory[cell.digest])  # Dicts anew.
+        path = self._path / key.file_name
+        if not key.lasting:
+            if key.digest not in self._in_memory:
+                raise FileNotFoundError(f"There is no {key.label!r} of kind {key.kind!r} here.")
+            return jax.tree.map(lambda leaf: leaf, self._in_memory[key.digest])  # Dicts anew.
         flat, about = serialization.load_flat(path)
-        if Cell(about.get("kind", ""), "", about.get("spec", {})).digest != cell.digest:
+        if CacheKey(about.get("kind", ""), "", about.get("spec", {})).digest != key.digest:
             raise serialization.FileFormatError(f"{path} holds another result than its name says.")
         tree: dict[str, Any] = {}
         for keys, array in flat.items():
@@ -130,32 +130,34 @@ class Numbers:
         )
 
 
-class Keeper:
-    """What a directory keeps: cells, and the seconds that they took.
+class TimedCache:
+    """What a directory keeps: results, and the seconds that they took.
 
     Attributes:
-      cells: in cells/.
-      timings: by cell, in timings.json.
-      spent: summed by kind of cell, in spent.json.
+      results: in cells/.
+      timings: by result, in timings.json.
+      spent: summed by kind of result, in spent.json.
     """
 
     def __init__(self, out_dir: pathlib.Path):
-        self.cells = Store(out_dir / "cells")
+        self.results = ResultCache(out_dir / "cells")
         self.timings = Numbers(out_dir / "timings.json")
         self.spent = Numbers(out_dir / "spent.json")
 
-    def get(self, cell: Cell, what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A cell, computed now unless it is there; `what` names it in the timings."""
-        found = self.cells.find(cell)
+    def get(
+        self, key: CacheKey, what: str, compute: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """A result, computed now unless it is there; `what` names it in the timings."""
+        found = self.results.find(key)
         if found is None:
             start = time.monotonic()
-            self.cells.save(cell, compute())
-            self.took(what, time.monotonic() - start)
-            found = self.cells.load(cell)
+            self.results.save(key, compute())
+            self.record_seconds(what, time.monotonic() - start)
+            found = self.results.load(key)
         return found
 
-    def took(self, what: str, seconds: float) -> None:
-        """Notes what a cell took; the first word of its name is its kind."""
+    def record_seconds(self, what: str, seconds: float) -> None:
+        """Notes what a result took; the first word of its name is its kind."""
         self.timings[what] = seconds
         self.spent.add(what.split(" ", maxsplit=1)[0], seconds)
 

@@ -1,4 +1,4 @@
-"""Which cells an experiment has, and what each depends on.
+"""The keys of an experiment's results: what each of them depends on.
 
 The words of a spec are in the files that are kept, and in their digests. They stay as they are,
 whatever the code calls these things by now.
@@ -15,14 +15,14 @@ from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import LEVEL_RATIO, LEVELS_KEPT
 from regularized_lopt.study import cache as cache_lib
-from regularized_lopt.study.cache import Cell
+from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.tasks import data as data_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What an optimizer is called in the cells that depend on it.
+    """What an optimizer is called in the keys of the results that depend on it.
 
     Attributes:
       name: unlike any other's.
@@ -39,8 +39,8 @@ def identity(optimizer: EvaluatedOptimizer) -> Identity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
-    """The cells of an experiment.
+class CacheKeys:
+    """The keys of an experiment's results.
 
     Attributes:
       experiment: what is compared on what.
@@ -55,7 +55,7 @@ class Cells:
         examples = self.experiment.property_examples.get(task, self.flatness_config.num_examples)
         return dataclasses.replace(self.flatness_config, num_examples=examples)
 
-    def tune(self, task: str, baseline: str) -> Cell:
+    def tune(self, task: str, baseline: str) -> CacheKey:
         """The learning rate of a baseline."""
         rates = [float(rate) for rate in optimizers_lib.BASELINES[baseline].learning_rates]
         spec = {
@@ -65,9 +65,9 @@ class Cells:
             "rates": rates,
             "tuning_runs": self.experiment.tuning_runs,
         }
-        return Cell("tune", f"{task} {baseline}", spec)
+        return CacheKey("tune", f"{task} {baseline}", spec)
 
-    def training_curves(self, task: str, name: str, optimizer: Identity) -> Cell:
+    def training_curves(self, task: str, name: str, optimizer: Identity) -> CacheKey:
         """`TrainingCurves` of an optimizer, whose `identity` is given."""
         spec = {
             **self._spec(task),
@@ -75,22 +75,22 @@ class Cells:
             "contestant": optimizer.name,
             "levels": [LEVEL_RATIO, LEVELS_KEPT],
         }
-        return Cell("runs", f"{task} {name}", spec, optimizer.lasting)
+        return CacheKey("runs", f"{task} {name}", spec, optimizer.lasting)
 
-    def saved_params(self, task: str, name: str, optimizer: Identity) -> Cell:
+    def saved_params(self, task: str, name: str, optimizer: Identity) -> CacheKey:
         """`SavedParams` of those runs: large, and needed only to measure around them."""
         return dataclasses.replace(self.training_curves(task, name, optimizer), kind="ends")
 
-    def flatness(self, task: str, name: str, optimizer: Identity, point: str) -> Cell:
+    def flatness(self, task: str, name: str, optimizer: Identity, point: str) -> CacheKey:
         """`flatness.Flatness` of those runs."""
         spec = {
             **self._measured(task, name, optimizer),
             "point": point,
             "measurement": dataclasses.asdict(self.flatness_config_of(task)),
         }
-        return Cell("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
+        return CacheKey("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
 
-    def matched(self, task: str, name: str, optimizer: Identity, reference: Identity) -> Cell:
+    def matched(self, task: str, name: str, optimizer: Identity, reference: Identity) -> CacheKey:
         """`results.Matched` of those runs and the reference's."""
         spec = {
             **self._measured(task, name, optimizer),
@@ -98,25 +98,25 @@ class Cells:
             "measurement": dataclasses.asdict(self.flatness_config_of(task).headline_alone()),
         }
         lasting = optimizer.lasting and reference.lasting
-        return Cell("matched", f"{task} {name}", spec, lasting)
+        return CacheKey("matched", f"{task} {name}", spec, lasting)
 
-    def slices(self, task: str, name: str, optimizer: Identity) -> Cell:
+    def slices(self, task: str, name: str, optimizer: Identity) -> CacheKey:
         """`loss_slices.LossSlices` around the first of those runs."""
         spec = {**self.training_curves(task, name, optimizer).spec, "reach": 1.0, "points": 25}
-        return Cell("slices", f"{task} {name}", spec, optimizer.lasting)
+        return CacheKey("slices", f"{task} {name}", spec, optimizer.lasting)
 
-    def update_curves(self, name: str, optimizer: Identity) -> Cell:
+    def update_curves(self, name: str, optimizer: Identity) -> CacheKey:
         """`measure.update_curves` of an optimizer."""
-        return Cell("updates", name, {"contestant": optimizer.name}, optimizer.lasting)
+        return CacheKey("updates", name, {"contestant": optimizer.name}, optimizer.lasting)
 
-    def early_evidence(self, learned: Mapping[str, Identity]) -> Cell:
+    def early_evidence(self, learned: Mapping[str, Identity]) -> CacheKey:
         """`cubic_regression.EarlyEvidence` with learned optimizers, by name."""
         names = {name: one.name for name, one in learned.items()}
         lasting = all(one.lasting for one in learned.values())
-        return Cell("early", "cubic polynomials", {"learned": names}, lasting)
+        return CacheKey("early", "cubic polynomials", {"learned": names}, lasting)
 
     def _spec(self, task: str) -> dict[str, Any]:
-        """What every cell of a task depends on."""
+        """What every result on a task depends on."""
         return {
             "task": task,
             "phase": self.experiment.phase,

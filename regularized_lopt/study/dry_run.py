@@ -25,7 +25,7 @@ from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.run import load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import study as study_lib
-from regularized_lopt.study.cache import Cell
+from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import identity
 from regularized_lopt.study.task_study import image_task
 
@@ -33,12 +33,12 @@ _STEPS = 20  # Inner or outer, to time.
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedCell:
+class PlannedResult:
     """A line of the plan.
 
     Attributes:
       stage: "meta-train", "tune", "train", "measure", "match", "slice" or "early evidence".
-      label: of the cell.
+      label: of the result.
       cached: it is there.
       seconds: what it took, or is estimated to take; None: nothing measured to go by.
     """
@@ -49,29 +49,31 @@ class PlannedCell:
     seconds: float | None
 
 
-def plan(laboratory: study_lib.Laboratory, measure_rates: bool = False) -> list[PlannedCell]:
-    """All cells of an experiment; computes none.
+def plan(study: study_lib.Study, measure_rates: bool = False) -> list[PlannedResult]:
+    """All results of an experiment; computes none.
 
     Args:
-      laboratory: what is planned.
+      study: what is planned.
       measure_rates: time a few steps of whatever is neither computed nor timed yet, which takes
-        minutes. Rates are kept in the laboratory's directory, and read from there in any case.
+        minutes. Rates are kept in the study's directory, and read from there in any case.
     """
-    return list(_Plan(laboratory, measure_rates).lines())
+    return list(_Plan(study, measure_rates).lines())
 
 
 class _Plan:
-    def __init__(self, laboratory: study_lib.Laboratory, measure_rates: bool):
-        self._lab = laboratory
-        self._experiment = laboratory.experiment
-        self._rates = _Rates(laboratory, measure_rates)
+    def __init__(self, study: study_lib.Study, measure_rates: bool):
+        self._study = study
+        self._experiment = study.experiment
+        self._rates = _Rates(study, measure_rates)
 
-    def lines(self) -> Iterator[PlannedCell]:
+    def lines(self) -> Iterator[PlannedResult]:
         """In the order in which they are computed."""
         optimizers: dict[str, list[EvaluatedOptimizer | None]] = {}
         for name, source in self._experiment.optimizers.items():
-            seeds = self._lab.optimizers.seeds(name)
-            optimizers[name] = [self._lab.optimizers.trained(name, source, seed) for seed in seeds]
+            seeds = self._study.optimizers.seeds(name)
+            optimizers[name] = [
+                self._study.optimizers.trained(name, source, seed) for seed in seeds
+            ]
             for seed, one in zip(seeds, optimizers[name], strict=True):
                 label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
                 yield self._meta_training(name, source, seed, label, one)
@@ -82,7 +84,7 @@ class _Plan:
 
     def _meta_training(
         self, name: str, source: str, seed: int, label: str, one: EvaluatedOptimizer | None
-    ) -> PlannedCell:
+    ) -> PlannedResult:
         return self._line(
             "meta-train",
             label,
@@ -91,28 +93,28 @@ class _Plan:
             lambda rates: rates.meta_training(source, seed),
         )
 
-    def _early_evidence(self) -> Iterator[PlannedCell]:
+    def _early_evidence(self) -> Iterator[PlannedResult]:
         found: dict[str, EvaluatedOptimizer | None] = {}
         for name, source in self._experiment.early_evidence.items():
-            found[name] = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
+            found[name] = self._study.optimizers.trained(study_lib.early_name(name), source, 0)
             label = f"early evidence, {name}"
             yield self._meta_training(study_lib.early_name(name), source, 0, label, found[name])
         learned = {name: identity(one) for name, one in found.items() if one is not None}
-        cell = self._lab.cells.early_evidence(learned) if len(learned) == len(found) else None
+        key = self._study.keys.early_evidence(learned) if len(learned) == len(found) else None
         yield self._line(
             "early evidence",
             "cubic polynomials",
-            self._cached(cell),
+            self._cached(key),
             "early evidence",
             lambda rates: rates.early_evidence(),
         )
 
     def _task(
         self, task: str, learned: Mapping[str, Sequence[EvaluatedOptimizer | None]]
-    ) -> Iterator[PlannedCell]:
+    ) -> Iterator[PlannedResult]:
         optimizers = {name: list(of) for name, of in learned.items()}
         for name in self._experiment.baselines_on(task):
-            tuned = self._lab.on(task).tuned(name)
+            tuned = self._study.on(task).tuned(name)
             optimizers[name] = [tuned]
             yield self._line(
                 "tune",
@@ -136,15 +138,15 @@ class _Plan:
         name: str,
         index: int,
         one: EvaluatedOptimizer | None,
-    ) -> Iterator[PlannedCell]:
+    ) -> Iterator[PlannedResult]:
         label = _label(task, name, index)
-        made: dict[str, Cell] = {}
+        made: dict[str, CacheKey] = {}
         if one is not None:
             who = (task, name, identity(one))
-            made = {point: self._lab.cells.flatness(*who, point) for point in POINTS}
+            made = {point: self._study.keys.flatness(*who, point) for point in POINTS}
             made |= {
-                "train": self._lab.cells.training_curves(*who),
-                "slice": self._lab.cells.slices(*who),
+                "train": self._study.keys.training_curves(*who),
+                "slice": self._study.keys.slices(*who),
             }
         yield self._line(
             "train",
@@ -179,32 +181,32 @@ class _Plan:
         index: int,
         one: EvaluatedOptimizer | None,
         others: Sequence[EvaluatedOptimizer | None],
-    ) -> Iterator[PlannedCell]:
+    ) -> Iterator[PlannedResult]:
         """With every seed of the reference that it is compared with."""
         for other in others:
-            cell = None
+            key = None
             if one is not None and other is not None:
-                cell = self._lab.cells.matched(task, name, identity(one), identity(other))
+                key = self._study.keys.matched(task, name, identity(one), identity(other))
             yield self._line(
                 "match",
                 _label(task, name, index),
-                self._cached(cell),
+                self._cached(key),
                 f"match {task}",
                 lambda rates: rates.matching(task),
             )
 
-    def _cached(self, cell: Cell | None) -> bool:
-        return cell is not None and cell in self._lab.keeper.cells
+    def _cached(self, key: CacheKey | None) -> bool:
+        return key is not None and key in self._study.cache.results
 
     def _line(
         self, stage: str, label: str, cached: bool, timing: str, estimate: Callable[[_Rates], float]
-    ) -> PlannedCell:
+    ) -> PlannedResult:
         # What the same work took, here, before; else by the rates of its parts.
-        seconds = self._lab.keeper.timings.get(timing)
+        seconds = self._study.cache.timings.get(timing)
         if seconds is None and not cached:
             with contextlib.suppress(_NotMeasuredError):
                 seconds = estimate(self._rates)
-        return PlannedCell(stage, label, cached, seconds)
+        return PlannedResult(stage, label, cached, seconds)
 
 
 def _label(task: str, name: str, index: int) -> str:
@@ -219,11 +221,11 @@ class _NotMeasuredError(Exception):
 class _Rates:
     """Seconds per unit of work on this machine; each is measured once and kept, if at all."""
 
-    def __init__(self, laboratory: study_lib.Laboratory, measure: bool):
-        self._lab = laboratory
+    def __init__(self, study: study_lib.Study, measure: bool):
+        self._study = study
         self._measure = measure
-        self._experiment = laboratory.experiment
-        self._kept = cache_lib.Numbers(laboratory.out_dir / "rates.json")
+        self._experiment = study.experiment
+        self._kept = cache_lib.Numbers(study.out_dir / "rates.json")
         self._trainers: dict[str, trainer_lib.Trainer] = {}
 
     def meta_training(self, source: str, seed: int) -> float:
@@ -237,7 +239,7 @@ class _Rates:
             # The first step compiles.
             return float(seconds[-1] - seconds[0]) / (len(seconds) - 1)
 
-        with self._lab.optimizers.configured(source, seed):
+        with self._study.optimizers.configured(source, seed):
             default = inspect.signature(outer_train).parameters["num_outer_steps"].default
             steps = gin.get_bindings("outer_train").get("num_outer_steps", default)
             return int(steps) * self._rate(f"outer step {source}", measure)
@@ -255,13 +257,13 @@ class _Rates:
 
     def measuring(self, task: str) -> float:
         """At one point of all measured runs."""
-        what = self._lab.flatness_config
+        what = self._study.flatness_config
         ascents = len(what.radii) - 1 + what.headline_starts
         return self._experiment.measured_runs(task) * ascents * self._ascent(task)
 
     def matching(self, task: str) -> float:
         """Of both sides."""
-        ascents = 2 * self._lab.flatness_config.headline_starts
+        ascents = 2 * self._study.flatness_config.headline_starts
         return self._experiment.measured_runs(task) * ascents * self._ascent(task)
 
     def slicing(self, task: str) -> float:
@@ -279,7 +281,7 @@ class _Rates:
             return kept
         if not self._measure:
             raise _NotMeasuredError
-        if self._lab.progress:
+        if self._study.progress:
             print(f"Timing: {name}", file=sys.stderr)
         self._kept[name] = seconds = measure()
         return seconds
@@ -312,17 +314,17 @@ class _Rates:
     def _trainer(self, task: str) -> trainer_lib.Trainer:
         if task not in self._trainers:
             optimizers = [self._like(name) for name in self._experiment.optimizers]
-            self._trainers[task] = self._lab.on(task).trainer(optimizers)
+            self._trainers[task] = self._study.on(task).trainer(optimizers)
         return self._trainers[task]
 
     def _like(self, name: str) -> EvaluatedOptimizer:
         """An optimizer, or an untrained one of its kind."""
         source = self._experiment.optimizers[name]
-        seed = self._lab.optimizers.seeds(name)[0]
-        return self._lab.optimizers.trained(name, source, seed) or self._untrained(source)
+        seed = self._study.optimizers.seeds(name)[0]
+        return self._study.optimizers.trained(name, source, seed) or self._untrained(source)
 
     def _untrained(self, source: str) -> EvaluatedOptimizer:
-        with self._lab.optimizers.configured(source, 0):
+        with self._study.optimizers.configured(source, 0):
             lopt = LSTMLOpt()
         return optimizers_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
 
@@ -333,8 +335,8 @@ class _Rates:
             on = image_task(task, self._experiment.phase)
             params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
-                self._lab.cells.flatness_config_of(task),
-                radii=self._lab.flatness_config.headline_alone().radii,
+                self._study.keys.flatness_config_of(task),
+                radii=self._study.flatness_config.headline_alone().radii,
                 headline_starts=1,
             )
             return _second_time(lambda: flatness.measure(on, params, what))
@@ -343,7 +345,7 @@ class _Rates:
 
     def _fits(self, name: str, source: str) -> float:
         """Seconds of the early evidence's fits with one optimizer."""
-        trained = self._lab.optimizers.trained(study_lib.early_name(name), source, 0)
+        trained = self._study.optimizers.trained(study_lib.early_name(name), source, 0)
         optimizer, family = trained or self._untrained(source), tasks.CubicRegressionFamily()
 
         def measure() -> float:

@@ -1,4 +1,4 @@
-"""What is compared on what: the configuration of the laboratory."""
+"""What is compared on what: the configuration of a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 
 GIVEN = "given"
-"""In `Experiment.optimizers`: the optimizer is handed to the laboratory as an object."""
+"""In `Experiment.optimizers`: the optimizer is handed to the study as an object."""
 
 
 @configurable()

@@ -30,7 +30,7 @@ _FINISHED = "finished"
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizers:
+class MetaTrainedOptimizers:
     """Finds learned optimizers, or makes them.
 
     Attributes:
@@ -38,14 +38,14 @@ class Optimizers:
       directory: those that are meta-trained here are in <name>-seed<seed>-<digest> in it.
       given: those that the experiment says are given.
       progress: show progress bars.
-      took: told (what, seconds) after each meta-training.
+      record_seconds: told (what, seconds) after each meta-training.
     """
 
     experiment: Experiment
     directory: pathlib.Path
     given: Mapping[str, EvaluatedOptimizer]
     progress: bool
-    took: Callable[[str, float], None]
+    record_seconds: Callable[[str, float], None]
 
     def seeds(self, name: str) -> tuple[int, ...]:
         """The meta-training seeds of an optimizer of the experiment."""
@@ -113,7 +113,7 @@ class Optimizers:
                 outer_train(directory, progress=self.progress)
             (directory / _FINISHED).touch()
             # Of all its parts, if it was interrupted.
-            self.took(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
+            self.record_seconds(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
             jax.clear_caches()
         found = self.trained(name, source, seed)
         assert found is not None

@@ -60,7 +60,7 @@ def meta_test(
         parallelism=(1, 1),
     )
     with tempfile.TemporaryDirectory() as scratch:
-        (result,) = study_lib.Laboratory(
+        (result,) = study_lib.Study(
             experiment, scratch, flatness_config, given=given, progress=progress
         ).run()
     return result

@@ -24,7 +24,7 @@ from regularized_lopt.measure.results import Result
 from regularized_lopt.report import export, plot_style
 from regularized_lopt.study import locks
 from regularized_lopt.study.experiment import Experiment
-from regularized_lopt.study.study import Laboratory
+from regularized_lopt.study.study import Study
 
 Bindings = tuple[str, ...]
 
@@ -151,7 +151,7 @@ def search(
 
 
 def check(what: Search, out_dir: str | pathlib.Path) -> None:
-    """Refuses what is wrong before anything is trained, as `Laboratory.check` does.
+    """Refuses what is wrong before anything is trained, as `Study.check` does.
 
     That is every trial, with whatever the first variant may find.
     """
@@ -159,7 +159,7 @@ def check(what: Search, out_dir: str | pathlib.Path) -> None:
     for variant, source in what.variants.items():
         for base in [()] if variant == first else what.trials[first]:
             for bindings in what.trials[variant]:
-                _laboratory(what, variant, source, (*base, *bindings), out_dir).check()
+                _study(what, variant, source, (*base, *bindings), out_dir).check()
 
 
 def _try(
@@ -170,18 +170,18 @@ def _try(
     out_dir: pathlib.Path,
     progress: bool,
 ) -> Result:
-    (found,) = _laboratory(what, name, source, bindings, out_dir, progress).run()
+    (found,) = _study(what, name, source, bindings, out_dir, progress).run()
     return found.optimizers[name]
 
 
-def _laboratory(
+def _study(
     what: Search,
     name: str,
     source: str,
     bindings: Bindings,
     out_dir: str | pathlib.Path,
     progress: bool = True,
-) -> Laboratory:
+) -> Study:
     experiment = Experiment(
         optimizers={name: source},
         tasks=(what.task,),
@@ -195,7 +195,7 @@ def _laboratory(
         bindings=(*what.bindings, *bindings),
     )
     flatness_config = FlatnessConfig(radii=(HEADLINE_RADIUS,), num_probes=0)
-    return Laboratory(experiment, out_dir, flatness_config, progress=progress)
+    return Study(experiment, out_dir, flatness_config, progress=progress)
 
 
 def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:

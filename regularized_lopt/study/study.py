@@ -1,4 +1,4 @@
-"""The laboratory: a grid of optimizers, tasks and runs, each cell computed once and kept."""
+"""A study: a grid of optimizers, tasks and runs, each result computed once and kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import locks
-from regularized_lopt.study.cache_keys import Cells, Identity, identity
+from regularized_lopt.study.cache_keys import CacheKeys, Identity, identity
 from regularized_lopt.study.experiment import Experiment
-from regularized_lopt.study.meta_training import Optimizers
-from regularized_lopt.study.task_study import OneTask, image_task
+from regularized_lopt.study.meta_training import MetaTrainedOptimizers
+from regularized_lopt.study.task_study import TaskStudy, image_task
 
 
-class Laboratory:
+class Study:
     """Runs an experiment in a directory; what is there already is not run again.
 
     Processes that run it in the same directory share the work: each takes a meta-training, then a
@@ -31,7 +31,7 @@ class Laboratory:
         cells/                        runs, measurements and tuned learning rates, see `cache`
         cells/ends/                   params of the runs: large, needed to measure around them
         manifest.json                 the parallelism of runs that was chosen for each task
-        timings.json                  seconds per cell; apart, for they are never the same twice
+        timings.json                  seconds per result; apart, for they are never the same twice
         spent.json                    the same, summed by kind
         locks/                        what a process is at
         rates.json                    seconds per unit of work, where `plan` measured them
@@ -61,14 +61,14 @@ class Laboratory:
         self.out_dir = pathlib.Path(out_dir)
         self.flatness_config = flatness_config or flatness.FlatnessConfig()
         self.progress = progress
-        self.cells = Cells(experiment, self.flatness_config)
-        self.keeper = cache_lib.Keeper(self.out_dir)
-        self.optimizers = Optimizers(
+        self.keys = CacheKeys(experiment, self.flatness_config)
+        self.cache = cache_lib.TimedCache(self.out_dir)
+        self.optimizers = MetaTrainedOptimizers(
             experiment,
             pathlib.Path(optimizers_dir or self.out_dir / "optimizers"),
             given or {},
             progress,
-            self.keeper.took,
+            self.cache.record_seconds,
         )
 
     @property
@@ -79,7 +79,7 @@ class Laboratory:
     def check(self) -> None:
         """Refuses what is wrong before anything is trained: names, files, bindings.
 
-        Afterwards all that the laboratory reads of gin's configuration has been read.
+        Afterwards all that the study reads of gin's configuration has been read.
 
         Raises:
           errors.UnknownNameError: of a task.
@@ -89,7 +89,7 @@ class Laboratory:
         for name in self.experiment.tasks:
             image_task(name, self.experiment.phase)
             # Reads how data are split.
-            self.cells.training_curves(name, "", Identity("", lasting=False))
+            self.keys.training_curves(name, "", Identity("", lasting=False))
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         sources = {**self.experiment.optimizers, **early}
         for name, source in sources.items():
@@ -130,9 +130,9 @@ class Laboratory:
                 "directory (launchers: --out_dir)."
             ) from error
 
-    def on(self, task: str) -> OneTask:
-        """The part of the laboratory that is about one task."""
-        return OneTask(task, self.experiment, self.cells, self.keeper, self.out_dir, self.progress)
+    def on(self, task: str) -> TaskStudy:
+        """The part of the study that is about one task."""
+        return TaskStudy(task, self.experiment, self.keys, self.cache, self.out_dir, self.progress)
 
     def _share(self, work: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         return locks.share(work, self.out_dir / "locks")
@@ -150,14 +150,14 @@ class Laboratory:
             }
         )
         learned = {name: trained[early_name(name)] for name in self.experiment.early_evidence}
-        cell = self.cells.early_evidence({name: identity(one) for name, one in learned.items()})
+        key = self.keys.early_evidence({name: identity(one) for name, one in learned.items()})
 
         def compute() -> dict[str, Any]:
             found = cache_lib.fields(cubic_regression.early_evidence(learned))
             found["fits"] = {name: cache_lib.fields(fits) for name, fits in found["fits"].items()}
             return found
 
-        tree = self.keeper.get(cell, "early evidence", compute)
+        tree = self.cache.get(key, "early evidence", compute)
         tree["fits"] = {
             name: cubic_regression.Fits(**tree["fits"][name])
             for name in [*learned, *sorted(tree["fits"].keys() - learned.keys())]
@@ -172,8 +172,8 @@ class Laboratory:
                 optimizer = self.optimizers.train(name, source, seed)
                 if optimizer.learning_rate is not None:
                     continue  # A baseline that was given.
-                tree = self.keeper.get(
-                    self.cells.update_curves(name, identity(optimizer)),
+                tree = self.cache.get(
+                    self.keys.update_curves(name, identity(optimizer)),
                     f"update curves {name}",
                     functools.partial(_update_curves, optimizer),
                 )
@@ -182,8 +182,8 @@ class Laboratory:
         return found
 
     def seconds_per_step(self, task: str, optimizer: str) -> float | None:
-        """Wall-clock of one inner step of one run, as measured when the cell was computed."""
-        return self.keeper.timings.get(f"step {task} {optimizer}")
+        """Wall-clock of one inner step of one run, as measured when it was computed."""
+        return self.cache.timings.get(f"step {task} {optimizer}")
 
 
 def _update_curves(optimizer: EvaluatedOptimizer) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult
 from regularized_lopt.measure.trainer import Parallelism
 from regularized_lopt.measure.training_curves import SavedParams, TrainingCurves
 from regularized_lopt.study import cache as cache_lib
-from regularized_lopt.study.cache import Cell
-from regularized_lopt.study.cache_keys import Cells, identity
+from regularized_lopt.study.cache import CacheKey
+from regularized_lopt.study.cache_keys import CacheKeys, identity
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.tasks import data as data_lib
 
@@ -30,22 +30,22 @@ _MANIFEST = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class OneTask:
-    """Computes the cells of one task, or reads them.
+class TaskStudy:
+    """Computes the results of one task, or reads them.
 
     Attributes:
       name: of the task.
       experiment: what is compared.
-      cells: of the experiment.
-      keeper: of the cells.
+      keys: of the experiment's results.
+      cache: of these results.
       out_dir: where the manifest is.
       progress: show progress bars.
     """
 
     name: str
     experiment: Experiment
-    cells: Cells
-    keeper: cache_lib.Keeper
+    keys: CacheKeys
+    cache: cache_lib.TimedCache
     out_dir: pathlib.Path
     progress: bool
 
@@ -63,7 +63,7 @@ class OneTask:
         return TaskResult(
             self.name,
             self.experiment.num_steps,
-            self.cells.flatness_config_of(self.name),
+            self.keys.flatness_config_of(self.name),
             self.experiment.reference,
             found,
         )
@@ -101,7 +101,7 @@ class OneTask:
 
     def tuned(self, name: str) -> EvaluatedOptimizer | None:
         """A baseline with its learning rate; None: that is still to be tuned."""
-        found = self.keeper.cells.find(self.cells.tune(self.name, name))
+        found = self.cache.results.find(self.keys.tune(self.name, name))
         if found is None:
             return None
         return optimizers_lib.baseline(name, float(found["learning_rate"]))
@@ -154,68 +154,68 @@ class OneTask:
             )
             return {"learning_rate": np.asarray(tuned.learning_rate)}
 
-        cell = self.cells.tune(self.name, name)
-        found = self.keeper.get(cell, f"tune {self.name} {name}", compute)
+        key = self.keys.tune(self.name, name)
+        found = self.cache.get(key, f"tune {self.name} {name}", compute)
         return optimizers_lib.baseline(name, float(found["learning_rate"]))
 
     def _train(
         self, trainer: trainer_lib.Trainer, optimizers: Mapping[str, Sequence[EvaluatedOptimizer]]
     ) -> dict[str, list[TrainingCurves]]:
         """The runs of all; where a batch has room, several optimizers in one program."""
-        cells = {
+        keys = {
             name: [
-                self.cells.training_curves(self.name, name, identity(one))
+                self.keys.training_curves(self.name, name, identity(one))
                 for one in optimizers[name]
             ]
             for name in self.experiment.optimizers_on(self.name)
         }
-        missing: dict[str, list[tuple[Cell, EvaluatedOptimizer]]] = {}
-        for name, of in cells.items():
-            for cell, one in zip(of, optimizers[name], strict=True):
-                if cell not in self.keeper.cells:
-                    missing.setdefault(one.kind, []).append((cell, one))
+        missing: dict[str, list[tuple[CacheKey, EvaluatedOptimizer]]] = {}
+        for name, of in keys.items():
+            for key, one in zip(of, optimizers[name], strict=True):
+                if key not in self.cache.results:
+                    missing.setdefault(one.kind, []).append((key, one))
         together = max(1, trainer.parallelism.batch // trainer.num_runs)
         for alike in missing.values():
             for begin in range(0, len(alike), together):
                 self._train_group(trainer, alike[begin : begin + together])
         return {
-            name: [TrainingCurves(**self.keeper.cells.load(cell)) for cell in of]
-            for name, of in cells.items()
+            name: [TrainingCurves(**self.cache.results.load(key)) for key in of]
+            for name, of in keys.items()
         }
 
     def _train_group(
-        self, trainer: trainer_lib.Trainer, group: Sequence[tuple[Cell, EvaluatedOptimizer]]
+        self, trainer: trainer_lib.Trainer, group: Sequence[tuple[CacheKey, EvaluatedOptimizer]]
     ) -> None:
-        named = [dataclasses.replace(one, name=cell.file_name) for cell, one in group]
+        named = [dataclasses.replace(one, name=key.file_name) for key, one in group]
         label = f"{self.name}: " + ", ".join(one.label for _, one in group)
         start = time.monotonic()
         trainer.compile(named)
         compiled = time.monotonic()
         found = trainer.train(named, label)
         trained = (time.monotonic() - compiled) / len(group)
-        for cell, one in group:
-            curves = cache_lib.fields(found[cell.file_name])
+        for key, one in group:
+            curves = cache_lib.fields(found[key.file_name])
             params = cache_lib.fields(curves.pop("saved_params"))
             if self.experiment.measures(self.name):  # Large, and of no other use.
-                saved = self.cells.saved_params(self.name, one.name, identity(one))
-                self.keeper.cells.save(saved, params)
-            self.keeper.cells.save(cell, curves)
+                saved = self.keys.saved_params(self.name, one.name, identity(one))
+                self.cache.results.save(saved, params)
+            self.cache.results.save(key, curves)
             steps = trainer.num_runs * self.experiment.num_steps
-            self.keeper.timings[f"step {self.name} {one.name}"] = trained / steps
-            self.keeper.took(f"train {self.name} {one.name}", trained + (compiled - start))
+            self.cache.timings[f"step {self.name} {one.name}"] = trained / steps
+            self.cache.record_seconds(f"train {self.name} {one.name}", trained + (compiled - start))
 
     # Measuring.
 
     def _measure(self, optimizer: EvaluatedOptimizer, point: str) -> flatness.Flatness:
-        cell = self.cells.flatness(self.name, optimizer.name, identity(optimizer), point)
+        key = self.keys.flatness(self.name, optimizer.name, identity(optimizer), point)
 
         def compute() -> dict[str, Any]:
             saved = self._saved_params(optimizer).first(self.experiment.measured_runs(self.name))
             params = saved.poc if point == "poc" else saved.final
-            what = self.cells.flatness_config_of(self.name)
+            what = self.keys.flatness_config_of(self.name)
             return cache_lib.fields(flatness.measure(self._task, params, what))
 
-        return flatness.Flatness(**self.keeper.get(cell, f"measure {self.name}", compute))
+        return flatness.Flatness(**self.cache.get(key, f"measure {self.name}", compute))
 
     def _matched(
         self,
@@ -238,14 +238,12 @@ class OneTask:
         curves: TrainingCurves,
         reference_curves: TrainingCurves,
     ) -> Matched:
-        cell = self.cells.matched(
-            self.name, optimizer.name, identity(optimizer), identity(reference)
-        )
+        key = self.keys.matched(self.name, optimizer.name, identity(optimizer), identity(reference))
 
         def compute() -> dict[str, Any]:
             count = self.experiment.measured_runs(self.name)
             own, other = curves.first(count), reference_curves.first(count)
-            what = self.cells.flatness_config_of(self.name).headline_alone()
+            what = self.keys.flatness_config_of(self.name).headline_alone()
             level = matched_loss.common_loss_level(own, other)
             out: dict[str, Any] = {"level": matched_loss.level_loss(level)}
             for side, who, one in (("own", optimizer, own), ("reference", reference, other)):
@@ -254,19 +252,19 @@ class OneTask:
                 out[side] = cache_lib.fields(flatness.measure(self._task, params, what))
             return out
 
-        tree = self.keeper.get(cell, f"match {self.name}", compute)
+        tree = self.cache.get(key, f"match {self.name}", compute)
         for side in ("own", "reference"):
             tree[side] = flatness.Flatness(**tree[side])
         return Matched(**tree)
 
     def _slices(self, optimizer: EvaluatedOptimizer) -> loss_slices.LossSlices:
-        cell = self.cells.slices(self.name, optimizer.name, identity(optimizer))
+        key = self.keys.slices(self.name, optimizer.name, identity(optimizer))
 
         def compute() -> dict[str, Any]:
             params = jax.tree.map(lambda leaf: leaf[0], self._saved_params(optimizer).poc)
             return cache_lib.fields(loss_slices.loss_slices(self._task, params))
 
-        return loss_slices.LossSlices(**self.keeper.get(cell, f"slice {self.name}", compute))
+        return loss_slices.LossSlices(**self.cache.get(key, f"slice {self.name}", compute))
 
     def _saved_params(self, optimizer: EvaluatedOptimizer) -> SavedParams:
         """The params of an optimizer's runs.
@@ -275,12 +273,12 @@ class OneTask:
           FileNotFoundError: they were not kept beside the runs.
         """
         who = (self.name, optimizer.name, identity(optimizer))
-        found = self.keeper.cells.find(self.cells.saved_params(*who))
+        found = self.cache.results.find(self.keys.saved_params(*who))
         if found is None:
             raise FileNotFoundError(
                 f"{self.out_dir} has the runs of {optimizer.label} on {self.name}, but not their "
                 "params, around which something is still to be measured. To train these networks "
-                f"again, delete cells/{self.cells.training_curves(*who).file_name}."
+                f"again, delete cells/{self.keys.training_curves(*who).file_name}."
             )
         return SavedParams(**found)
 

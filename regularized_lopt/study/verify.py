@@ -14,7 +14,7 @@ from regularized_lopt import errors
 from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
 from regularized_lopt.measure.results import Result
 from regularized_lopt.study.experiment import Experiment
-from regularized_lopt.study.study import Laboratory
+from regularized_lopt.study.study import Study
 from regularized_lopt.zoo.cards import Card
 
 _FIGURES = {"accuracy": "test accuracy (%)", "rise": "rise within 0.01", "norm": "‖p‖"}
@@ -88,7 +88,7 @@ def verify(
             headline_starts=row["starts"],
             num_probes=0,
         )
-        (result,) = Laboratory(experiment, out_dir, flatness_config, progress=progress).run()
+        (result,) = Study(experiment, out_dir, flatness_config, progress=progress).run()
         found += _checks(task, row, result.optimizers[card.name])
     return found
 

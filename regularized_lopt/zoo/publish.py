@@ -6,7 +6,7 @@
 copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. Of
 several runs, one per meta-training seed and in their order, it takes the one with the lowest
 validation loss in the last stage of its curriculum. The figures on the card are those of optimizer
-KEY and that seed in runs.csv and results.json, which a meta-test or the laboratory wrote into DIR,
+KEY and that seed in runs.csv and results.json, which a meta-test or a study wrote into DIR,
 on all tasks there on which it has at least three runs and the properties of three: of fewer, the
 interval that `reproduce --verify` checks them against says nothing.
 """
@@ -151,7 +151,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "results",
         None,
-        "Directory with the runs.csv of a meta-test or the laboratory.",
+        "Directory with the runs.csv of a meta-test or a study.",
         required=True,
     )
     flags.DEFINE_string("optimizer", None, "Name of the optimizer in runs.csv.", required=True)
