@@ -104,8 +104,8 @@ def check_count(name: str, value: int, least: int = 1, most: int = 2**31 - 1) ->
         raise ValueError(f"{name} = {value!r}: it must be a whole number from {least} to {most}.")
 
 
-def made(name: str, function: Callable[..., Any], kind: type[_T], *args: Any) -> _T:
-    """What the function, parameter `name`, makes of the arguments.
+def call_checked(name: str, function: Callable[..., Any], kind: type[_T], *args: Any) -> _T:
+    """What the function, parameter `name`, makes of the arguments, if it is of the right kind.
 
     Raises:
       TypeError: that is of another kind, or the function does not take them.

@@ -19,7 +19,7 @@ def relu_claim(relu, sigmoid):
         measured_task(task, none=optimizer(loss=np.zeros(len(worst)), worst=worst))
         for task, worst in ((RELU, relu), (SIGMOID, sigmoid))
     ]
-    return paper_claims.go_through(results, [])[4]
+    return paper_claims.check_claims(results, [])[4]
 
 
 def test_relu_is_told_from_sigmoid_by_pairs_of_the_same_optimizer():
@@ -58,7 +58,7 @@ def test_sams_property_is_judged_by_the_rise_and_by_each_measure_alone():
     ):
         result = measured_task(SIGMOID, none=none, sam=sam)
         judged = verdicts.judge([result], primary=("sam", "sam"))
-        claim = paper_claims.go_through([result], judged)[1]
+        claim = paper_claims.check_claims([result], judged)[1]
         assert claim.verdict == told
     assert claim.declared == verdicts.UNDECIDED  # The declared test is of max L, absolute.
     judged = verdicts.judge([measured_task(SIGMOID, none=none, sam=lower)], ("sam", "sam"))

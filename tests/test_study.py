@@ -369,7 +369,7 @@ def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
     (found,) = lab(tmp_path).run()
     none = dataclasses.replace(found.optimizers["none"], learning_rate=None)
     more = {"none_momentum": none, "sam_optimizee": none}
-    accuracy = paper_claims.go_through(
+    accuracy = paper_claims.check_claims(
         [dataclasses.replace(found, optimizers={**found.optimizers, **more})], []
     )[0]
     told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
@@ -408,7 +408,7 @@ def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_pa
             flatness_config=flatness.FlatnessConfig(),
             optimizers={"none": reference, **learned},
         )
-        return paper_claims.go_through([task], [])[5]
+        return paper_claims.check_claims([task], [])[5]
 
     assert radii[2] == 0.01
     shared = [np.array([0.1, 0.2, 0.9, 0.3, 0.2]) * scale for scale in (1, 1.1, 0.9, 1.4)]
@@ -480,7 +480,7 @@ def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(t
     assert "absolute radius" in header
     assert any(line.endswith("|  |  |  |") for line in against)
     # Nothing but the accuracies of the other task is on its way to a claim.
-    (accuracy, *others) = paper_claims.go_through(found, judged)
+    (accuracy, *others) = paper_claims.check_claims(found, judged)
     assert any(SIGMOID in line for line in accuracy.evidence)
     assert not any(SIGMOID in line for claim in others for line in claim.evidence)
 

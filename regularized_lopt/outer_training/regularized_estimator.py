@@ -147,7 +147,7 @@ def regularized_estimator(
     regularized_estimator.estimator_fn = @TruncatedPES
     regularized_estimator.regularizer = "sam"
     """
-    estimator = errors.made(
+    estimator = errors.call_checked(
         "regularized_estimator.estimator_fn", estimator_fn, upstream.GradientEstimator, *args
     )
     return regularized(estimator, regularizer, shared_noise)

@@ -274,8 +274,10 @@ def _parts(
     estimator, task_name = _estimator(task, learned_opt, num_devices)
     curriculum.check(estimator.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
-    made = errors.made("outer_train.optimizer", optimizer, optax.GradientTransformation)
-    loop = Loop(estimator, curriculum, made, jax.random.PRNGKey(seed), theta)
+    transformation = errors.call_checked(
+        "outer_train.optimizer", optimizer, optax.GradientTransformation
+    )
+    loop = Loop(estimator, curriculum, transformation, jax.random.PRNGKey(seed), theta)
     return estimator, curriculum, loop, task_name
 
 

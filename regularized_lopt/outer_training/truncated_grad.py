@@ -253,7 +253,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         smoothness = None
         if self.smoothing is not None:
             smoothness, smoothness_grad = mean([aux.smoothness for aux in auxes])
-            strength = regularizers.at(self.smoothing.strength, step)
+            strength = regularizers.value_at(self.smoothing.strength, step)
             grad = jax.tree.map(lambda g, r: g + strength * r, grad, smoothness_grad)
         finite = jnp.isfinite(plain) & jnp.isfinite(optax.tree.norm(grad))
         exploded = [aux.exploded for aux in auxes]

@@ -21,8 +21,8 @@ from regularized_lopt.regularizers.hessian import HessianTop as HessianTop
 from regularized_lopt.regularizers.hessian import HessianTrace as HessianTrace
 from regularized_lopt.regularizers.l2 import L2 as L2
 from regularized_lopt.regularizers.sam import SAM as SAM
-from regularized_lopt.regularizers.schedules import at as at
 from regularized_lopt.regularizers.schedules import proportional_schedule as proportional_schedule
+from regularized_lopt.regularizers.schedules import value_at as value_at
 from regularized_lopt.regularizers.smoothing import Smoothing as Smoothing
 
 _BUILT_IN: dict[str, Callable[..., Regularizer]] = {

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import sam, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at
+from regularized_lopt.regularizers.schedules import Scheduled, value_at
 
 
 @configurable()
@@ -40,5 +40,5 @@ class ASAM(sam.SAM):
         return jax.tree.map(
             jnp.multiply,
             t,
-            tree.scale_to_norm(jax.tree.map(jnp.multiply, t, grad), at(self.rho, step)),
+            tree.scale_to_norm(jax.tree.map(jnp.multiply, t, grad), value_at(self.rho, step)),
         )

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, check, is_one, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, check, is_one, is_zero, value_at
 
 Point = Any
 Scalar = Float[Array, ""]
@@ -143,7 +143,7 @@ class Regularizer:
         if is_zero(self.weight):
             return grad
         regularized = self.gradient(objective, point, grad, key=key, step=step, ascent=ascent)
-        return mix(grad, regularized, at(self.weight, step))
+        return mix(grad, regularized, value_at(self.weight, step))
 
     def value_and_grad(
         self,
@@ -190,7 +190,7 @@ class Regularizer:
         regularized = self.regularized_value(loss_fn, point, key=key, step=step)
         if is_one(self.weight):
             return regularized
-        return mix(loss_fn(point), regularized, at(self.weight, step))
+        return mix(loss_fn(point), regularized, value_at(self.weight, step))
 
     def describe(self) -> dict[str, Any]:
         """Name and parameters, for records of experiments (JSON-serializable)."""
@@ -254,7 +254,7 @@ class Sum(Regularizer):
                 term.regularized_gradient(
                     objective, point, grad, key=_fold(key, i), step=step, ascent=ascent
                 ),
-                at(weight, step),
+                value_at(weight, step),
             )
             for i, (weight, term) in enumerate(self.terms)
         ]
@@ -267,7 +267,7 @@ class Sum(Regularizer):
             mix_difference(
                 base,
                 term.value(loss_fn, point, key=_fold(key, i), step=step),
-                at(weight, step),
+                value_at(weight, step),
             )
             for i, (weight, term) in enumerate(self.terms)
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, is_zero, value_at
 
 FORMS = ("difference", "hvp")
 
@@ -86,7 +86,7 @@ class GAM(base.Regularizer):
         ascent = grad if ascent is None else ascent
         if self.form == "hvp":
             correction = self._flatness_gradient_hvp(objective, point, ascent, step)
-            return tree.add(grad, tree.scale(correction, at(self.strength, step)))
+            return tree.add(grad, tree.scale(correction, value_at(self.strength, step)))
         g1, g2, g3 = self._gradients(objective.gradient, point, grad, ascent, step)
         n = tree.interpolate(g1, g3, self.beta_1)
         m = tree.interpolate(grad, g2, self.beta_0)
@@ -99,7 +99,7 @@ class GAM(base.Regularizer):
         if self.form == "hvp":
             return self._flatness_gradient_hvp(objective, point, grad, step)
         _, g2, g3 = self._gradients(objective.gradient, point, grad, grad, step)
-        return tree.scale(tree.subtract(g3, g2), at(self.rho, step) / at(self.r, step))
+        return tree.scale(tree.subtract(g3, g2), value_at(self.rho, step) / value_at(self.r, step))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
@@ -107,7 +107,7 @@ class GAM(base.Regularizer):
         del key
         if is_zero(self.rho):
             return loss_fn(point)
-        rho, r = at(self.rho, step), at(self.r, step)
+        rho, r = value_at(self.rho, step), value_at(self.r, step)
         grad_fn = jax.grad(loss_fn)
         fixed = jax.lax.stop_gradient(point)
         grad = grad_fn(fixed)
@@ -126,12 +126,12 @@ class GAM(base.Regularizer):
             flatness: Any = (there - loss_fn(adversarial)) / jnp.where(r > 0, r, 1.0)
         else:
             flatness = tree.norm(grad_fn(adversarial))
-        return base.plus(loss_fn(point), at(self.strength, step) * rho * flatness)
+        return base.plus(loss_fn(point), value_at(self.strength, step) * rho * flatness)
 
     def _flatness_gradient_hvp(
         self, objective: base.Objective, point: Any, grad: Any, step: Any
     ) -> Any:
-        rho = at(self.rho, step)
+        rho = value_at(self.rho, step)
         f = objective.hessian_vector_product(point, tree.scale_to_norm(grad, 1.0))
         adversarial = tree.add(point, tree.scale_to_norm(f, rho))
         direction = tree.scale_to_norm(objective.gradient(adversarial), 1.0)
@@ -141,9 +141,9 @@ class GAM(base.Regularizer):
         self, grad_fn: base.GradFn, point: Any, grad: Any, ascent: Any, step: Any
     ) -> tuple[Any, Any, Any]:
         """g1, g2, g3."""
-        r = at(self.r, step)
+        r = value_at(self.r, step)
         g1 = grad_fn(tree.add(point, tree.scale_to_norm(ascent, r)))
-        d = tree.scale_to_norm(tree.subtract(g1, grad), at(self.rho, step))
+        d = tree.scale_to_norm(tree.subtract(g1, grad), value_at(self.rho, step))
         adversarial = tree.add(point, d)
         g2 = grad_fn(adversarial)
         g3 = grad_fn(tree.add(adversarial, tree.scale_to_norm(g2, r)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, sam, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, is_zero, value_at
 
 
 @configurable()
@@ -45,7 +45,7 @@ class GSAM(sam.SAM):
             return grad
         perturbed = super().gradient(objective, point, grad, key=key, step=step, ascent=ascent)
         across = tree.orthogonal_part(grad, perturbed)
-        return tree.subtract(perturbed, tree.scale(across, at(self.alpha, step)))
+        return tree.subtract(perturbed, tree.scale(across, value_at(self.alpha, step)))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
@@ -53,4 +53,4 @@ class GSAM(sam.SAM):
         if is_zero(self.rho):
             return loss_fn(point)
         perturbed: Any = super().regularized_value(loss_fn, point, key=key, step=step)
-        return perturbed + at(self.alpha, step) * (perturbed - loss_fn(point))
+        return perturbed + value_at(self.alpha, step) * (perturbed - loss_fn(point))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, is_zero, value_at
 
 
 class _Curvature(base.Regularizer):
@@ -48,7 +48,7 @@ class _Curvature(base.Regularizer):
         if is_zero(self.strength):
             return grad
         correction = self.curvature_gradient(objective, point, self._need_key(key))
-        return tree.add(grad, tree.scale(correction, at(self.strength, step)))
+        return tree.add(grad, tree.scale(correction, value_at(self.strength, step)))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
@@ -56,7 +56,7 @@ class _Curvature(base.Regularizer):
         if is_zero(self.strength):
             return loss_fn(point)
         curvature = self.curvature(base.Objective.of(loss_fn), point, self._need_key(key))
-        return base.plus(loss_fn(point), at(self.strength, step) * curvature)
+        return base.plus(loss_fn(point), value_at(self.strength, step) * curvature)
 
 
 class _Probed(_Curvature):

@@ -6,7 +6,7 @@ from typing import Any
 
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at
+from regularized_lopt.regularizers.schedules import Scheduled, value_at
 
 
 @configurable()
@@ -36,10 +36,10 @@ class L2(base.Regularizer):
         ascent: Any = None,
     ) -> Any:
         del objective, key, ascent
-        return tree.add(grad, tree.scale(point, 2.0 * at(self.strength, step)))
+        return tree.add(grad, tree.scale(point, 2.0 * value_at(self.strength, step)))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
     ) -> base.Scalar:
         del key
-        return base.plus(loss_fn(point), at(self.strength, step) * tree.vdot(point, point))
+        return base.plus(loss_fn(point), value_at(self.strength, step) * tree.vdot(point, point))

@@ -8,7 +8,7 @@ import jax
 
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
-from regularized_lopt.regularizers.schedules import Scheduled, at, is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, is_zero, value_at
 
 
 @configurable()
@@ -35,7 +35,7 @@ class SAM(base.Regularizer):
     def perturbation(self, point: Any, grad: Any, step: Any) -> Any:
         """e, from the gradient at the point."""
         del point
-        return tree.scale_to_norm(grad, at(self.rho, step))
+        return tree.scale_to_norm(grad, value_at(self.rho, step))
 
     def gradient(
         self,

@@ -35,7 +35,7 @@ for _schedule in (
     configurable(module="optax")(_schedule)
 
 
-def at(value: Scheduled, step: Any) -> Any:
+def value_at(value: Scheduled, step: Any) -> Any:
     """The value at an outer step; numbers are constant."""
     return value(step) if callable(value) else value
 

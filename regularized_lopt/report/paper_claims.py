@@ -56,7 +56,7 @@ class Claim:
         return self.verdict + (f" (declared beforehand: {self.declared})" if self.declared else "")
 
 
-def go_through(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
+def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
     """All six, in the paper's order."""
     accuracy = _accuracy(results)
     results = [result for result in results if result.is_measured]

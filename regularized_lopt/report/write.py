@@ -36,7 +36,7 @@ class Reporter:
         self._out_dir = out_dir
         self._primary = primary
         self.judged = verdicts_lib.judge(results, primary, alpha, test)
-        self.claims = paper_claims.go_through(results, self.judged)
+        self.claims = paper_claims.check_claims(results, self.judged)
 
     def write(
         self,
