@@ -6,8 +6,8 @@ import re
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
-INIT = (HERE / "regularized_lopt" / "__init__.py").read_text()
-VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
+VERSION_FILE = (HERE / "regularized_lopt" / "_version.py").read_text()
+VERSION = re.search(r'^__version__ = "(.+)"$', VERSION_FILE, re.MULTILINE)[1]
 
 setuptools.setup(
     name="regularized_lopt",

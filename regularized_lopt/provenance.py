@@ -10,15 +10,15 @@ import subprocess
 import jax
 import numpy as np
 
-import regularized_lopt
 from regularized_lopt import upstream
+from regularized_lopt._version import __version__
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """What a result was made with; the git state is that of the source, where it has one."""
     return {
-        "regularized_lopt": regularized_lopt.__version__,
+        "regularized_lopt": __version__,
         "learned_optimization": upstream.GENERATION,
         "jax": jax.__version__,
         "numpy": np.__version__,
