@@ -27,11 +27,11 @@ import rich.console
 import rich.progress
 import rich.table
 
-from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, serialization, tasks, zoo
+from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, serialization, tasks
 from regularized_lopt.outer_training import RegularizedTruncatedStep, curriculum, theta_optimizer
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.loop import Loop, TrainState
-from regularized_lopt.outer_training.run_dir import read_metrics
+from regularized_lopt.run_files import THETA_FILE, read_metrics
 
 CONFIG = (
     'outer_train.task = "ImageMLP_Digits_20_Sigmoid"',
@@ -138,7 +138,7 @@ def survive(root: pathlib.Path, kills: int | None, seconds: float, seed: int) ->
 
 
 def _same(a: pathlib.Path, b: pathlib.Path) -> bool:
-    one, other = (serialization.load_flat(path / zoo.THETA_FILE)[0] for path in (a, b))
+    one, other = (serialization.load_flat(path / THETA_FILE)[0] for path in (a, b))
     curves = [[{**row, "seconds": None} for row in read_metrics(path)] for path in (a, b)]
     equal = one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
     return equal and curves[0] == curves[1]

@@ -18,8 +18,8 @@ import gin
 from regularized_lopt import gin_files, launch, zoo
 from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.run import load_metrics
 from regularized_lopt.report import figures, write
+from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import meta_test
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from regularized_lopt.outer_training import (
     RegularizedTruncatedStep,
     outer_train,
 )
-from regularized_lopt.outer_training.run import load_metrics
+from regularized_lopt.run_files import load_metrics
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 THETA = LOPT.init(KEY)

@@ -31,9 +31,9 @@ from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.run import (
     DivergedError,
     OutOfMemoryError,
-    load_metrics,
 )
 from regularized_lopt.report import tables, write
+from regularized_lopt.run_files import load_metrics, read_metrics
 from regularized_lopt.study import meta_test
 from regularized_lopt.tasks import data
 
@@ -132,7 +132,7 @@ def test_scratch_files_of_a_killed_process_are_removed(tmp_path):
 
 def test_half_a_line_of_metrics_is_no_line(tmp_path):
     (tmp_path / "metrics.csv").write_text("outer_step,loss\n10,0.5\n120,0.25\n13")
-    assert [row["outer_step"] for row in run_dir.read_metrics(tmp_path)] == [10, 120]
+    assert [row["outer_step"] for row in read_metrics(tmp_path)] == [10, 120]
 
 
 def test_the_curves_of_a_resumed_run_are_those_of_one_that_went_on(tmp_path):
@@ -247,7 +247,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_the_command_resumes_it(tmp
     ]
     metrics = tmp_path / "run/metrics.csv"
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(run_dir.read_metrics(tmp_path / "run")) < 8:
+    while process.poll() is None and len(read_metrics(tmp_path / "run")) < 8:
         time.sleep(0.02)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=120)

@@ -14,7 +14,8 @@ from learned_optimization.tasks import quadratics
 from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.outer_training import outer_train, run_dir, theta_optimizer
 from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.run import DivergedError, load_metrics
+from regularized_lopt.outer_training.run import DivergedError
+from regularized_lopt.run_files import load_metrics
 
 
 def train(directory, num_outer_steps, *extra, **arguments):

@@ -20,7 +20,7 @@ import pytest
 from conftest import REPOSITORY
 
 import regularized_lopt
-from regularized_lopt import gin_files, serialization, statistics, tasks, upstream, zoo
+from regularized_lopt import gin_files, run_files, serialization, statistics, tasks, upstream, zoo
 from regularized_lopt.measure import FlatnessConfig, cubic_regression, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
@@ -348,10 +348,10 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
         "directory_of",
         lambda self, name, source, seed: tmp_path / str(seed) if source != GIVEN else None,
     )
-    tree, metadata = serialization.load_flat(zoo.ENTRIES / zoo.names()[0] / zoo.THETA_FILE)
+    tree, metadata = serialization.load_flat(zoo.ENTRIES / zoo.names()[0] / run_files.THETA_FILE)
     for seed, loss in enumerate((0.5, 0.2, 0.3)):
         metadata["stage"]["best_loss"] = loss
-        serialization.save(tmp_path / str(seed) / zoo.THETA_FILE, tree, metadata)
+        serialization.save(tmp_path / str(seed) / run_files.THETA_FILE, tree, metadata)
     assert optimizers.chosen() == {"none": 1}
 
     (found,) = lab(tmp_path / "lab").run()
@@ -750,9 +750,9 @@ def test_exchanged_optimizers_are_named(reproduced, tmp_path):
     """Whole directories, or theta alone."""
     shutil.copytree(reproduced[0] / "optimizers", tmp_path / "optimizers")
     none, sam = sorted((tmp_path / "optimizers").iterdir())
-    theta = none / zoo.THETA_FILE
+    theta = none / run_files.THETA_FILE
     kept = theta.read_bytes()
-    shutil.copyfile(sam / zoo.THETA_FILE, theta)
+    shutil.copyfile(sam / run_files.THETA_FILE, theta)
     with pytest.raises(serialization.FileFormatError, match="is of another run than"):
         zoo.load(none)
     with pytest.raises(serialization.FileFormatError, match="is of another run than"):

@@ -14,7 +14,14 @@ import pytest
 from matplotlib import figure as mpl_figure
 
 import regularized_lopt
-from regularized_lopt import errors, learned_optimizers, serialization, upstream, zoo
+from regularized_lopt import (
+    errors,
+    learned_optimizers,
+    run_files,
+    serialization,
+    upstream,
+    zoo,
+)
 from regularized_lopt.measure import FlatnessConfig, update_curves
 from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
@@ -127,7 +134,7 @@ def test_a_file_without_its_constructor_s_arguments_is_refused(tmp_path):
     with pytest.raises(serialization.FileFormatError, match="LSTMLOpt without its config"):
         regularized_lopt.load(path)
     with pytest.raises(serialization.FileFormatError, match="not of an outer training run"):
-        zoo.validation_loss(_renamed(path, zoo.THETA_FILE).parent)
+        zoo.validation_loss(_renamed(path, run_files.THETA_FILE).parent)
 
 
 def _renamed(path, name):
@@ -139,7 +146,7 @@ def test_an_entry_that_is_not_what_its_card_says_is_refused(tmp_path, monkeypatc
     shutil.copytree(zoo.ENTRIES, tmp_path / "entries")
     monkeypatch.setattr(zoo, "ENTRIES", tmp_path / "entries")
     regularized_lopt.load(name)
-    other = tmp_path / "entries" / name / zoo.THETA_FILE
+    other = tmp_path / "entries" / name / run_files.THETA_FILE
     regularized_lopt.save(other, LOPT, LOPT.init(jax.random.PRNGKey(0)))
     with pytest.raises(serialization.FileFormatError, match="not that of its card"):
         regularized_lopt.load(name)
@@ -187,9 +194,9 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     # Seed 0 has the higher validation loss, so that seed 1 is taken.
     run, worse, into = zoo.ENTRIES / name, tmp_path / "worse", tmp_path / "entries"
     shutil.copytree(run, worse)
-    tree, metadata = serialization.load_flat(run / zoo.THETA_FILE)
+    tree, metadata = serialization.load_flat(run / run_files.THETA_FILE)
     metadata["stage"]["best_loss"] += 0.1
-    serialization.save(worse / zoo.THETA_FILE, tree, metadata)
+    serialization.save(worse / run_files.THETA_FILE, tree, metadata)
     card = publish.publish([worse, run], "again", results, "mine", "a command", entries=into)
     (row,) = card.figures
     assert (row["task"], row["num_steps"], row["num_runs"]) == ("T", 100, 4)
@@ -209,7 +216,7 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
     # The smoothing term is on the card, too.
     metadata["smoothing"] = {"strength": 2.0}
     metadata["stage"]["best_loss"] -= 0.2
-    serialization.save(worse / zoo.THETA_FILE, tree, metadata)
+    serialization.save(worse / run_files.THETA_FILE, tree, metadata)
     smooth = publish.publish([run, worse], "smooth", results, "mine", "", entries=into)
     assert smooth.regularizer.endswith("smoothing (strength 2.0)")
     assert smooth.space.endswith("update")

@@ -15,7 +15,6 @@ from typing import Any
 import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from regularized_lopt import (
@@ -23,6 +22,7 @@ from regularized_lopt import (
     gin_files,
     learned_optimizers,
     provenance,
+    run_files,
     tasks,
     upstream,
     zoo,
@@ -38,7 +38,6 @@ from regularized_lopt.outer_training.loop import Loop, TrainState
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
-from regularized_lopt.zoo import cards
 
 AnyTask = str | upstream.Task | upstream.TaskFamily
 
@@ -167,7 +166,7 @@ def outer_train(
         state, stage = loop.init_or_restore(run_dir.checkpoints)
         step = bar.initial = int(state.outer_iteration)
         log = run_dir.open_log(step)
-        run_dir.write(cards.CONFIG_FILE, gin.operative_config_str())
+        run_dir.write(run_files.CONFIG_FILE, gin.operative_config_str())
         clock = time.monotonic() - log.seconds_before
 
         while step < num_outer_steps and not stage.finished:
@@ -210,7 +209,7 @@ def outer_train(
             bar.update(step - bar.n)
         state = loop.finish(state, stage)
         _save_theta(run_dir, learned_opt, state, stage, metadata)
-    return OuterTrainResult(learned_opt, state.best_theta, run_dir_lib.read_metrics(run_dir.path))
+    return OuterTrainResult(learned_opt, state.best_theta, run_files.read_metrics(run_dir.path))
 
 
 def check_bindings(asked_for: Sequence[str] = ()) -> dict[gin_files.Binding, str]:
@@ -348,7 +347,7 @@ def _save_theta(
             "outer_steps": int(state.outer_iteration),
             "stage": dataclasses.asdict(stage),
         }
-        zoo.save(run_dir.path / zoo.THETA_FILE, learned_opt, state.best_theta, about)
+        zoo.save(run_dir.path / run_files.THETA_FILE, learned_opt, state.best_theta, about)
 
 
 @contextlib.contextmanager
@@ -445,13 +444,3 @@ def _recover(
         f"{float(state.rate_scale):g}."
     )
     return state, stage
-
-
-def load_metrics(train_log_dir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """A run's curves as columns; missing values are NaN."""
-    rows = run_dir_lib.read_metrics(train_log_dir)
-    fields = run_dir_lib.MetricsLog.FIELDS
-    return {
-        name: np.array([np.nan if row.get(name) is None else row[name] for row in rows])
-        for name in fields
-    }

@@ -13,15 +13,14 @@ import shutil
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from regularized_lopt import serialization, zoo
+from regularized_lopt import run_files, serialization
 from regularized_lopt.outer_training.checkpoint import Checkpoints
-from regularized_lopt.zoo import cards
 
 _CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
@@ -113,7 +112,7 @@ class RunDir:
             ) from error
 
     def _take(self, description: str, overwrite: bool) -> None:
-        file = self.path / zoo.EXPERIMENT_FILE
+        file = self.path / run_files.EXPERIMENT_FILE
         found = file.read_text() if file.is_file() else None
         if found == description:
             return
@@ -123,7 +122,7 @@ class RunDir:
             raise OtherExperimentError(_difference(self.path, found, description))
         else:
             self._delete()
-        self.write(zoo.EXPERIMENT_FILE, description)
+        self.write(run_files.EXPERIMENT_FILE, description)
 
     def __enter__(self) -> RunDir:
         return self
@@ -157,65 +156,60 @@ class RunDir:
         shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
         for file in self.path.glob("events.out.tfevents.*"):
             file.unlink()
-        for name in (zoo.METRICS_FILE, cards.CONFIG_FILE, zoo.THETA_FILE, zoo.EXPERIMENT_FILE):
+        for name in (
+            run_files.METRICS_FILE,
+            run_files.CONFIG_FILE,
+            run_files.THETA_FILE,
+            run_files.EXPERIMENT_FILE,
+        ):
             (self.path / name).unlink(missing_ok=True)
 
 
 class MetricsLog:
     """Scalars by outer step, in metrics.csv and in TensorBoard."""
 
-    FIELDS = (
-        "outer_step",
-        "loss",
-        "grad_norm",
-        "gradient_correction",
-        "loss_correction",
-        "trajectory_length",
-        "validation_loss",
-        "nonfinite",
-        "redrawn",
-        "rollbacks",
-        "smoothness",
-        "seconds",
-    )
-
     def __init__(self, run_dir: RunDir, resume_step: int):
         """Opens the log and drops entries later than the checkpoint at `resume_step`."""
         self._run_dir = run_dir
+        self._file: TextIO | None = None
+        self._tensorboard: _Events | None = None
         self.rewind(resume_step)
 
     def rewind(self, step: int) -> None:
         """Drops entries later than `step`."""
-        if hasattr(self, "_file"):
-            self.close()
+        self.close()
         self.seconds_before = 0.0
         if not self._run_dir.writes:
             return
         # As they were written: 1 is not to become 1.0.
-        rows = [row for row in _rows(self._run_dir.path) if float(row["outer_step"]) <= step]
+        rows = [
+            row
+            for row in run_files.metrics_as_written(self._run_dir.path)
+            if float(row["outer_step"]) <= step
+        ]
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.FIELDS)
+        writer = csv.DictWriter(text, run_files.METRICS)
         writer.writeheader()
         writer.writerows(rows)
-        self._run_dir.write(zoo.METRICS_FILE, text.getvalue())
-        self._file = (self._run_dir.path / zoo.METRICS_FILE).open("a", newline="")
-        self._csv = csv.DictWriter(self._file, self.FIELDS)
+        self._run_dir.write(run_files.METRICS_FILE, text.getvalue())
+        self._file = (self._run_dir.path / run_files.METRICS_FILE).open("a", newline="")
         self._tensorboard = _Events(self._run_dir.path, step + 1)
         if rows:
             self.seconds_before = float(rows[-1]["seconds"] or 0)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one outer step."""
-        if not self._run_dir.writes:
+        if self._file is None or self._tensorboard is None:
             return
-        self._csv.writerow({"outer_step": step, **scalars})
+        csv.DictWriter(self._file, run_files.METRICS).writerow({"outer_step": step, **scalars})
         self._file.flush()
         self._tensorboard.write(step, {f"outer_train/{k}": v for k, v in scalars.items()})
 
     def close(self) -> None:
-        """Flushes and closes both logs."""
-        if self._run_dir.writes:
+        """Flushes and closes both logs, if they are open."""
+        if self._file is not None:
             self._file.close()
+        if self._tensorboard is not None:
             self._tensorboard.close()
 
 
@@ -245,30 +239,10 @@ class _Events:
         self._file.flush()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.csv; missing values are None. No file: no rows.
-
-    A last line without its end, of a process that was killed while it wrote, is left out.
-    """
-    return [
-        {key: float(value) if value else None for key, value in row.items()}
-        for row in _rows(pathlib.Path(path))
-    ]
-
-
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
-    file = path / zoo.METRICS_FILE
-    if not file.is_file():
-        return []
-    with file.open(newline="") as opened:
-        lines = [line for line in opened if line.endswith("\n")]
-    return list(csv.DictReader(lines))
-
-
 def _check_empty(path: pathlib.Path) -> None:
     if path.is_dir() and any(file.name != _LOCK for file in path.iterdir()):
         raise OtherExperimentError(
-            f"{path} is not empty and holds no experiment of ours ({zoo.EXPERIMENT_FILE} is "
+            f"{path} is not empty and holds no experiment of ours ({run_files.EXPERIMENT_FILE} is "
             "missing). Choose another --train_log_dir; nothing was written."
         )
 

@@ -22,7 +22,7 @@ from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS, seed_pairs
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.run import load_metrics
+from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import study as study_lib
 from regularized_lopt.study.cache import CacheKey

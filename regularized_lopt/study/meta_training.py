@@ -18,11 +18,8 @@ from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.run import (
-    check_bindings,
-    configuration,
-    load_metrics,
-)
+from regularized_lopt.outer_training.run import check_bindings, configuration
+from regularized_lopt.run_files import EXPERIMENT_FILE, load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.experiment import GIVEN, Experiment
 
@@ -164,7 +161,7 @@ def _gin_lines() -> list[str]:
 
 def _check_configuration(directory: pathlib.Path) -> None:
     """Raises FileFormatError if a directory has another configuration than gin has now."""
-    found = cache_lib.read_json(directory / zoo.EXPERIMENT_FILE).get("gin", configuration())
+    found = cache_lib.read_json(directory / EXPERIMENT_FILE).get("gin", configuration())
     if difference := sorted(set(found) ^ set(configuration())):
         raise serialization.FileFormatError(
             f"{directory} holds another meta-training than its name says (they differ in "

@@ -15,15 +15,13 @@ import optax
 from regularized_lopt import errors, learned_optimizers, optax_bridge, serialization, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of
+from regularized_lopt.run_files import EXPERIMENT_FILE, METRICS_FILE, THETA_FILE, load_metrics
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl_figure
 
-THETA_FILE = "theta.npz"
-METRICS_FILE = "metrics.csv"
-EXPERIMENT_FILE = "experiment.json"
 LONGEST = "longest_trajectory"
 """In a file's metadata: the most inner steps of a trajectory of its meta-training."""
 ENTRIES = pathlib.Path(__file__).parent / "entries"
@@ -118,7 +116,6 @@ class LoadedLOpt:
         Raises:
           FileNotFoundError: they do not.
         """
-        from regularized_lopt.outer_training.run import load_metrics
         from regularized_lopt.report import figures
 
         metrics = load_metrics(self.path.parent)

@@ -9,9 +9,9 @@ import pathlib
 from typing import Any
 
 from regularized_lopt import serialization
+from regularized_lopt.run_files import CONFIG_FILE
 
 CARD_FILE = "card.json"
-CONFIG_FILE = "config.gin"
 LICENSE = "Apache-2.0"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from regularized_lopt import errors, launch, serialization, statistics, zoo
+from regularized_lopt import errors, launch, run_files, serialization, statistics, zoo
 from regularized_lopt.zoo import cards
 
 _LEAST_RUNS = 3
@@ -47,7 +47,7 @@ def publish(
     """
     seed = zoo.best_of(train_log_dirs)
     train_log_dir = train_log_dirs[seed]
-    weights = train_log_dir / zoo.THETA_FILE
+    weights = train_log_dir / run_files.THETA_FILE
     _, metadata = serialization.load_flat(weights)
     spaces = {
         space: metadata[f"regularizer_{space}_space"]
@@ -68,11 +68,11 @@ def publish(
         made_with=metadata["made_with"],
         license=cards.LICENSE,
         sha256=cards.checksum(weights),
-        config=(train_log_dir / cards.CONFIG_FILE).read_text(),
+        config=(train_log_dir / run_files.CONFIG_FILE).read_text(),
     )
     entry = entries / name
     entry.mkdir(parents=True, exist_ok=True)
-    for file in (zoo.THETA_FILE, zoo.METRICS_FILE):
+    for file in (run_files.THETA_FILE, run_files.METRICS_FILE):
         shutil.copyfile(train_log_dir / file, entry / file)
     card.write(entry)
     return card
