@@ -27,6 +27,7 @@ from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
 from regularized_lopt.outer_training import run as run_lib
 from regularized_lopt.outer_training.regularized_estimator import RegularizedEstimator
+from regularized_lopt.regularizers import registry
 from regularized_lopt.study import experiment, meta_training, search
 from regularized_lopt.study import study as study_lib
 
@@ -387,7 +388,7 @@ def test_any_number_is_one(number):
 
 
 def test_what_users_register_is_checked_too(monkeypatch):
-    monkeypatch.setattr(regularizers, "_REGISTRY", dict(regularizers._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @regularizers.register("wavy")
     def wavy(loss_fn, point, *, key, step, height: float = 1.0, dims: "Dims[n]" = None):

@@ -20,6 +20,7 @@ from regularized_lopt.outer_training import (
 )
 from regularized_lopt.outer_training.curriculum import CurriculumState
 from regularized_lopt.outer_training.run import check_bindings
+from regularized_lopt.regularizers import registry
 from regularized_lopt.study import Experiment, Study, task_study
 from regularized_lopt.study import search as search_lib
 from regularized_lopt.study.search import Search
@@ -39,7 +40,7 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
     for dataset in ("digits", "mnist"):
         assert f"{dataset}_mlp_smoothing.gin" in CONFIGS
         for name in regularizers.names():
-            if name in regularizers._BUILT_IN:
+            if name in registry._BUILT_IN:
                 assert f"{dataset}_mlp_{name}.gin" in CONFIGS
                 assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
 

@@ -11,6 +11,7 @@ from regularized_lopt import gin_files, regularizers
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train
 from regularized_lopt.outer_training.run import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
+from regularized_lopt.regularizers import registry
 from regularized_lopt.study import Experiment, Study, search
 
 NONE, SAM = (f"gin_configs/digits_mlp_{name}.gin" for name in ("none", "sam_optimizee"))
@@ -112,7 +113,7 @@ def test_a_narrower_scope_hides_a_binding():
 
 
 def test_what_is_read_inside_of_a_step_counts(monkeypatch):
-    monkeypatch.setattr(regularizers, "_REGISTRY", dict(regularizers._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     @regularizers.register("late")
     def late(loss_fn, point, *, key, step, height=1.0):

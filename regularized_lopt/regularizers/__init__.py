@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-from regularized_lopt import errors
-from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers.asam import ASAM as ASAM
 from regularized_lopt.regularizers.base import Function as Function
 from regularized_lopt.regularizers.base import Objective as Objective
 from regularized_lopt.regularizers.base import Regularizer as Regularizer
-from regularized_lopt.regularizers.base import Sum as Sum
 from regularized_lopt.regularizers.gam import GAM as GAM
 from regularized_lopt.regularizers.gsam import GSAM as GSAM
 from regularized_lopt.regularizers.hessian import HessianFrobenius as HessianFrobenius
 from regularized_lopt.regularizers.hessian import HessianTop as HessianTop
 from regularized_lopt.regularizers.hessian import HessianTrace as HessianTrace
 from regularized_lopt.regularizers.l2 import L2 as L2
+from regularized_lopt.regularizers.registry import get as get
+from regularized_lopt.regularizers.registry import names as names
+from regularized_lopt.regularizers.registry import register as register
 from regularized_lopt.regularizers.sam import SAM as SAM
 from regularized_lopt.regularizers.schedules import proportional_schedule as proportional_schedule
 from regularized_lopt.regularizers.schedules import value_at as value_at
 from regularized_lopt.regularizers.smoothing import Smoothing as Smoothing
-
-_BUILT_IN: dict[str, Callable[..., Regularizer]] = {
-    regularizer.name: regularizer
-    for regularizer in (
-        Regularizer,
-        SAM,
-        ASAM,
-        GSAM,
-        GAM,
-        HessianTrace,
-        HessianTop,
-        HessianFrobenius,
-        L2,
-    )
-}
-_REGISTRY = dict(_BUILT_IN)
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def names() -> tuple[str, ...]:
-    """The registered regularizers."""
-    return tuple(_REGISTRY)
-
-
-def get(regularizer: str | Regularizer, **kwargs: Any) -> Regularizer:
-    """The regularizer of that name; `kwargs` and gin's parameters go to its constructor.
-
-    Raises:
-      errors.UnknownNameError: the name is not registered; the message has the nearest name.
-      TypeError: neither a name nor a regularizer.
-    """
-    if isinstance(regularizer, Regularizer):
-        return regularizer
-    if not isinstance(regularizer, str):
-        raise TypeError(
-            f"A regularizer is a name ({', '.join(names())}) or a Regularizer, not {regularizer!r}."
-        )
-    return _REGISTRY[errors.check_name("regularizer", regularizer, _REGISTRY)](**kwargs)
-
-
-def register(name: str) -> Callable[[_F], _F]:
-    """Makes a function a regularizer, in both spaces, with every estimator that has values::
-
-        @regularizers.register("noisy")
-        def noisy(loss_fn, point, *, key, step, deviation=0.01):
-            noise = deviation * jax.random.normal(key, point.shape)
-            return loss_fn(point + noise)
-
-    It returns the flatness-aware loss at `point` (a pytree), differentiable in it; what it should
-    not be differentiated through goes through `jax.lax.stop_gradient`. Then `regularizer = "noisy"`
-    in gin, where its other parameters are configurable as well: `noisy.deviation = 0.1`. Those with
-    annotations have their types checked.
-
-    Raises:
-      ValueError: the name is taken by a regularizer of ours, or the signature is another.
-    """
-    if name in _BUILT_IN:
-        raise ValueError(f"{name!r} is a regularizer of regularized_lopt; choose another name.")
-
-    def decorate(function: _F) -> _F:
-        parameters = inspect.signature(function).parameters
-        if len(parameters) < 4 or not {"key", "step"} <= set(parameters):
-            raise ValueError(
-                f"{name!r} has the parameters ({', '.join(parameters)}); a regularizer is a "
-                "function of (loss_fn, point, *, key, step) and parameters of its own."
-            )
-        configured = configurable(name)(function)
-
-        def make(weight: Any = 1.0, **kwargs: Any) -> Regularizer:
-            return Function(name, functools.partial(configured, **kwargs), weight)
-
-        _REGISTRY[name] = make
-        return function
-
-    return decorate
+from regularized_lopt.regularizers.sum import Sum as Sum

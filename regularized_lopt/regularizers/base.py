@@ -15,7 +15,7 @@ step, see `schedules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gin
@@ -24,8 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from regularized_lopt import errors
-from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import tree
 from regularized_lopt.regularizers.schedules import Scheduled, check, is_one, is_zero, value_at
 
@@ -205,75 +203,6 @@ class Regularizer:
         return key
 
 
-@configurable()
-class Sum(Regularizer):
-    """Several regularizers at once: g + sum_i w_i (G_i - g), the plain gradient evaluated once.
-
-    With `mode="additive"`, eq. 21 of arXiv 2510.08968 read literally: g + sum_i w_i G_i.
-    """
-
-    name = "sum"
-
-    def __init__(
-        self,
-        terms: Sequence[tuple[Scheduled, str | Regularizer]],
-        mode: str = "correction",
-        weight: Scheduled = 1.0,
-    ):
-        """Initializer.
-
-        Args:
-          terms: pairs (w_i, regularizer), at least one; w_i >= 0, each regularizer an object or a
-            registered name.
-          mode: "correction" or "additive".
-          weight: of the whole sum, >= 0.
-        """
-        from regularized_lopt.regularizers import get
-
-        super().__init__(weight)
-        self.terms = tuple((self._not_negative("terms", w), get(term)) for w, term in terms)
-        if not self.terms:
-            raise ValueError("Sum.terms is empty: give pairs (weight, regularizer).")
-        self.mode = errors.check_name("Sum.mode", mode, ("correction", "additive"))
-        self.first_order = all(term.first_order for _, term in self.terms)
-
-    def gradient(
-        self,
-        objective: Objective,
-        point: Point,
-        grad: Point,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Point | None = None,
-    ) -> Point:
-        base = grad if self.mode == "correction" else jax.tree.map(jnp.zeros_like, grad)
-        corrections = [
-            mix_difference(
-                base,
-                term.regularized_gradient(
-                    objective, point, grad, key=_fold(key, i), step=step, ascent=ascent
-                ),
-                value_at(weight, step),
-            )
-            for i, (weight, term) in enumerate(self.terms)
-        ]
-        return jax.tree.map(lambda g, *ds: sum(ds, start=g), grad, *corrections)
-
-    def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
-        plain = loss_fn(point)
-        base = plain if self.mode == "correction" else jnp.zeros_like(plain)
-        corrections = (
-            mix_difference(
-                base,
-                term.value(loss_fn, point, key=_fold(key, i), step=step),
-                value_at(weight, step),
-            )
-            for i, (weight, term) in enumerate(self.terms)
-        )
-        return sum(corrections, start=plain)
-
-
 class Function(Regularizer):
     """A user's regularizer: a function that returns the flatness-aware loss at a point.
 
@@ -383,7 +312,3 @@ def _skippable(grad_fn: GradFn, wanted: jax.Array | None) -> GradFn:
 def _along(function: LossFn, v: Point) -> LossFn:
     """The function's derivative along v."""
     return lambda point: jax.jvp(function, (point,), (v,))[1]
-
-
-def _fold(key: Any, index: int) -> Any:
-    return None if key is None else jax.random.fold_in(key, index)
