@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regularized_lopt import regularizers
-from regularized_lopt.regularizers import Objective
+from regularized_lopt.regularizers import Objective, Query
 
 KEY = jax.random.PRNGKey(0)
 
@@ -46,7 +46,7 @@ def test_gam_s_flatness_gradient_on_a_quadratic(rho, seed):
 
     x = jnp.asarray(w)
     np.testing.assert_allclose(
-        gam.flatness_gradient(Objective.of(loss), x, jax.grad(loss)(x)),
+        gam.flatness_gradient(Query(Objective.of(loss), x, jax.grad(loss)(x))),
         expected,
         rtol=1e-8,
         atol=1e-11,
@@ -81,12 +81,12 @@ def test_gam_s_r_against_brute_force_over_the_disc(seed):
 def test_gam_s_two_forms_agree_as_the_differences_shrink(seed):
     x = jnp.asarray(np.random.default_rng(seed).normal(size=3))
     exact = regularizers.GAM(0.1, form="hvp").flatness_gradient(
-        Objective.of(bent), x, jax.grad(bent)(x)
+        Query(Objective.of(bent), x, jax.grad(bent)(x))
     )
     errors = []
     for r in (1e-3, 1e-5):
         gam = regularizers.GAM(0.1, form="difference", r=r)
-        differences = gam.flatness_gradient(Objective.of(bent), x, jax.grad(bent)(x))
+        differences = gam.flatness_gradient(Query(Objective.of(bent), x, jax.grad(bent)(x)))
         errors.append(float(jnp.linalg.norm(differences - exact) / jnp.linalg.norm(exact)))
     assert errors[1] < 1e-3
     assert errors[1] < errors[0] / 20  # First order in r.

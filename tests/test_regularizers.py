@@ -131,7 +131,8 @@ def test_the_perturbation_has_norm_rho(rho, coordinates):
         seen.append(np.asarray(at))
         return at
 
-    regularizers.SAM(rho).gradient(regularizers.Objective(grad_fn), point, point, key=None, step=0)
+    query = regularizers.Query(regularizers.Objective(grad_fn), point, point)
+    regularizers.SAM(rho).gradient(query)
     if rho == 0:
         assert not seen  # rho = 0 is plain, and costs no second gradient.
     else:

@@ -442,7 +442,11 @@ def test_gam_s_two_forms_agree_on_an_unroll_only_with_second_derivatives(exact):
         lopt = regularized_lopt.LSTMLOpt(hidden_size=3, output_scale=10.0, second_derivatives=exact)
         theta, objective = float64_theta(lopt), regularizers.Objective.of(unroll_loss(lopt))
         found = [
-            flat(gam.flatness_gradient(objective, theta, objective.gradient(theta)))
+            flat(
+                gam.flatness_gradient(
+                    regularizers.Query(objective, theta, objective.gradient(theta))
+                )
+            )
             for gam in (
                 regularizers.GAM(0.05, form="hvp"),
                 regularizers.GAM(0.05, form="difference", r=1e-6),

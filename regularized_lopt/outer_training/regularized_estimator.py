@@ -104,17 +104,18 @@ class RegularizedEstimator(upstream.GradientEstimator):
             grad = out.grad
             if not _is_plain(self.regularizer):
                 ascent_key, regularizer_key = jax.random.split(jax.random.fold_in(key, 1))
-                ascent = None
+                other = None
                 if not self.shared_noise:
-                    ascent = estimate(theta, ascent_key, False)[0].grad
-                grad = self.regularizer.regularized_gradient(
+                    other = estimate(theta, ascent_key, False)[0].grad
+                query = regularizers.Query(
                     regularizers.Objective(lambda at: estimate(at, key, False)[0].grad),
                     theta,
                     grad,
                     key=regularizer_key,
                     step=worker_weights.outer_state.outer_iteration,
-                    ascent=ascent,
+                    other_grad=other,
                 )
+                grad = self.regularizer.regularized_gradient(query)
         finite = jnp.isfinite(out.mean_loss) & jnp.isfinite(tree.norm(grad))
         out = out.replace(
             grad=jax.tree.map(lambda g: jnp.where(finite, g, 0), grad),

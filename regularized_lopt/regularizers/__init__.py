@@ -5,6 +5,7 @@ from __future__ import annotations
 from regularized_lopt.regularizers.asam import ASAM as ASAM
 from regularized_lopt.regularizers.base import Function as Function
 from regularized_lopt.regularizers.base import Objective as Objective
+from regularized_lopt.regularizers.base import Query as Query
 from regularized_lopt.regularizers.base import Regularizer as Regularizer
 from regularized_lopt.regularizers.gam import GAM as GAM
 from regularized_lopt.regularizers.gsam import GSAM as GSAM

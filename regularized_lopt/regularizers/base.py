@@ -15,6 +15,7 @@ step, see `schedules`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ GradFn = Callable[[Point], Point]
 
 
 class Objective(NamedTuple):
-    """A loss as `Regularizer.gradient` sees it.
+    """A loss as a `Query` has it.
 
     Attributes:
       gradient: the plain gradient at any point.
@@ -73,6 +74,32 @@ class Objective(NamedTuple):
         return self.gradient_of_derivative(point, v)
 
 
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """What a regularizer's gradient is asked for.
+
+    Attributes:
+      objective: the plain loss.
+      point: where to take it, a pytree.
+      grad: the plain gradient there.
+      key: randomness for regularizers that sample.
+      step: outer step, for schedules.
+      other_grad: another estimate of the plain gradient, where gradients are noisy.
+    """
+
+    objective: Objective
+    point: Point
+    grad: Point
+    key: Any = None
+    step: Any = 0
+    other_grad: Point | None = None
+
+    @property
+    def ascent(self) -> Point:
+        """The gradient that directions of ascent are taken from."""
+        return self.grad if self.other_grad is None else self.other_grad
+
+
 class Regularizer:
     """Base class: no regularizer at all. Subclasses define `gradient` and `regularized_value`."""
 
@@ -98,50 +125,20 @@ class Regularizer:
         """Gin's scope that its parameters were read in; "" for none."""
         return self._scope
 
-    def gradient(
-        self,
-        objective: Objective,
-        point: Point,
-        grad: Point,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Point | None = None,
-    ) -> Point:
-        """G_reg, the regularizer's own gradient.
-
-        Args:
-          objective: the plain loss.
-          point: where to take it, a pytree.
-          grad: the plain gradient there.
-          key: randomness for regularizers that sample.
-          step: outer step, for schedules.
-          ascent: the gradient that directions of ascent are taken from; default: `grad`. Another
-            estimate of it, where gradients are noisy.
-        """
-        del objective, point, key, step, ascent
-        return grad
+    def gradient(self, query: Query) -> Point:
+        """G_reg, the regularizer's own gradient."""
+        return query.grad
 
     def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
         """L_reg, the flatness-aware loss at `point`."""
         del key, step
         return loss_fn(point)
 
-    def regularized_gradient(
-        self,
-        objective: Objective,
-        point: Point,
-        grad: Point,
-        *,
-        key: Any = None,
-        step: Any = 0,
-        ascent: Point | None = None,
-    ) -> Point:
-        """g + w (G_reg - g); arguments as `gradient` has them."""
+    def regularized_gradient(self, query: Query) -> Point:
+        """g + w (G_reg - g)."""
         if is_zero(self.weight):
-            return grad
-        regularized = self.gradient(objective, point, grad, key=key, step=step, ascent=ascent)
-        return mix(grad, regularized, value_at(self.weight, step))
+            return query.grad
+        return mix(query.grad, self.gradient(query), value_at(self.weight, query.step))
 
     def value_and_grad(
         self,
@@ -176,8 +173,8 @@ class Regularizer:
         finite = jnp.isfinite(tree.norm(grad))
 
         def regularized() -> Point:
-            objective = Objective.of(scalar, finite)
-            return self.regularized_gradient(objective, point, grad, key=key, step=step)
+            query = Query(Objective.of(scalar, finite), point, grad, key, step)
+            return self.regularized_gradient(query)
 
         return value, grad, jax.lax.cond(finite, regularized, lambda: grad)
 
@@ -223,20 +220,12 @@ class Function(Regularizer):
         self.name = name
         self.function = function
 
-    def gradient(
-        self,
-        objective: Objective,
-        point: Point,
-        grad: Point,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Point | None = None,
-    ) -> Point:
-        del grad, ascent
-        assert objective.value is not None
-        loss_fn = objective.value
-        return jax.grad(lambda where: self._call(loss_fn, where, key, step))(point)
+    def gradient(self, query: Query) -> Point:
+        assert query.objective.value is not None
+        loss_fn = query.objective.value
+        return jax.grad(lambda where: self._call(loss_fn, where, query.key, query.step))(
+            query.point
+        )
 
     def regularized_value(self, loss_fn: LossFn, point: Point, *, key: Any, step: Any) -> Scalar:
         return self._call(loss_fn, point, key, step)

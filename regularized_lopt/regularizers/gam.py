@@ -70,36 +70,24 @@ class GAM(base.Regularizer):
         self.form = form if form is None else errors.check_name("GAM.form", form, FORMS)
         self.first_order = form != "hvp"
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: Any,
-        grad: Any,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Any = None,
-    ) -> Any:
-        del key
+    def gradient(self, query: base.Query) -> Any:
         if is_zero(self.rho) and (self.form == "hvp" or is_zero(self.r)):
-            return grad
-        ascent = grad if ascent is None else ascent
+            return query.grad
         if self.form == "hvp":
-            correction = self._flatness_gradient_hvp(objective, point, ascent, step)
-            return tree.add(grad, tree.scale(correction, value_at(self.strength, step)))
-        g1, g2, g3 = self._gradients(objective.gradient, point, grad, ascent, step)
+            strength = value_at(self.strength, query.step)
+            return tree.add(query.grad, tree.scale(self._flatness_gradient_hvp(query), strength))
+        g1, g2, g3 = self._gradients(query)
         n = tree.interpolate(g1, g3, self.beta_1)
-        m = tree.interpolate(grad, g2, self.beta_0)
+        m = tree.interpolate(query.grad, g2, self.beta_0)
         return tree.subtract(n, tree.scale(tree.orthogonal_part(m, n), self.gamma))
 
-    def flatness_gradient(
-        self, objective: base.Objective, point: Any, grad: Any, step: Any = 0
-    ) -> Any:
+    def flatness_gradient(self, query: base.Query) -> Any:
         """grad R alone, in either form: what the two agree on as r goes to 0."""
         if self.form == "hvp":
-            return self._flatness_gradient_hvp(objective, point, grad, step)
-        _, g2, g3 = self._gradients(objective.gradient, point, grad, grad, step)
-        return tree.scale(tree.subtract(g3, g2), value_at(self.rho, step) / value_at(self.r, step))
+            return self._flatness_gradient_hvp(query)
+        _, g2, g3 = self._gradients(query)
+        rho, r = value_at(self.rho, query.step), value_at(self.r, query.step)
+        return tree.scale(tree.subtract(g3, g2), rho / r)
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any
@@ -128,23 +116,19 @@ class GAM(base.Regularizer):
             flatness = tree.norm(grad_fn(adversarial))
         return base.plus(loss_fn(point), value_at(self.strength, step) * rho * flatness)
 
-    def _flatness_gradient_hvp(
-        self, objective: base.Objective, point: Any, grad: Any, step: Any
-    ) -> Any:
-        rho = value_at(self.rho, step)
-        f = objective.hessian_vector_product(point, tree.scale_to_norm(grad, 1.0))
-        adversarial = tree.add(point, tree.scale_to_norm(f, rho))
+    def _flatness_gradient_hvp(self, query: base.Query) -> Any:
+        objective, rho = query.objective, value_at(self.rho, query.step)
+        f = objective.hessian_vector_product(query.point, tree.scale_to_norm(query.ascent, 1.0))
+        adversarial = tree.add(query.point, tree.scale_to_norm(f, rho))
         direction = tree.scale_to_norm(objective.gradient(adversarial), 1.0)
         return tree.scale(objective.hessian_vector_product(adversarial, direction), rho)
 
-    def _gradients(
-        self, grad_fn: base.GradFn, point: Any, grad: Any, ascent: Any, step: Any
-    ) -> tuple[Any, Any, Any]:
+    def _gradients(self, query: base.Query) -> tuple[Any, Any, Any]:
         """g1, g2, g3."""
-        r = value_at(self.r, step)
-        g1 = grad_fn(tree.add(point, tree.scale_to_norm(ascent, r)))
-        d = tree.scale_to_norm(tree.subtract(g1, grad), value_at(self.rho, step))
-        adversarial = tree.add(point, d)
+        grad_fn, r = query.objective.gradient, value_at(self.r, query.step)
+        g1 = grad_fn(tree.add(query.point, tree.scale_to_norm(query.ascent, r)))
+        d = tree.scale_to_norm(tree.subtract(g1, query.grad), value_at(self.rho, query.step))
+        adversarial = tree.add(query.point, d)
         g2 = grad_fn(adversarial)
         g3 = grad_fn(tree.add(adversarial, tree.scale_to_norm(g2, r)))
         return g1, g2, g3

@@ -31,21 +31,12 @@ class GSAM(sam.SAM):
         super().__init__(rho, weight)
         self.alpha = self._not_negative("alpha", alpha)
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: Any,
-        grad: Any,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Any = None,
-    ) -> Any:
+    def gradient(self, query: base.Query) -> Any:
         if is_zero(self.rho):
-            return grad
-        perturbed = super().gradient(objective, point, grad, key=key, step=step, ascent=ascent)
-        across = tree.orthogonal_part(grad, perturbed)
-        return tree.subtract(perturbed, tree.scale(across, value_at(self.alpha, step)))
+            return query.grad
+        perturbed = super().gradient(query)
+        across = tree.orthogonal_part(query.grad, perturbed)
+        return tree.subtract(perturbed, tree.scale(across, value_at(self.alpha, query.step)))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any

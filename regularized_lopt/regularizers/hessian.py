@@ -34,21 +34,12 @@ class _Curvature(base.Regularizer):
         """grad R at `point`."""
         raise NotImplementedError
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: Any,
-        grad: Any,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Any = None,
-    ) -> Any:
-        del ascent
+    def gradient(self, query: base.Query) -> Any:
         if is_zero(self.strength):
-            return grad
-        correction = self.curvature_gradient(objective, point, self._need_key(key))
-        return tree.add(grad, tree.scale(correction, value_at(self.strength, step)))
+            return query.grad
+        key = self._need_key(query.key)
+        correction = self.curvature_gradient(query.objective, query.point, key)
+        return tree.add(query.grad, tree.scale(correction, value_at(self.strength, query.step)))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any

@@ -25,18 +25,9 @@ class L2(base.Regularizer):
         super().__init__(weight)
         self.strength = self._not_negative("strength", strength)
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: Any,
-        grad: Any,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Any = None,
-    ) -> Any:
-        del objective, key, ascent
-        return tree.add(grad, tree.scale(point, 2.0 * value_at(self.strength, step)))
+    def gradient(self, query: base.Query) -> Any:
+        strength = value_at(self.strength, query.step)
+        return tree.add(query.grad, tree.scale(query.point, 2.0 * strength))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any

@@ -37,21 +37,11 @@ class SAM(base.Regularizer):
         del point
         return tree.scale_to_norm(grad, value_at(self.rho, step))
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: Any,
-        grad: Any,
-        *,
-        key: Any,
-        step: Any,
-        ascent: Any = None,
-    ) -> Any:
-        del key
+    def gradient(self, query: base.Query) -> Any:
         if is_zero(self.rho):
-            return grad
-        e = self.perturbation(point, grad if ascent is None else ascent, step)
-        return objective.gradient(tree.add(point, e))
+            return query.grad
+        e = self.perturbation(query.point, query.ascent, query.step)
+        return query.objective.gradient(tree.add(query.point, e))
 
     def regularized_value(
         self, loss_fn: base.LossFn, point: Any, *, key: Any, step: Any

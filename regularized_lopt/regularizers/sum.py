@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,24 +47,14 @@ class Sum(base.Regularizer):
         self.mode = errors.check_name("Sum.mode", mode, ("correction", "additive"))
         self.first_order = all(term.first_order for _, term in self.terms)
 
-    def gradient(
-        self,
-        objective: base.Objective,
-        point: base.Point,
-        grad: base.Point,
-        *,
-        key: Any,
-        step: Any,
-        ascent: base.Point | None = None,
-    ) -> base.Point:
+    def gradient(self, query: base.Query) -> base.Point:
+        grad = query.grad
         start = grad if self.mode == "correction" else jax.tree.map(jnp.zeros_like, grad)
         corrections = [
             base.mix_difference(
                 start,
-                term.regularized_gradient(
-                    objective, point, grad, key=_fold(key, i), step=step, ascent=ascent
-                ),
-                value_at(weight, step),
+                term.regularized_gradient(dataclasses.replace(query, key=_fold(query.key, i))),
+                value_at(weight, query.step),
             )
             for i, (weight, term) in enumerate(self.terms)
         ]
