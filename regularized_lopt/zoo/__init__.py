@@ -15,7 +15,7 @@ import optax
 from regularized_lopt import errors, learned_optimizers, optax_bridge, serialization, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of
-from regularized_lopt.run_files import EXPERIMENT_FILE, METRICS_FILE, THETA_FILE, load_metrics
+from regularized_lopt.run_files import EXPERIMENT_FILE, THETA_FILE
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
 
@@ -75,18 +75,10 @@ class LoadedLOpt:
         return optax_bridge.as_optax(self.learned_opt, self.theta, **options)
 
     def plot_update(self, scale: float = 1e-2, num_steps: int = 10) -> mpl_figure.Figure:
-        """Draws the update as a function of the gradient and of those before it.
+        """`plots.update` of this optimizer; `figure.savefig(path)` writes the figure."""
+        from regularized_lopt import plots
 
-        Args:
-          scale: the gradients span [-scale, scale], > 0.
-          num_steps: gradients before, > 0.
-
-        Returns:
-          A figure; `figure.savefig(path)` writes it.
-        """
-        from regularized_lopt.report import update_figures
-
-        return update_figures.update_by_history(self.opt(), scale, num_steps)
+        return plots.update(self, scale, num_steps)
 
     def plot_training(
         self,
@@ -95,36 +87,16 @@ class LoadedLOpt:
         num_runs: int = 5,
         num_steps: int = 500,
     ) -> mpl_figure.Figure:
-        """Trains networks with it and draws training loss and test accuracy.
+        """`plots.training` of this optimizer."""
+        from regularized_lopt import plots
 
-        Args:
-          task: name of an image task of ours, see `tasks.names()`.
-          others: optimizers to draw beside it, by name: loaded ones, upstream's `Optimizer`s, or
-            `measure.optimizers`.
-          num_runs: networks per optimizer, from the same inits and batches.
-          num_steps: inner steps.
-        """
-        from regularized_lopt.report import figures
-        from regularized_lopt.study import train
-
-        opts = {self.name: self, **(others or {})}
-        return figures.training_curves(train(opts, task, num_runs, num_steps))
+        return plots.training(self, task, others, num_runs, num_steps)
 
     def plot_meta_training(self) -> mpl_figure.Figure:
-        """Draws the losses of its meta-training, which lie beside its file in metrics.csv.
+        """`plots.meta_training` of this optimizer."""
+        from regularized_lopt import plots
 
-        Raises:
-          FileNotFoundError: they do not.
-        """
-        from regularized_lopt.report import figures
-
-        metrics = load_metrics(self.path.parent)
-        if not len(metrics["outer_step"]):
-            raise FileNotFoundError(
-                f"There is no {METRICS_FILE} beside {self.path}: load an entry of the zoo or the "
-                "directory of an outer training run."
-            )
-        return figures.outer_training({self.name: {0: metrics}})
+        return plots.meta_training(self)
 
 
 def names() -> list[str]:
