@@ -5,6 +5,8 @@ import pathlib
 from absl import flags
 
 from regularized_lopt import launch
+from regularized_lopt.measure.trial import Trial
+from regularized_lopt.report import trials as report
 from regularized_lopt.report.html import print_table
 from regularized_lopt.report.plot_style import save_png
 from regularized_lopt.study import search as search_lib
@@ -17,12 +19,12 @@ def main() -> None:
     what = search_lib.Search()
     search_lib.check(what, out_dir)
     launch.check_read(launch.of_meta_training("Search.bindings"))
-    trials: list[search_lib.Trial] = []
+    trials: list[Trial] = []
     for tried in search_lib.search(what, out_dir):
         trials += tried
-        search_lib.write(trials, out_dir)
-        save_png(search_lib.plot(trials), out_dir / "trials.png")
-    rows = [trial.row() for trial in trials]
+        report.write(trials, out_dir)
+        save_png(report.plot(trials), out_dir / "trials.png")
+    rows = [report.row(trial) for trial in trials]
     print_table("Trials", list(rows[0]), [list(row.values()) for row in rows])
 
 

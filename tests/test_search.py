@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files
+from regularized_lopt.report import trials as report
 from regularized_lopt.study import search as search_lib
 from regularized_lopt.study import task_study
 from regularized_lopt.tasks import data
@@ -51,7 +52,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     again = [trial for of in search_lib.search(what, tmp_path, progress=False) for trial in of]
     assert [t.score for t in again] == [t.score for t in trials]
 
-    search_lib.write(trials, tmp_path)
+    report.write(trials, tmp_path)
     with (tmp_path / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["chosen"] for row in rows].count("yes") == 2
@@ -60,7 +61,7 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
     best = next(t for t in trials[2:] if t.chosen)
     gin_files.parse_gin([SAM, str(chosen)], [])
     assert all(binding in chosen.read_text() for binding in best.bindings)
-    assert len(search_lib.plot(trials).axes) == 2
+    assert len(report.plot(trials).axes) == 2
 
 
 def judge_by(losses, monkeypatch):

@@ -11,22 +11,17 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import figure as mpl_figure
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.measure.flatness import HEADLINE_RADIUS, SCALES, FlatnessConfig
+from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
 from regularized_lopt.measure.results import Result
-from regularized_lopt.report import export, plot_style
+from regularized_lopt.measure.trial import Bindings, Trial
 from regularized_lopt.study import locks
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.study.study import Study
-
-Bindings = tuple[str, ...]
 
 
 @configurable()
@@ -64,54 +59,6 @@ class Search:
         errors.check_count("Search.num_runs", self.num_runs)
         errors.check_count("Search.num_steps", self.num_steps)
         errors.check_seed("Search.seed", self.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One trial and what came of it.
-
-    Attributes:
-      variant: its name.
-      bindings: what was tried.
-      result: runs on meta-train images, judged on held-out ones, and what was measured around their
-        ends.
-      chosen: whether it is the variant's best.
-    """
-
-    variant: str
-    bindings: Bindings
-    result: Result
-    chosen: bool = False
-
-    @property
-    def loss(self) -> np.ndarray:
-        """[runs], held-out loss (nats) at the end."""
-        return self.result.curves[0].test_loss[:, -1]
-
-    @property
-    def score(self) -> float:
-        """Its mean; infinite if any run diverged."""
-        return float(np.nan_to_num(self.loss.mean(), nan=np.inf))
-
-    def rise(self, scale: str) -> np.ndarray:
-        """[runs], of the held-out loss within `HEADLINE_RADIUS` of the end."""
-        return self.result.at["completion"][0].last("gsam", scale)[:, 0]
-
-    def row(self) -> dict[str, Any]:
-        """For trials.csv."""
-        curves = self.result.curves[0]
-        return {
-            "variant": self.variant,
-            "bindings": "; ".join(self.bindings),
-            "held_out_loss": f"{self.loss.mean():.4f}",
-            "std": f"{self.loss.std(ddof=1):.4f}",
-            "held_out_accuracy": f"{100 * curves.test_accuracy[:, -1].mean():.2f}",
-            "train_loss": f"{curves.final_train_loss.mean():.4f}",
-            "param_norm": f"{curves.param_norm[:, -1].mean():.1f}",
-            "rise_absolute": f"{self.rise('absolute').mean():.4f}",
-            "rise_relative": f"{self.rise('relative').mean():.4f}",
-            "chosen": "yes" if self.chosen else "",
-        }
 
 
 def search(
@@ -196,45 +143,3 @@ def _study(
     )
     flatness_config = FlatnessConfig(radii=(HEADLINE_RADIUS,), num_probes=0)
     return Study(experiment, out_dir, flatness_config, progress=progress)
-
-
-def write(trials: Sequence[Trial], out_dir: pathlib.Path) -> None:
-    """Writes trials.csv, and for every variant chosen/<variant>.gin with what won."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    export.write_csv(out_dir / "trials.csv", (trial.row() for trial in trials))
-    chosen = out_dir / "chosen"
-    chosen.mkdir(exist_ok=True)
-    for trial in trials:
-        if trial.chosen:
-            lines = ["# Found by python -m regularized_lopt.search", *trial.bindings, ""]
-            (chosen / f"{trial.variant}.gin").write_text("\n".join(lines))
-
-
-def plot(trials: Sequence[Trial]) -> mpl_figure.Figure:
-    """Held-out loss against the rise of the loss nearby: what each variant's trials buy.
-
-    Trials at more than twice the lowest loss would flatten all others; they are only counted.
-    """
-    limit = 2 * min(trial.score for trial in trials)
-    beyond = sum(trial.score > limit for trial in trials)
-    with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.new_figure(2)
-        variants = dict.fromkeys(trial.variant for trial in trials)
-        for axis, scale in zip(axes, SCALES, strict=True):
-            for variant, color in zip(variants, plot_style.COLORS, strict=False):
-                own = [t for t in trials if t.variant == variant and t.score <= limit]
-                for trial in own:
-                    axis.plot(
-                        trial.rise(scale).mean(),
-                        trial.score,
-                        "o",
-                        color=color,
-                        markersize=9 if trial.chosen else 4,
-                        label=variant if trial is own[0] else None,
-                    )
-            axis.set(xscale="log", xlabel="rise of the loss", ylabel="held-out loss (nats)")
-            axis.set_title(f"Nearby in {scale} radius {HEADLINE_RADIUS} (large: chosen)")
-        if beyond:
-            axes[-1].annotate(f"{beyond} beyond the scale", (0.02, 0.95), xycoords="axes fraction")
-        axes[0].legend()
-    return figure
