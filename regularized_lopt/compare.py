@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from regularized_lopt import launch
-from regularized_lopt.report.write import publish
 from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study_report import publish
 
 
 def main(values: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.report.write import publish
 from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study_report import publish
 
 
 def main() -> None:

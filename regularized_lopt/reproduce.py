@@ -14,10 +14,10 @@ from absl import flags
 
 from regularized_lopt import launch, zoo
 from regularized_lopt.report.html import print_table
-from regularized_lopt.report.write import publish
 from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
 from regularized_lopt.study.dry_run import PlannedResult, plan
+from regularized_lopt.study_report import publish
 
 
 def _verify(name: str, only: Sequence[str]) -> None:

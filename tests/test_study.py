@@ -26,12 +26,12 @@ from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report import export, figures, paper_claims, plot_style, tables, verdicts
-from regularized_lopt.report.write import publish
 from regularized_lopt.study import Experiment, Study, dry_run
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache_keys import identity
 from regularized_lopt.study.experiment import GIVEN
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
+from regularized_lopt.study_report import publish
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
 QUICK = FlatnessConfig(radii=(0.01, 0.05), num_examples=64, headline_starts=1, num_probes=0)
