@@ -6,6 +6,7 @@ JSON. The checksum covers both.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -170,6 +171,11 @@ def load(
         jax.tree.structure(like),
         [arrays[key].astype(expected[key][1], copy=False) for key in _flatten(like)],
     ), metadata
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """A dataclass of arrays (and trees of them) as a dict, not copied."""
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
 def load_json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -390,12 +390,13 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     what = flatness.FlatnessConfig(
         radii=(0.01, 0.1), num_examples=64, headline_starts=1, num_probes=2000, num_iterations=200
     )
+    loaded = regularized_lopt.load(lopt_file)
     result = meta_test(
-        {"lo": regularized_lopt.load(lopt_file)}, DIGITS, 1, 25, baselines=(), flatness_config=what,
+        {"lo": loaded}, DIGITS, 1, 25, baselines=(), flatness_config=what,
         progress=False,
     )  # fmt: skip
     (one,) = result.optimizers.values()
-    lo = optimizers_lib.load("lo", lopt_file)
+    lo = optimizers_lib.learned("lo", loaded.learned_opt, loaded.theta)
     curves = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
     around = one.at["completion"][0]
     params = jax.tree.map(lambda x: x[0], curves.saved_params.final)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from regularized_lopt import errors, learned_optimizers, upstream, zoo
+from regularized_lopt import errors, learned_optimizers, upstream
 
 SAM_RHO = 0.1
 """Radius of the SAM baselines, fixed beforehand: only their learning rate is tuned."""
@@ -61,12 +61,6 @@ def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Ev
         lasting = True
     hyper = jax.tree.map(jnp.asarray, theta)
     return EvaluatedOptimizer(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
-
-
-def load(name: str, path: Any) -> EvaluatedOptimizer:
-    """A trained optimizer from a file or a directory of outer training."""
-    loaded = zoo.load(path)
-    return learned(name, loaded.learned_opt, loaded.theta)
 
 
 def fixed(name: str, opt: upstream.Optimizer) -> EvaluatedOptimizer:

@@ -134,6 +134,11 @@ def names(results: Sequence[TaskResult]) -> list[str]:
     return sorted(learned, key=lambda name: not learned[name])
 
 
+def trained_with(name: str) -> str:
+    """What an optimizer was meta-trained with, by its name: "none" of `none_momentum`."""
+    return name.split("_", maxsplit=1)[0]
+
+
 def seed_pairs(own: int, reference: int) -> list[tuple[int, int]]:
     """Places of the meta-training seeds that are compared, of two numbers of seeds.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt import statistics
+from regularized_lopt import serialization, statistics
 from regularized_lopt.measure.flatness import PROPERTIES, SCALES, Flatness
 from regularized_lopt.measure.results import POINTS, Result, TaskResult
 from regularized_lopt.report import tables
@@ -24,7 +24,6 @@ from regularized_lopt.report.verdicts import (
     paired_units,
     units,
 )
-from regularized_lopt.study import cache as cache_lib
 
 
 def write(
@@ -182,7 +181,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
             name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
             for name in ("loss_ascent", "grad_norm_ascent")
         }
-        return {**cache_lib.fields(at), **ascents}
+        return {**serialization.fields(at), **ascents}
 
     def optimizer(one: Result, radius: int) -> dict[str, Any]:
         return {
@@ -221,11 +220,11 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
     return _jsonable(
         {
             "reference": results[0].reference,
-            "claims": [cache_lib.fields(claim) for claim in claims],
+            "claims": [serialization.fields(claim) for claim in claims],
             "tasks": {
                 result.task: {
                     "num_steps": result.num_steps,
-                    "measurement": cache_lib.fields(result.flatness_config),
+                    "measurement": serialization.fields(result.flatness_config),
                     "contestants": {
                         key: optimizer(one, result.flatness_config.headline)
                         for key, one in result.optimizers.items()

@@ -9,7 +9,7 @@ import numpy as np
 
 from regularized_lopt import statistics
 from regularized_lopt.measure.flatness import LABELS
-from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.measure.results import POINTS, Result, TaskResult, trained_with
 from regularized_lopt.report.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -21,7 +21,6 @@ from regularized_lopt.report.verdicts import (
     property_pair,
     units,
 )
-from regularized_lopt.study.experiment import trained_with
 
 NOT_MEASURED = "not measured"
 _HIGHER = {1: HOLDS, -1: DOES_NOT_HOLD, 0: UNDECIDED}

@@ -182,11 +182,6 @@ def update_json(path: pathlib.Path, change: Callable[[dict[str, Any]], None]) ->
     return value
 
 
-def fields(value: Any) -> dict[str, Any]:
-    """A dataclass of arrays (and trees of them) as a dict, not copied."""
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-
-
 def digest(tree: Any) -> str:
     """Of the bits of all leaves: what a trained optimizer is called in a spec."""
     total = hashlib.sha256()

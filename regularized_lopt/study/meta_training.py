@@ -98,7 +98,8 @@ class MetaTrainedOptimizers:
                 return None
             with self.configured(source, seed):
                 _check_configuration(directory)
-        return optimizers_lib.load(name, directory or source)
+        loaded = zoo.load(directory or source)
+        return optimizers_lib.learned(name, loaded.learned_opt, loaded.theta)
 
     def train(self, name: str, source: str, seed: int) -> EvaluatedOptimizer:
         """A learned optimizer, meta-trained now unless it is there."""

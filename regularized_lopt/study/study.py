@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from regularized_lopt import serialization
 from regularized_lopt.measure import cubic_regression, flatness, update_curves
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import TaskResult
@@ -153,8 +154,10 @@ class Study:
         key = self.keys.early_evidence({name: identity(one) for name, one in learned.items()})
 
         def compute() -> dict[str, Any]:
-            found = cache_lib.fields(cubic_regression.early_evidence(learned))
-            found["fits"] = {name: cache_lib.fields(fits) for name, fits in found["fits"].items()}
+            found = serialization.fields(cubic_regression.early_evidence(learned))
+            found["fits"] = {
+                name: serialization.fields(fits) for name, fits in found["fits"].items()
+            }
             return found
 
         tree = self.cache.get(key, "early evidence", compute)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from regularized_lopt import tasks
+from regularized_lopt import serialization, tasks
 from regularized_lopt.measure import flatness, loss_slices, matched_loss
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
@@ -194,8 +194,8 @@ class TaskStudy:
         found = trainer.train(named, label)
         trained = (time.monotonic() - compiled) / len(group)
         for key, one in group:
-            curves = cache_lib.fields(found[key.file_name])
-            params = cache_lib.fields(curves.pop("saved_params"))
+            curves = serialization.fields(found[key.file_name])
+            params = serialization.fields(curves.pop("saved_params"))
             if self.experiment.measures(self.name):  # Large, and of no other use.
                 saved = self.keys.saved_params(self.name, one.name, identity(one))
                 self.cache.results.save(saved, params)
@@ -213,7 +213,7 @@ class TaskStudy:
             saved = self._saved_params(optimizer).first(self.experiment.measured_runs(self.name))
             params = saved.poc if point == "poc" else saved.final
             what = self.keys.flatness_config_of(self.name)
-            return cache_lib.fields(flatness.measure(self._task, params, what))
+            return serialization.fields(flatness.measure(self._task, params, what))
 
         return flatness.Flatness(**self.cache.get(key, f"measure {self.name}", compute))
 
@@ -249,7 +249,7 @@ class TaskStudy:
             for side, who, one in (("own", optimizer, own), ("reference", reference, other)):
                 saved = self._saved_params(who).first(count)
                 params, out[f"{side}_step"] = matched_loss.params_at_level(one, saved, level)
-                out[side] = cache_lib.fields(flatness.measure(self._task, params, what))
+                out[side] = serialization.fields(flatness.measure(self._task, params, what))
             return out
 
         tree = self.cache.get(key, f"match {self.name}", compute)
@@ -262,7 +262,7 @@ class TaskStudy:
 
         def compute() -> dict[str, Any]:
             params = jax.tree.map(lambda leaf: leaf[0], self._saved_params(optimizer).poc)
-            return cache_lib.fields(loss_slices.loss_slices(self._task, params))
+            return serialization.fields(loss_slices.loss_slices(self._task, params))
 
         return loss_slices.LossSlices(**self.cache.get(key, f"slice {self.name}", compute))
 
