@@ -1,0 +1,142 @@
+"""The package's floors: what may import what, and how large a room, a file, a function may be."""
+
+import ast
+import graphlib
+
+from conftest import REPOSITORY
+
+PACKAGE = "regularized_lopt"
+LAUNCHERS = "launchers"
+FLOORS = (
+    # Modules of the ground may import each other.
+    {
+        "_version",
+        "configurable",
+        "errors",
+        "gin_files",
+        "progress",
+        "provenance",
+        "run_files",
+        "serialization",
+        "statistics",
+        "upstream",
+    },
+    {"learned_optimizers", "regularizers", "tasks"},
+    {"optax_bridge"},
+    {"zoo"},
+    {"outer_training"},
+    {"measure"},
+    {"report", "study"},
+    {LAUNCHERS},
+)
+"""Rooms, from the ground up. Those of one floor do not know each other."""
+ON_TOP = {
+    "",  # The package itself: the public names.
+    *("launch", "plots", "study_report"),
+    *("compare", "meta_test", "outer_train", "reproduce", "search"),
+    *("zoo.__main__", "zoo.publish"),
+}
+"""Modules of the launchers' floor."""
+DOORS = {("zoo", "plots")}
+"""Imports within a function that may lead upward: one-line methods of `LoadedLOpt`."""
+
+
+def source_files():
+    """The package's files by module, without the package's name: "zoo.cards"."""
+    root = REPOSITORY / PACKAGE
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+SOURCES = source_files()
+
+
+def room(module):
+    return LAUNCHERS if module in ON_TOP else module.partition(".")[0]
+
+
+def imported(tree, known=SOURCES):
+    """Modules of the package that a module imports, in functions too, but not for types alone."""
+    found = set()
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "Imports are absolute."
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if _within(name) in known else node.module for name in names]
+        else:
+            continue
+        found |= {_within(name) for name in names if name.split(".")[0] == PACKAGE}
+    return found
+
+
+def _within(name):
+    return name.removeprefix(PACKAGE).removeprefix(".")
+
+
+TREES = {module: ast.parse(path.read_text()) for module, path in SOURCES.items()}
+IMPORTS = {
+    module: {other for other in imported(tree) if (module, other) not in DOORS}
+    for module, tree in TREES.items()
+}
+HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
+
+
+def test_imports_are_found_wherever_they_stand():
+    code = """
+import os
+import regularized_lopt.errors
+from regularized_lopt import upstream, load
+from regularized_lopt.zoo import cards as c, LoadedLOpt
+if TYPE_CHECKING:
+    from regularized_lopt import tasks
+else:
+    from regularized_lopt import statistics
+def f():
+    from regularized_lopt import plots
+"""
+    wanted = {"errors", "upstream", "", "zoo.cards", "zoo", "statistics", "plots"}
+    assert imported(ast.parse(code)) == wanted
+
+
+def test_every_module_has_a_floor():
+    assert {room(module) for module in SOURCES} == set(HEIGHT)
+    assert set(SOURCES) >= ON_TOP
+
+
+def test_nothing_imports_upward_or_beside():
+    wrong = [
+        f"{module} -> {other}"
+        for module, others in IMPORTS.items()
+        for other in others
+        if room(module) != room(other)
+        and HEIGHT[room(other)] >= max(HEIGHT[room(module)], 1)  # The ground is one room.
+    ]
+    assert not wrong
+
+
+def test_a_report_is_made_of_measurements_alone():
+    below = {
+        room(other) for module in SOURCES if room(module) == "report" for other in IMPORTS[module]
+    }
+    assert below <= {"report", "measure"} | FLOORS[0]
+
+
+def test_doors_are_within_functions():
+    for module, other in DOORS:
+        top = [node for node in TREES[module].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert other in imported(TREES[module]) - imported(ast.Module(top, []))
+
+
+def test_there_are_no_circles():
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # Raises CycleError, which names one.
