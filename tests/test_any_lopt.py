@@ -34,7 +34,7 @@ from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.optax_bridge import as_optax
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.run import check_bindings
+from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.study import meta_test
 
 PACKAGE = "learned_optimization.learned_optimizers."

@@ -22,10 +22,14 @@ from helpers import CONSTANT, KEY, weights
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.measure import flatness
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.outer_training import (
+    RegularizedTruncatedGrad,
+    RegularizedTruncatedStep,
+    outer_train,
+    parts,
+)
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
-from regularized_lopt.outer_training import run as run_lib
 from regularized_lopt.outer_training.regularized_estimator import RegularizedEstimator
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import experiment, meta_training, search
@@ -222,7 +226,7 @@ def _(made):
 
 @use.register
 def _(made: loop_lib.Loop):
-    data = made._estimator.get_datas()
+    data = made.estimator.get_datas()
     state = jax.eval_shape(made.init)
     jax.eval_shape(lambda state: made.outer_step(state, data, jnp.asarray(20)), state)
 
@@ -281,7 +285,7 @@ def _stop_before_compiling(monkeypatch):
             super().__init__(*args)
             raise Reached(self)
 
-    monkeypatch.setattr(run_lib, "Loop", Stopped)
+    monkeypatch.setattr(parts, "Loop", Stopped)
 
     def reached(self, *_):
         raise Reached(self.experiment)
@@ -366,11 +370,11 @@ def problem_with(selector, name, value):
             "LearnedOptimizer. Write @LSTMLOpt(), with parentheses.",
         ),
         (
-            lambda: run_lib.outer_train("unused", TASK, seed=2**32),
+            lambda: outer_train("unused", TASK, seed=2**32),
             "outer_train.seed = 4294967296: it must be a whole number from 0 to 4294967295.",
         ),
         (
-            lambda: run_lib.outer_train("unused", TASK, rollback_factor=1.5),
+            lambda: outer_train("unused", TASK, rollback_factor=1.5),
             "outer_train.rollback_factor = 1.5: it must be in (0, 1].",
         ),
     ],

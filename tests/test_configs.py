@@ -19,7 +19,7 @@ from regularized_lopt.outer_training import (
     theta_optimizer,
 )
 from regularized_lopt.outer_training.curriculum import CurriculumState
-from regularized_lopt.outer_training.run import check_bindings
+from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import Experiment, Study, task_study
 from regularized_lopt.study import search as search_lib

@@ -1,6 +1,5 @@
 """What nothing reads is said, and refused where it was asked for by name."""
 
-import sys
 import warnings
 
 import gin
@@ -8,8 +7,8 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files, regularizers
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train
-from regularized_lopt.outer_training.run import check_bindings
+from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train, parts
+from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import Experiment, Study, search
@@ -146,10 +145,10 @@ def test_a_regularizer_in_two_spaces_has_parameters_for_each(monkeypatch, tmp_pa
         pass
 
     def reached(loop, *_, **__):
-        seen.append(loop._estimator)
+        seen.append(loop.estimator)
         raise Reached
 
-    monkeypatch.setattr(sys.modules[outer_train.__module__], "_unread", reached)
+    monkeypatch.setattr(parts, "unread_bindings", reached)
 
     def run(bindings):
         gin.clear_config()

@@ -28,10 +28,8 @@ from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.run import (
-    DivergedError,
-    OutOfMemoryError,
-)
+from regularized_lopt.outer_training.run import OutOfMemoryError
+from regularized_lopt.outer_training.session import DivergedError
 from regularized_lopt.report import tables, write
 from regularized_lopt.run_files import load_metrics, read_metrics
 from regularized_lopt.study import meta_test
@@ -267,14 +265,14 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_the_command_resumes_it(tmp
 
 def test_a_signal_in_the_library_raises_and_handlers_are_put_back(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    step = Loop.outer_step
+    step = Loop.step
 
-    def told_to_stop(self, state, data, length):
+    def told_to_stop(self, state, stage):
         if int(state.outer_iteration) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, data, length)
+        return step(self, state, stage)
 
-    monkeypatch.setattr(Loop, "outer_step", told_to_stop)
+    monkeypatch.setattr(Loop, "step", told_to_stop)
     with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step 3") as error:
         train(tmp_path / "run", 9)
     assert error.value.exit_code == 143
@@ -296,14 +294,14 @@ def test_divergence_goes_back_to_the_checkpoint_with_a_lower_rate(tmp_path, monk
         return found.replace(grad=zero, nonfinite=bad)
 
     flat_scale = {}
-    step = Loop.outer_step.__wrapped__
+    step = Loop._outer_step
 
     def with_scale(self, state, data, length):
         flat_scale["rate_scale"] = state.rate_scale
         return step(self, state, data, length)
 
     monkeypatch.setattr(regularized_lopt.RegularizedTruncatedGrad, "estimate", poisoned)
-    monkeypatch.setattr(Loop, "outer_step", jax.jit(with_scale, static_argnums=0))
+    monkeypatch.setattr(Loop, "_outer_step", with_scale)
     config = ["outer_train.max_nonfinite = 2", "outer_train.checkpoint_every = 3"]
     train(tmp_path / "run", 10, *config)
     columns = load_metrics(tmp_path / "run")
@@ -440,14 +438,14 @@ def test_out_of_memory_names_what_needs_less(tmp_path):
 
 
 def test_out_of_memory_on_the_way_leaves_the_checkpoint(tmp_path, monkeypatch):
-    step = Loop.outer_step
+    step = Loop.step
 
-    def full(self, state, data, length):
+    def full(self, state, stage):
         if int(state.outer_iteration) == 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-        return step(self, state, data, length)
+        return step(self, state, stage)
 
-    monkeypatch.setattr(Loop, "outer_step", full)
+    monkeypatch.setattr(Loop, "step", full)
     with pytest.raises(OutOfMemoryError, match="Out of memory allocating 9 bytes"):
         train(tmp_path / "run", 6, "outer_train.checkpoint_every = 3")
     monkeypatch.undo()

@@ -12,9 +12,13 @@ from conftest import REPOSITORY, digits_config, needs_mnist
 from learned_optimization.tasks import quadratics
 
 from regularized_lopt import errors, gin_files, serialization, zoo
-from regularized_lopt.outer_training import outer_train, run_dir, theta_optimizer
-from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.run import DivergedError
+from regularized_lopt.outer_training import (
+    RegularizedTruncatedGrad,
+    outer_train,
+    run_dir,
+    theta_optimizer,
+)
+from regularized_lopt.outer_training.session import DivergedError
 from regularized_lopt.run_files import load_metrics
 
 
@@ -71,13 +75,14 @@ def test_a_regularizer_that_changes_nothing_is_reported(tmp_path, binding, space
 
 def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypatch):
     seen = []
-    step = Loop.outer_step
+    get_datas = RegularizedTruncatedGrad.get_datas
 
-    def watched(self, state, data, length):
+    def watched(self):
+        data = get_datas(self)
         seen.append(jax.tree.leaves(data["train"])[0].tobytes())
-        return step(self, state, data, length)
+        return data
 
-    monkeypatch.setattr(Loop, "outer_step", watched)
+    monkeypatch.setattr(RegularizedTruncatedGrad, "get_datas", watched)
     gin_files.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
     outer_train(tmp_path / "run", task=quadratics.BatchQuadraticTask(), progress=False)
     assert len(set(seen)) == len(seen) == 3

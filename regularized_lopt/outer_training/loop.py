@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -46,8 +47,32 @@ class TrainState:
     best_theta: Any
 
 
+class Event(NamedTuple):
+    """What a step of outer training led to.
+
+    Attributes:
+      state, stage: after it.
+      scalars: of the update, on the device.
+      validation_loss: of the theta that the update made; None: no validation was due.
+      is_best: whether that theta is the stage's best.
+    """
+
+    state: TrainState
+    stage: curriculum_lib.CurriculumState
+    scalars: dict[str, Any]
+    validation_loss: float | None = None
+    is_best: bool = False
+
+
 class Loop:
-    """What outer training does with its state."""
+    """What outer training does with its state.
+
+    Attributes:
+      estimator: of theta's gradient.
+      curriculum: lengths of trajectories, and when to stop.
+      outer_step: (state, data, trajectory_length) -> (state, scalars), jitted: one update of theta;
+        skipped, and counted, where the estimate is not finite.
+    """
 
     def __init__(
         self,
@@ -66,11 +91,13 @@ class Loop:
           key: all randomness of the run.
           theta: to begin with; None: drawn.
         """
-        self._estimator = estimator
-        self._curriculum = curriculum
+        self.estimator = estimator
+        self.curriculum = curriculum
         self._optimizer = optimizer
         self._theta = theta
         self._init_key, self._step_key, self._validation_key = jax.random.split(key, 3)
+        self.outer_step = jax.jit(self._outer_step)
+        self._validation_loss = jax.jit(self._final_loss, static_argnums=0)
 
     def init_or_restore(
         self, checkpoints: Checkpoints
@@ -87,7 +114,7 @@ class Loop:
         theta_key, unroll_key = jax.random.split(self._init_key)
         theta = self._theta
         if theta is None:
-            theta = self._estimator.learned_opt.init(theta_key)
+            theta = self.estimator.learned_opt.init(theta_key)
         zero = jnp.asarray(0, jnp.int32)
         state = TrainState(
             theta=theta,
@@ -106,7 +133,7 @@ class Loop:
 
     def trace(self) -> None:
         """Calls, on shapes alone, whatever a run calls; compiles nothing."""
-        estimator, length = self._estimator, jnp.asarray(1, jnp.int32)
+        estimator, length = self.estimator, jnp.asarray(1, jnp.int32)
         data = estimator.get_datas()
         state = jax.eval_shape(self.init)
         jax.eval_shape(self.outer_step, state, data, length)
@@ -117,26 +144,37 @@ class Loop:
 
     def on_host(self, state: TrainState) -> TrainState:
         """The whole of it, as NumPy arrays; every process has to call it."""
-        return jax.device_get(devices.place(state, self._estimator.mesh, devices.REPLICATED))
+        return jax.device_get(devices.place(state, self.estimator.mesh, devices.REPLICATED))
 
     def _placed(self, state: TrainState) -> TrainState:
         """Trajectories shared out over the devices, the rest on each of them."""
-        mesh = self._estimator.mesh
+        mesh = self.estimator.mesh
         state = jax.tree.map(jnp.asarray, state)
         unrolls = devices.place(state.unroll_state, mesh, devices.SHARED)
         rest = state.replace(unroll_state=None)  # type: ignore[attr-defined]
         return devices.place(rest, mesh, devices.REPLICATED).replace(unroll_state=unrolls)  # type: ignore[no-any-return]
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def outer_step(
+    def step(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> Event:
+        """One update of theta, and the validations that the curriculum wants before and after."""
+        if self.curriculum.needs_baseline(stage):
+            stage = self.curriculum.set_baseline(stage, self.validate(state, stage))
+        length = jnp.asarray(self.curriculum.trajectory_length(stage), jnp.int32)
+        state, scalars = self.outer_step(state, self.estimator.get_datas(), length)
+        stage = dataclasses.replace(stage, steps_in_stage=stage.steps_in_stage + 1)
+        if not self.curriculum.validation_due(stage, self.estimator.unroll_length):
+            return Event(state, stage, scalars)
+        loss = self.validate(state, stage)
+        state, stage, is_best = self.apply(state, stage, loss)
+        return Event(state, stage, scalars, loss, is_best)
+
+    def _outer_step(
         self, state: TrainState, data: Any, trajectory_length: jax.Array
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One update of theta; skipped, and counted, where the estimate is not finite."""
         outer_state = curriculum_lib.CurriculumOuterState(state.outer_iteration, trajectory_length)
         # After a rollback the same steps see other batches.
         at = state.outer_iteration + 1_000_003 * state.rollbacks
         key = jax.random.fold_in(self._step_key, at)
-        estimate = self._estimator.estimate(state.theta, state.unroll_state, key, data, outer_state)
+        estimate = self.estimator.estimate(state.theta, state.unroll_state, key, data, outer_state)
         updates, opt_state = self._optimizer.update(estimate.grad, state.opt_state, state.theta)
         updates = jax.tree.map(lambda u: (state.rate_scale * u).astype(u.dtype), updates)
         updated = (optax.apply_updates(state.theta, updates), opt_state)
@@ -178,7 +216,7 @@ class Loop:
         restored, stage = self.init_or_restore(checkpoints)
         rollbacks = state.rollbacks + 1
         key = jax.random.fold_in(self._init_key, -rollbacks)
-        length = self._curriculum.trajectory_length(stage)
+        length = self.curriculum.trajectory_length(stage)
         restored = restored.replace(  # type: ignore[attr-defined]
             unroll_state=self._fresh_unrolls(restored.theta, length, key),
             nonfinite_run=jnp.zeros_like(state.nonfinite_run),
@@ -193,14 +231,14 @@ class Loop:
         self, state: TrainState, stage: curriculum_lib.CurriculumState, validation_loss: float
     ) -> tuple[TrainState, curriculum_lib.CurriculumState, bool]:
         """Carries out what the curriculum decides; the last value: whether theta is the best."""
-        stage, decision = self._curriculum.on_validation(stage, validation_loss)
+        stage, decision = self.curriculum.on_validation(stage, validation_loss)
         if decision.is_best:
             state = state.replace(best_theta=state.theta)  # type: ignore[attr-defined]
         if decision.restore_best:
             state = state.replace(theta=state.best_theta)  # type: ignore[attr-defined]
         if decision.next_stage:
             key = jax.random.fold_in(self._init_key, stage.stage)
-            length = self._curriculum.trajectory_length(stage)
+            length = self.curriculum.trajectory_length(stage)
             state = state.replace(unroll_state=self._fresh_unrolls(state.theta, length, key))  # type: ignore[attr-defined]
         return state, stage, decision.is_best
 
@@ -219,23 +257,22 @@ class Loop:
         Trajectories of a stage are the same at every validation of it, so that thetas are compared
         on equal terms.
         """
-        length = self._curriculum.validation_length(stage)
+        length = self.curriculum.validation_length(stage)
         key = jax.random.fold_in(self._validation_key, stage.stage)
         total = 0.0
-        for index, weight in enumerate(self._estimator.task_weights):
-            step_lib = self._estimator.truncated_steps[index]
+        for index, weight in enumerate(self.estimator.task_weights):
+            step_lib = self.estimator.truncated_steps[index]
             data = step_lib.unroll_data(length, outer_split="outer_valid")
             total += weight * float(
                 self._validation_loss(index, state.theta, key, jnp.asarray(length, jnp.int32), data)
             )
         return total
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _validation_loss(
+    def _final_loss(
         self, index: int, theta: Any, key: jax.Array, length: jax.Array, data: Any
     ) -> jax.Array:
-        step_lib = self._estimator.truncated_steps[index]
-        window = self._estimator.unroll_length
+        step_lib = self.estimator.truncated_steps[index]
+        window = self.estimator.unroll_length
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 
         def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
@@ -260,13 +297,13 @@ class Loop:
 
             return jax.lax.fori_loop(0, length, body, (task_state, 0.0))[1] / window
 
-        keys = jax.random.split(key, self._curriculum.num_validation_tasks)
+        keys = jax.random.split(key, self.curriculum.num_validation_tasks)
         if (
             step_lib.data_axis is not None
         ):  # Pulled batches: all trajectories take those of the first task.
             data = jax.tree.map(lambda leaf: leaf[:, 0], data)
         judge = jax.vmap(final_loss, in_axes=(None, 0, None))
-        mesh = self._estimator.mesh
+        mesh = self.estimator.mesh
         if mesh is not None and len(keys) % mesh.size == 0:
             judge = devices.share(
                 judge, mesh, (devices.REPLICATED, devices.SHARED, devices.REPLICATED)
@@ -274,12 +311,12 @@ class Loop:
         return jnp.mean(judge(theta, keys, data))
 
     def _fresh_unrolls(self, theta: Any, length: int, key: jax.Array) -> Any:
-        length = length or self._curriculum.train_lengths[0]
+        length = length or self.curriculum.train_lengths[0]
         outer_state = curriculum_lib.CurriculumOuterState(
             jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
         )
         # Waited for: what did not fit into memory is to be an error here. As the input of a next
         # program it makes that wait for ever on CPU.
         return jax.block_until_ready(
-            self._estimator.init_worker_state(upstream.WorkerWeights(theta, None, outer_state), key)
+            self.estimator.init_worker_state(upstream.WorkerWeights(theta, None, outer_state), key)
         )

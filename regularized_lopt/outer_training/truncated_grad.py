@@ -147,6 +147,11 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         """The (first) inner problem."""
         return self.truncated_steps[0]
 
+    @property
+    def num_devices(self) -> int:
+        """Devices that share the tasks."""
+        return self.mesh.size if self.mesh is not None else 1
+
     def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
         """Starts the trajectories: `UnrollState` with leading axis [num_tasks], or a tuple."""
         state = self._join(

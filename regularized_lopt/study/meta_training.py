@@ -18,7 +18,7 @@ from regularized_lopt import errors, gin_files, serialization, zoo
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.outer_training.run import check_bindings, configuration
+from regularized_lopt.outer_training.parts import check_bindings, configuration
 from regularized_lopt.run_files import EXPERIMENT_FILE, load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.experiment import GIVEN, Experiment

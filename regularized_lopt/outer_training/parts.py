@@ -1,0 +1,184 @@
+"""What a run of outer training is made of, by its arguments and gin's parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gin
+import jax
+import optax
+
+from regularized_lopt import (
+    errors,
+    gin_files,
+    learned_optimizers,
+    provenance,
+    tasks,
+    upstream,
+    zoo,
+)
+from regularized_lopt.configurable import checked
+from regularized_lopt.learned_optimizers import LSTMLOpt
+from regularized_lopt.outer_training import curriculum as curriculum_lib
+from regularized_lopt.outer_training import devices, unread
+from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
+from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
+
+AnyTask = str | upstream.Task | upstream.TaskFamily
+
+
+class Parts(NamedTuple):
+    """What a run needs.
+
+    Attributes:
+      loop: takes its steps.
+      task_name: of what it is meta-trained on; of several, with " + " between.
+    """
+
+    loop: Loop
+    task_name: str
+
+    @property
+    def estimator(self) -> RegularizedTruncatedGrad:
+        """Of theta's gradient."""
+        return self.loop.estimator
+
+    def describe(self) -> dict[str, Any]:
+        """What theta's file says of how it was made."""
+        estimator = self.estimator
+        return {
+            "regularizer_meta_space": estimator.regularizer.describe(),
+            "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
+            "smoothing": estimator.smoothing and estimator.smoothing.describe(),
+            "devices": estimator.num_devices,
+            "made_with": provenance.versions(),
+            "task": self.task_name,
+        }
+
+
+def make(
+    task: AnyTask | Sequence[AnyTask],
+    learned_opt: upstream.LearnedOptimizer | None = None,
+    curriculum: curriculum_lib.Curriculum | None = None,
+    optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
+    seed: int = 0,
+    num_devices: int | None = None,
+    warm_start: str | os.PathLike[str] | None = None,
+) -> Parts:
+    """What `outer_train` runs; arguments are its own."""
+    learned_opt = learned_opt or LSTMLOpt()
+    learned_optimizers.describe(learned_opt)  # Refuses what could not be saved.
+    curriculum = curriculum or curriculum_lib.Curriculum()
+    estimator, task_name = _estimator(task, learned_opt, num_devices)
+    curriculum.check(estimator.unroll_length)
+    theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
+    transformation = errors.call_checked(
+        "outer_train.optimizer", optimizer, optax.GradientTransformation
+    )
+    loop = Loop(estimator, curriculum, transformation, jax.random.PRNGKey(seed), theta)
+    return Parts(loop, task_name)
+
+
+def _estimator(
+    task: AnyTask | Sequence[AnyTask],
+    learned_opt: upstream.LearnedOptimizer,
+    num_devices: int | None,
+) -> tuple[RegularizedTruncatedGrad, str]:
+    """The estimator of theta's gradient, and the name of what it is meta-trained on."""
+    if isinstance(task, Sequence) and not task:
+        raise ValueError("outer_train.task is empty: give the name of a task, or several.")
+    several = isinstance(task, Sequence) and not isinstance(task, str)
+    families = [tasks.as_family(one, "meta_train") for one in (task if several else [task])]
+    schedule = curriculum_lib.CurriculumTruncationSchedule()
+    steps = [RegularizedTruncatedStep(family, learned_opt, schedule) for family in families]
+    mesh = devices.make_mesh(num_devices, [step.num_tasks for step in steps])
+    estimator = RegularizedTruncatedGrad(steps if several else steps[0], mesh=mesh)
+    return estimator, " + ".join(family.name for family in families)
+
+
+def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:
+    """Of a trained optimizer, if it is one of this kind."""
+    loaded = zoo.load(path)
+    wanted, found = map(learned_optimizers.describe, (learned_opt, loaded.learned_opt))
+    if wanted != found:
+        raise ValueError(
+            f"warm_start: {path} holds a {found['learned_opt']} with {found['config']}; this run "
+            f"trains a {wanted['learned_opt']} with {wanted['config']}."
+        )
+    return loaded.theta
+
+
+def check_bindings(asked_for: Sequence[str] = ()) -> dict[gin_files.Binding, str]:
+    """Makes what `outer_train` would make with gin's parameters, and trains nothing.
+
+    Warns of bindings that nothing reads.
+
+    Returns:
+      Of those in `asked_for` that nothing reads, what there is to say.
+
+    Raises:
+      ValueError, TypeError: a parameter is wrong.
+    """
+    given = gin.get_bindings("outer_train")
+    if "task" not in given:
+        raise ValueError("outer_train.task is missing: give the name of a task, or several.")
+    wanted = inspect.signature(make).parameters
+    arguments = {name: given[name] for name in given if name in wanted}
+    made = checked(make, "outer_train")(**arguments)
+    # Its own parameters are read when it is called.
+    found = unread_bindings(made.loop, but="outer_train")
+    named = gin_files.named_in(asked_for)
+    advice = functools.partial(unread.advice, estimator=made.estimator)
+    gin_files.check_read([one for one in found if one not in named], (), advice)
+    return {one: gin_files.explain(one, advice) for one in found if one in named}
+
+
+def unread_bindings(loop: Loop, but: str = "") -> list[gin_files.Binding]:
+    """Bindings, but those of one configurable, that nothing reads."""
+
+    def found() -> list[gin_files.Binding]:
+        return [one for one in gin_files.unread() if one.configurable != but]
+
+    if found():  # What is called inside of a step may read them.
+        loop.trace()
+    return found()
+
+
+def check_read(made: Parts, asked_for: Sequence[str]) -> None:
+    """Refuses bindings in `asked_for` that nothing reads; warns of others.
+
+    Raises:
+      gin_files.UnreadBindingError: names them.
+    """
+    advice = functools.partial(unread.advice, estimator=made.estimator)
+    found = unread_bindings(made.loop)
+    gin_files.check_read(found, gin_files.named_in(asked_for), advice)
+
+
+def configuration() -> list[str]:
+    """Gin's bindings, less those that may change on resuming: "gin" in a run's experiment.json."""
+    free = tuple(
+        f"outer_train.{name} ="
+        for name in (
+            "num_outer_steps",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_nonfinite",
+            "max_rollbacks",
+            "rollback_factor",
+            "num_devices",
+            "progress",
+        )
+    )
+    return sorted(
+        line
+        for line in gin.config_str(max_line_length=10_000).splitlines()
+        if line and not line.startswith(("#", "import", *free))
+    )
