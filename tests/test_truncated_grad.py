@@ -15,7 +15,7 @@ import regularized_lopt
 from regularized_lopt import regularizers, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedStep
 from regularized_lopt.outer_training import unroll as unroll_lib
-from regularized_lopt.outer_training.truncated_step import UnrollState
+from regularized_lopt.outer_training.inner_problem import UnrollState
 
 
 def reference_outer_loss(lopt, task, steps, loss_weights):

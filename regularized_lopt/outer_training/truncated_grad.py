@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
 import jax
@@ -14,13 +14,12 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import CoordinateWiseLOpt
-from regularized_lopt.outer_training import devices
-from regularized_lopt.outer_training import truncated_step as truncated_step_lib
+from regularized_lopt.outer_training import checks, devices
 from regularized_lopt.outer_training import unroll as unroll_lib
+from regularized_lopt.outer_training.truncated_step import (
+    RegularizedTruncatedStep as TruncatedStep,
+)
 from regularized_lopt.regularizers import tree
-
-TruncatedStep = truncated_step_lib.RegularizedTruncatedStep
 
 
 @flax.struct.dataclass
@@ -124,7 +123,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         steps = tuple(truncated_step) if self._is_mixture else (truncated_step,)  # type: ignore[arg-type]
         if not steps:
             raise ValueError("RegularizedTruncatedGrad.truncated_step is empty: give at least one.")
-        self.task_weights = _normalized(task_weights, len(steps))
+        self.task_weights = checks.normalized(task_weights, len(steps))
         self.truncated_steps: tuple[TruncatedStep, ...] = steps  # type: ignore[assignment]
         self.task_family = self.truncated_steps[0].task_family
         self.learned_opt = self.truncated_steps[0].learned_opt
@@ -136,10 +135,16 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         self.coordinate_fraction = coordinate_fraction
         self.mesh = mesh
         self._resident: dict[int, Any] = {}
-        _check_smoothing(smoothing, self.learned_opt)
-        _check_fraction(coordinate_fraction, self.learned_opt, self.regularizer)
+        checks.check_smoothing(smoothing, self.learned_opt)
+        checks.check_fraction(coordinate_fraction, self.learned_opt, self.regularizer)
         for step_lib in self.truncated_steps:
-            _check_divides(unroll_length, step_lib.trunc_sched)
+            checks.check_divides(unroll_length, step_lib.trunc_sched)
+        self._unrolls = [
+            unroll_lib.Unroll(
+                step_lib, unroll_length, self.loss, smoothing, coordinate_fraction, mesh
+            )
+            for step_lib in self.truncated_steps
+        ]
         self._jitted_estimate = jax.jit(self.estimate)
 
     @property
@@ -193,26 +198,11 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         unroll_key, regularizer_key = jax.random.split(key)
         step = outer_state.outer_iteration
         problems = [
-            _Problem(
-                unroll_lib.Unroll(
-                    step_lib,
-                    self.unroll_length,
-                    self.loss,
-                    self.smoothing,
-                    self.coordinate_fraction,
-                ),
-                weight,
-                state,
-                jax.random.split(key, step_lib.num_tasks),
-                data,
-                outer_state,
-                self.mesh,
-            )
-            for step_lib, weight, state, key, data in zip(
-                self.truncated_steps,
-                self.task_weights,
+            (unroll, unroll_lib.Inputs(state, keys, data, outer_state))
+            for unroll, state, keys, data in zip(
+                self._unrolls,
                 self._tuple(state),
-                self._split(unroll_key),
+                self._task_keys(unroll_key),
                 self._tuple(data),
                 strict=True,
             )
@@ -227,17 +217,18 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         if self.per_task_perturbation:
             keys = self._split(regularizer_key)
             results = [
-                problem.per_task_gradient(regularized, theta, key)
-                for problem, key in zip(problems, keys, strict=True)
+                unroll.per_task_gradient(regularized, theta, inputs, key)
+                for (unroll, inputs), key in zip(problems, keys, strict=True)
             ]
             auxes = tuple(aux for aux, *_ in results)
-            grad = jax.tree.map(lambda *gs: sum(gs), *(g for _, g, _ in results))
+            grad = self._weighted_sum([grad for _, grad, _ in results])
             correction = jnp.mean(jnp.concatenate([each for *_, each in results]))
         else:
 
             def objective(theta: Any) -> tuple[jax.Array, Any]:
-                losses, auxes = zip(*(problem.loss(theta) for problem in problems), strict=True)
-                return sum(losses), auxes
+                found = [unroll.mean_loss(theta, inputs) for unroll, inputs in problems]
+                losses, auxes = zip(*found, strict=True)
+                return self._weighted_sum(losses), auxes
 
             (_, auxes), grad, correction = regularized(objective, theta, regularizer_key)
         return self._estimate(grad, correction, auxes, self._tuple(state), step)
@@ -247,12 +238,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
     ) -> Estimate:
         def mean(trees: Any) -> Any:
             """Over tasks, then over truncated steps by weight."""
-            return jax.tree.map(
-                lambda *xs: sum(
-                    w * jnp.mean(x, axis=0) for w, x in zip(self.task_weights, xs, strict=True)
-                ),
-                *trees,
-            )
+            over_tasks = [jax.tree.map(lambda x: jnp.mean(x, axis=0), each) for each in trees]
+            return self._weighted_sum(over_tasks)
 
         plain = mean([aux.loss for aux in auxes])
         smoothness = None
@@ -270,7 +257,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             gradient_correction=correction,
             loss_correction=_relative(mean([aux.loss_correction for aux in auxes]), plain),
             unroll_state=self._join(
-                _end(aux.state, state, ends)
+                unroll_lib.end(aux.state, state, ends)
                 for aux, state, ends in zip(auxes, states, ended, strict=True)
             ),
             inner_loss=jnp.concatenate([aux.inner_loss.T for aux in auxes], axis=1),
@@ -333,144 +320,23 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         parts = tuple(parts)
         return parts if self._is_mixture else parts[0]
 
+    def _weighted_sum(self, trees: Sequence[Any]) -> Any:
+        """Over truncated steps."""
+        return jax.tree.map(
+            lambda *xs: sum(w * x for w, x in zip(self.task_weights, xs, strict=True)), *trees
+        )
+
+    def _task_keys(self, key: jax.Array) -> list[jax.Array]:
+        """Of every truncated step, one per task."""
+        return [
+            jax.random.split(key, step_lib.num_tasks)
+            for step_lib, key in zip(self.truncated_steps, self._split(key), strict=True)
+        ]
+
     def _split(self, key: jax.Array) -> Any:
         return jax.random.split(key, len(self.truncated_steps)) if self._is_mixture else (key,)
-
-
-class _Problem(NamedTuple):
-    """One truncated step's share of an estimate, everything but theta fixed."""
-
-    unroll: unroll_lib.Unroll
-    weight: float
-    state: Any
-    keys: jax.Array
-    data: Any
-    outer_state: Any
-    mesh: Mesh | None
-
-    def loss(self, theta: Any) -> tuple[Float[Array, ""], unroll_lib.UnrollAux]:
-        """(weighted mean outer loss, aux of every task)."""
-        losses, aux = unroll_lib.over_tasks(
-            self.unroll.step_lib,
-            self._one,
-            theta,
-            self.state,
-            self.keys,
-            self.data,
-            mesh=self.mesh,
-        )
-        return self.weight * jnp.mean(losses), aux
-
-    def per_task_gradient(
-        self, regularized: Any, theta: Any, key: jax.Array
-    ) -> tuple[Any, Any, Float[Array, tasks]]:
-        """(aux of every task, weighted mean of their own regularized gradients, corrections)."""
-
-        def one(theta: Any, state: Any, key: jax.Array, data: Any, regularizer_key: Any) -> Any:
-            (_, aux), grad, correction = regularized(
-                lambda theta: self._one(theta, state, key, data), theta, regularizer_key
-            )
-            return aux, grad, correction
-
-        aux, grads, corrections = unroll_lib.over_tasks(
-            self.unroll.step_lib,
-            one,
-            theta,
-            self.state,
-            self.keys,
-            self.data,
-            jax.random.split(key, len(self.keys)),
-            mesh=self.mesh,
-        )
-        grad = jax.tree.map(lambda g: self.weight * jnp.mean(g, axis=0), grads)
-        return aux, grad, corrections
-
-    def _one(self, theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
-        return self.unroll(theta, state, key, data, self.outer_state)
-
-
-def _end(
-    new: truncated_step_lib.UnrollState, old: truncated_step_lib.UnrollState, ends: jax.Array
-) -> truncated_step_lib.UnrollState:
-    """The new trajectories; where one ends, the old one (it is finite), marked done."""
-
-    def one(new: Any, old: Any, ends: jax.Array) -> Any:
-        state = jax.tree.map(lambda n, o: jnp.where(ends, o, n), new, old)
-        return state.replace(is_done=state.is_done | ends)
-
-    return jax.vmap(one)(new, old, ends)
 
 
 def _relative(change: jax.Array, to: jax.Array) -> jax.Array:
     """|change| / |to|; 0 where nothing changes."""
     return jnp.where(change == 0, 0.0, jnp.abs(change) / jnp.abs(to))
-
-
-def _normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    weights = (1.0,) * count if weights is None else tuple(weights)
-    name = "RegularizedTruncatedGrad.task_weights"
-    for weight in weights:
-        errors.check_not_negative(name, weight)
-    if len(weights) != count or not sum(weights) > 0:
-        raise ValueError(f"{name} = {weights}: give {count} numbers, not all zero.")
-    return tuple(weight / sum(weights) for weight in weights)
-
-
-def _check_smoothing(
-    smoothing: regularizers.Smoothing | None, learned_opt: upstream.LearnedOptimizer
-) -> None:
-    if smoothing is None or hasattr(learned_opt, "update_fn"):
-        return
-    name = type(learned_opt).__name__
-    if not getattr(learned_opt, "second_derivatives", True):
-        raise ValueError(
-            f"RegularizedTruncatedGrad.smoothing climbs through the gradients that {name} reads, "
-            f"which it does not differentiate through: give it {name}.second_derivatives = True "
-            "(and what it wraps), or smooth an LSTMLOpt or StarLSTMLOpt."
-        )
-    if smoothing.fraction < 1 or smoothing.space != "gradient":
-        raise ValueError(
-            f"Smoothing.fraction = {smoothing.fraction} and space = {smoothing.space!r}: "
-            f"{name} is smoothed as a whole, on its gradients. Use fraction "
-            '= 1 and space = "gradient", or an LSTMLOpt.'
-        )
-
-
-def _check_fraction(
-    fraction: float,
-    learned_opt: upstream.LearnedOptimizer,
-    regularizer: regularizers.Regularizer,
-) -> None:
-    errors.check_in("RegularizedTruncatedGrad.coordinate_fraction", fraction, "(0, 1]")
-    if fraction == 1:
-        return
-    given = f"RegularizedTruncatedGrad.coordinate_fraction = {fraction}"
-    if not isinstance(learned_opt, CoordinateWiseLOpt) or learned_opt.second_derivatives:
-        raise ValueError(
-            f"{given}: {type(learned_opt).__name__} is not known to treat each coordinate by "
-            "itself. Use 1, or an LSTMLOpt or StarLSTMLOpt with second_derivatives = False."
-        )
-    if learned_opt.reads_tensors:
-        raise ValueError(
-            f"{given}: {learned_opt.name} reads features of whole tensors, which a sample of the "
-            "coordinates does not have. Use 1, or StarLSTMLOpt.tensor_features = False."
-        )
-    if not regularizer.first_order:
-        raise ValueError(
-            f"{given}: {regularizer.name} in meta space takes second derivatives, which a sample "
-            "of the coordinates does not have. Use 1, or a regularizer of first order (GAM has "
-            'GAM.form = "difference").'
-        )
-
-
-def _check_divides(unroll_length: int, schedule: upstream.TruncationSchedule) -> None:
-    """Trajectories end between unrolls, so unrolls must tile them."""
-    if isinstance(schedule, upstream.truncation_schedule.ConstantTruncationSchedule):
-        length = int(schedule.init(jax.random.PRNGKey(0), None).length)
-        if length % unroll_length:
-            raise ValueError(
-                f"RegularizedTruncatedGrad.unroll_length = {unroll_length} does not divide the "
-                f"trajectory of {length} inner steps. Choose a trajectory of "
-                f"{max(1, round(length / unroll_length)) * unroll_length}, or an unroll_length "
-                "that divides it."
-            )

@@ -1,68 +1,20 @@
-"""The inner problem: how a trajectory starts, takes a step, ends, and is judged."""
+"""The inner problem behind upstream's interface: many tasks side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import leaves
-from regularized_lopt.outer_training import devices
-from regularized_lopt.tasks import data as data_lib
-
-Theta = Any
-# The inner gradient under `jax.checkpoint`: small next to the optimizer's state, costly to repeat.
-INNER_GRADIENT = "inner_gradient"
-
-
-class Scales(NamedTuple):
-    """By what a trajectory's problem is rescaled, so that optimizers meet other sizes.
-
-    Attributes:
-      params: of each tensor s, a scalar: the task's own params are s times the optimizer's; None:
-        no such rescaling.
-      inputs: what images are multiplied by, a scalar, or None.
-    """
-
-    params: Any
-    inputs: Any
-
-
-@flax.struct.dataclass
-class UnrollState:
-    """One trajectory between two unrolls (the fields of upstream's class of this name).
-
-    Attributes:
-      inner_opt_state: state of the learned optimizer, params included.
-      inner_step: steps since the trajectory began, int32.
-      truncation_state: state of the truncation schedule; holds the trajectory's length.
-      task_param: which task of the family this is.
-      is_done: the next unroll begins a new trajectory.
-      first_loss: the trajectory's first inner loss (ours; upstream's estimators leave it 0).
-      scales: constant along the trajectory (ours), see `Scales`; None: as the task has them.
-    """
-
-    inner_opt_state: Any
-    inner_step: jax.Array
-    truncation_state: Any
-    task_param: Any
-    is_done: jax.Array
-    first_loss: jax.Array
-    scales: Scales | None = None
+from regularized_lopt.outer_training.inner_problem import InnerProblem, Theta, UnrollState
 
 
 @configurable()
-class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
+class RegularizedTruncatedStep(InnerProblem, upstream.VectorizedTruncatedStep):
     """Inner training of `num_tasks` tasks by a learned optimizer, with a flatness-aware OUTER loss.
 
     The regularizer given here acts in optimizee space: it replaces the outer loss L(params) by a
@@ -71,283 +23,12 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
     With bounds on scales, trajectories are those of rescaled problems: L(s p; x), where p begins at
     p_0 / s, is the same function at the start, with gradients s times as large and params as much
     smaller. An optimizer that was meta-trained so meets sizes that no task of its own has (Lv,
-    Jiang & Li 2017, arXiv 1703.03633, by coordinate; here by tensor). Flatness is
-    that of the task's own params, s p. Validations are on problems as they are.
+    Jiang & Li 2017, arXiv 1703.03633, by coordinate; here by tensor). Flatness is that of the
+    task's own params, s p. Validations are on problems as they are.
 
-    Methods without `_one` are upstream's interface, vectorized over tasks; the `_one` methods serve
+    The methods here are upstream's interface, vectorized over tasks; those of `InnerProblem` serve
     a single task and are vmapped by `RegularizedTruncatedGrad`.
     """
-
-    def __init__(
-        self,
-        task_family: upstream.TaskFamily,
-        learned_opt: upstream.LearnedOptimizer,
-        trunc_sched: upstream.TruncationSchedule | None = None,
-        num_tasks: int = 1,
-        regularizer: str | regularizers.Regularizer = "none",
-        outer_data_split: str = "train",
-        explosion_factor: float = 1e3,
-        param_scale_bound: float = 0.0,
-        input_scale_bound: float = 0.0,
-    ):
-        """Initializer.
-
-        Args:
-          task_family: the inner problems; must have parameters to train.
-          learned_opt: the optimizer that is meta-trained.
-          trunc_sched: upstream's `TruncationSchedule`: how long trajectories are. Default: 100
-            steps.
-          num_tasks: trajectories run side by side, > 0.
-          regularizer: name or object of the regularizer in optimizee space.
-          outer_data_split: upstream's split that fresh batches for the outer loss come from:
-            "train", "inner_valid" or "outer_valid".
-          explosion_factor: a trajectory whose outer loss is more than so many times its first inner
-            loss (in absolute value, at least 1) ends, and another one is drawn; in (0, inf], inf
-            for never while it is finite.
-
-        Raises:
-          ValueError: a parameter is out of range, or the task has no parameters, or some that are
-            not trained.
-        """
-        errors.check_count("RegularizedTruncatedStep.num_tasks", num_tasks)
-        errors.check_in("RegularizedTruncatedStep.explosion_factor", explosion_factor, "(0, inf]")
-        errors.check_name(
-            "outer_data_split", outer_data_split, ("train", "inner_valid", "outer_valid")
-        )
-        errors.check_in("RegularizedTruncatedStep.param_scale_bound", param_scale_bound, "[0, 10]")
-        errors.check_in("RegularizedTruncatedStep.input_scale_bound", input_scale_bound, "[0, 10]")
-        self.task_family = task_family
-        self.learned_opt = learned_opt
-        self.trunc_sched = trunc_sched or upstream.truncation_schedule.ConstantTruncationSchedule(
-            100
-        )
-        self.num_tasks = num_tasks
-        self.regularizer = regularizers.get(regularizer)
-        self.outer_data_split = outer_data_split
-        self.explosion_factor = explosion_factor
-        self.param_scale_bound = param_scale_bound
-        self.input_scale_bound = input_scale_bound
-        _check_params(task_family)
-        if input_scale_bound:
-            _check_images(task_family)
-
-    # Data: resident on the device and sampled inside the jit, or pulled from the task's own
-    # iterators.
-
-    @property
-    def _resident(self) -> data_lib.ResidentDatasets | None:
-        datasets = self.task_family.datasets
-        return datasets if isinstance(datasets, data_lib.ResidentDatasets) else None
-
-    def unroll_data(self, num_steps: int, outer_split: str | None = None) -> dict[str, Any]:
-        """What `batch_one` draws from, to be passed into a jitted unroll of `num_steps` steps.
-
-        Args:
-          num_steps: inner steps of the unroll.
-          outer_split: upstream's split for the outer loss; default: `outer_data_split`.
-
-        Returns:
-          A dict of "train" and "outer", each a whole split, or for tasks with iterators batches
-          with leading axes [num_steps, num_tasks], or () for tasks without data.
-        """
-        splits = {"train": "train", "outer": outer_split or self.outer_data_split}
-        if self._resident is not None:
-            return {use: self._resident.arrays(split) for use, split in splits.items()}
-        return {use: self._pull(split, num_steps) for use, split in splits.items()}
-
-    @property
-    def data_axis(self) -> int | None:
-        """Axis of `unroll_data` that counts tasks; None where all draw from the same arrays."""
-        return None if self._resident is not None or self.task_family.datasets is None else 1
-
-    @property
-    def data_spec(self) -> PartitionSpec:
-        """How `unroll_data` is laid out over a mesh: by tasks, or whole where they share it."""
-        axis = self.data_axis
-        return devices.REPLICATED if axis is None else PartitionSpec(*[None] * axis, devices.AXIS)
-
-    def batch_one(self, data: Any, step: jax.Array, key: jax.Array) -> Any:
-        """The batch of one task at one step of the unroll, from one entry of `unroll_data`."""
-        if self._resident is not None:
-            return self._resident.sample(data, key)
-        return jax.tree.map(lambda leaf: leaf[step], data)
-
-    def _pull(self, split: str, num_steps: int) -> Any:
-        if self.task_family.datasets is None:
-            return ()
-        count, family = self.num_tasks, self.task_family
-        batches = data_lib.pull(family.datasets, split, num_steps * count, family.name)
-        return _stack([_stack(batches[i : i + count]) for i in range(0, len(batches), count)])
-
-    # One task.
-
-    def init_one(
-        self,
-        theta: Theta,
-        outer_state: Any,
-        key: jax.Array,
-        num_steps: int | None = None,
-        rescaled: bool = True,
-    ) -> UnrollState:
-        """Starts a trajectory on a freshly drawn task from freshly drawn params.
-
-        The optimizer is told its length: `num_steps`, or what the truncation schedule says. Unless
-        it is to be `rescaled`, bounds on scales have no part in it.
-        """
-        task_key, init_key, schedule_key, opt_key = jax.random.split(key, 4)
-        task_param = self.task_family.sample(task_key)
-        params, model_state = self.task_family.task_fn(task_param).init_with_state(init_key)
-        scales = None
-        if rescaled and (self.param_scale_bound or self.input_scale_bound):
-            # A key beside those four, so that the others are what they are without scales.
-            scales = self._draw_scales(params, jax.random.fold_in(key, 4))
-            params = _divided(params, scales.params)
-        truncation_state = self.trunc_sched.init(schedule_key, outer_state)
-        opt_state = self.learned_opt.opt_fn(theta, is_training=True).init(
-            params,
-            model_state,
-            num_steps=getattr(truncation_state, "length", None) if num_steps is None else num_steps,
-            key=opt_key,
-        )
-        state = UnrollState(
-            inner_opt_state=opt_state,
-            inner_step=jnp.asarray(0, jnp.int32),
-            truncation_state=truncation_state,
-            task_param=task_param,
-            is_done=jnp.asarray(False),
-            first_loss=jnp.asarray(0.0, jnp.float32),
-            scales=scales,
-        )
-        return jax.tree.map(jnp.asarray, state)
-
-    def _draw_scales(self, params: Any, key: jax.Array) -> Scales:
-        params_key, inputs_key = jax.random.split(key)
-
-        def factor(key: jax.Array, bound: float) -> jax.Array:
-            return jnp.exp(jax.random.uniform(key, (), minval=-bound, maxval=bound))
-
-        by_tensor, inputs = None, None
-        if self.param_scale_bound:
-            tensors, treedef = jax.tree.flatten(params)
-            keys = jax.random.split(params_key, len(tensors))
-            factors = [factor(key, self.param_scale_bound) for key in keys]
-            by_tensor = jax.tree.unflatten(treedef, factors)
-        if self.input_scale_bound:
-            inputs = factor(inputs_key, self.input_scale_bound)
-        return Scales(by_tensor, inputs)
-
-    def reset_one(
-        self, theta: Theta, state: UnrollState, outer_state: Any, key: jax.Array
-    ) -> UnrollState:
-        """The same state, or a new trajectory where the old one is done."""
-        return jax.lax.cond(
-            state.is_done,
-            lambda: jax.lax.stop_gradient(self.init_one(theta, outer_state, key)),
-            lambda: state,
-        )
-
-    def step_one(
-        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any
-    ) -> tuple[UnrollState, Float[Array, ""], Any]:
-        """One inner step: (next state, inner loss before it, its gradient)."""
-        loss_key, opt_key = jax.random.split(key)
-        opt = self.learned_opt.opt_fn(theta, is_training=True)
-        task = self.task_family.task_fn(state.task_param)
-        params, model_state = opt.get_params_state(state.inner_opt_state)
-        batch = _with_scaled_images(batch, state.scales)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-            own = _own_params(params, state.scales)
-            return task.loss_with_state(own, model_state, loss_key, batch)
-
-        (loss, model_state), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        grad = checkpoint_name(grad, INNER_GRADIENT)
-        opt_state = opt.update(
-            state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
-        )
-        state = state.replace(inner_opt_state=opt_state, inner_step=state.inner_step + 1)  # type: ignore[attr-defined]
-        return state, loss, grad
-
-    def smoothing_one(
-        self,
-        smoothing: regularizers.Smoothing,
-        theta: Theta,
-        state: UnrollState,
-        grad: Any,
-        key: jax.Array,
-    ) -> tuple[Float[Array, ""], Theta]:
-        """(R, grad_theta R) of the smoothing term at one inner step, everything else constant.
-
-        Args:
-          smoothing: the term.
-          theta: weights of the learned optimizer.
-          state: the trajectory before the step.
-          grad: the inner gradient of the step.
-          key: randomness of the term.
-        """
-        theta, opt_state, grad = jax.lax.stop_gradient((theta, state.inner_opt_state, grad))
-        sample_key, start_key = jax.random.split(key)
-
-        def update_fn(theta: Theta) -> Any:
-            return _update_fn(self.learned_opt, smoothing, theta, opt_state, grad, sample_key)
-
-        u, inputs, unit = update_fn(theta)
-        perturbed = smoothing.adversarial_input(u, inputs, unit, start_key)
-        return jax.value_and_grad(
-            lambda theta: smoothing.penalty(update_fn(theta)[0], inputs, perturbed)
-        )(theta)
-
-    def finish_one(self, state: UnrollState, outer_state: Any, key: jax.Array) -> UnrollState:
-        """Asks the schedule whether the trajectory ends here."""
-        truncation_state, is_done = self.trunc_sched.next_state(
-            state.truncation_state, state.inner_step, key, outer_state
-        )
-        return state.replace(truncation_state=truncation_state, is_done=jnp.asarray(is_done))  # type: ignore[attr-defined]
-
-    def outer_loss_one(
-        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The outer loss at the state's params: (regularized in optimizee space, plain)."""
-        opt = self.learned_opt.opt_fn(theta, is_training=True)
-        params, model_state = opt.get_params_state(state.inner_opt_state)
-        return self._outer_loss(state, params, model_state, key, batch, outer_state)
-
-    def outer_gradient_one(
-        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
-    ) -> tuple[Float[Array, both], Float[Array, n]]:
-        """(`outer_loss_one` stacked, gradient of its regularized loss w.r.t. the flat params)."""
-        opt = self.learned_opt.opt_fn(theta, is_training=True)
-        params, model_state = opt.get_params_state(state.inner_opt_state)
-
-        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            losses = self._outer_loss(state, params, model_state, key, batch, outer_state)
-            return losses[0], jnp.stack(losses)
-
-        grad, losses = jax.grad(loss, has_aux=True)(params)
-        return losses, leaves.flatten(grad)
-
-    def _outer_loss(
-        self,
-        state: UnrollState,
-        params: Any,
-        model_state: Any,
-        key: jax.Array,
-        batch: Any,
-        outer_state: Any,
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        task = self.task_family.task_fn(state.task_param)
-        params = _own_params(params, state.scales)
-        batch = _with_scaled_images(batch, state.scales)
-        loss_key, regularizer_key = jax.random.split(key)
-
-        def loss_fn(at: Any) -> jax.Array:
-            return task.loss_with_state(at, model_state, loss_key, batch)[0]
-
-        step = outer_state.outer_iteration
-        regularized = self.regularizer.value(loss_fn, params, key=regularizer_key, step=step)
-        return regularized, loss_fn(params)
-
-    # Upstream's interface (main's `VectorizedTruncatedStep`).
 
     def outer_init(self, key: jax.Array) -> Theta:
         """Draws theta."""
@@ -441,94 +122,17 @@ class RegularizedTruncatedStep(upstream.VectorizedTruncatedStep):
 
     def get_batch(self, steps: int | None = None) -> Any:
         """Inner batches from the task's iterators: [steps, num_tasks, ...], or [num_tasks, ...]."""
-        return _squeeze(self._pull("train", steps or 1), steps)
+        return _squeeze(self.pull("train", steps or 1), steps)
 
     def get_outer_batch(self, steps: int | None = None) -> Any:
         """The same for the outer loss."""
-        return _squeeze(self._pull(self.outer_data_split, steps or 1), steps)
+        return _squeeze(self.pull(self.outer_data_split, steps or 1), steps)
 
     def task_name(self) -> str:
         return self.task_family.name
 
     def cfg_name(self) -> str:
         return f"{type(self.learned_opt).__name__}_{self.regularizer.name}"
-
-
-def _check_params(task_family: upstream.TaskFamily) -> None:
-    """Refuses a task without params, or with such as have no gradient."""
-
-    def init(key: jax.Array) -> Any:
-        # Tasks with a model state may define this alone.
-        return task_family.sample_task(key).init_with_state(key)[0]
-
-    params = jax.eval_shape(init, jax.random.PRNGKey(0))
-    leaves.check_all_trained(params, task_family.name)
-    if leaves.size(params) == 0:
-        raise ValueError(
-            f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
-        )
-
-
-def _check_images(task_family: upstream.TaskFamily) -> None:
-    """Refuses a task whose batches are not known to have images."""
-    batch = getattr(task_family.datasets, "abstract_batch", None)
-    image = batch.get("image") if isinstance(batch, Mapping) else None
-    if image is None or not jnp.issubdtype(image.dtype, jnp.floating):
-        raise ValueError(
-            f"RegularizedTruncatedStep.input_scale_bound: batches of {task_family.name} have no "
-            'float "image" (datasets.abstract_batch), which is what it rescales. Use 0.'
-        )
-
-
-def _own_params(params: Any, scales: Scales | None) -> Any:
-    """The task's own params, given those that the optimizer moves."""
-    if scales is None or scales.params is None:
-        return params
-    return jax.tree.map(lambda leaf, s: leaf * s.astype(leaf.dtype), params, scales.params)
-
-
-def _divided(params: Any, by: Any) -> Any:
-    """The inverse of `_own_params`."""
-    if by is None:
-        return params
-    return jax.tree.map(lambda leaf, s: leaf / s.astype(leaf.dtype), params, by)
-
-
-def _with_scaled_images(batch: Any, scales: Scales | None) -> Any:
-    if scales is None or scales.inputs is None:
-        return batch
-    image = batch["image"]
-    return {**batch, "image": image * scales.inputs.astype(image.dtype)}
-
-
-def _update_fn(
-    learned_opt: upstream.LearnedOptimizer,
-    smoothing: regularizers.Smoothing,
-    theta: Theta,
-    opt_state: Any,
-    grad: Any,
-    key: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """`LSTMLOpt.update_fn`, or the same of any learned optimizer, on all of its coordinates."""
-    if hasattr(learned_opt, "update_fn"):
-        return learned_opt.update_fn(
-            theta, opt_state, grad, key=key, fraction=smoothing.fraction, space=smoothing.space
-        )
-    opt = learned_opt.opt_fn(theta, is_training=True)
-    inputs, unflatten = jax.flatten_util.ravel_pytree(grad)
-
-    def flat_params(state: Any) -> jax.Array:
-        return jax.flatten_util.ravel_pytree(opt.get_params(state))[0]
-
-    def update(inputs: jax.Array) -> jax.Array:
-        moved = opt.update(opt_state, unflatten(inputs), loss=jnp.zeros(()), key=key)
-        return flat_params(moved) - flat_params(opt_state)
-
-    return update, inputs, jnp.sqrt(jnp.mean(inputs**2))
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _squeeze(batches: Any, steps: int | None) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from regularized_lopt import regularizers
 from regularized_lopt.learned_optimizers import leaves
 from regularized_lopt.outer_training import coordinates, devices
-from regularized_lopt.outer_training import truncated_step as truncated_step_lib
+from regularized_lopt.outer_training.inner_problem import INNER_GRADIENT, InnerProblem, UnrollState
 
 LOSSES = ("last", "mean", "weighted")
 
@@ -34,10 +34,44 @@ class UnrollAux(NamedTuple):
 
     loss: Float[Array, ""]
     loss_correction: Float[Array, ""]
-    state: truncated_step_lib.UnrollState
+    state: UnrollState
     inner_loss: Float[Array, steps]
     iteration: jax.Array
     exploded: Bool[Array, ""]
+    smoothness: Any
+
+
+class Inputs(NamedTuple):
+    """What the unrolls of all tasks begin with, beside theta.
+
+    Attributes:
+      state: trajectories, leading axis [num_tasks].
+      keys: one per task.
+      data: what batches are drawn from, see `InnerProblem.unroll_data`.
+      outer_state: `outer_iteration` and what the truncation schedule reads.
+    """
+
+    state: Any
+    keys: jax.Array
+    data: Any
+    outer_state: Any
+
+
+class _Path(NamedTuple):
+    """What inner steps yield, by step.
+
+    Attributes:
+      inner_loss: before the step.
+      iteration: inner steps taken.
+      inner_grad: flat; None where it is not needed.
+      outer: `Unroll._outer_loss` after the step; None where the last one alone counts.
+      smoothness: see `UnrollAux`.
+    """
+
+    inner_loss: jax.Array
+    iteration: jax.Array
+    inner_grad: Any
+    outer: Any
     smoothness: Any
 
 
@@ -50,98 +84,117 @@ class Unroll(NamedTuple):
       loss: one of `LOSSES`.
       smoothing: smoothing term of the learned optimizer, or None.
       coordinate_fraction: share of the coordinates that theta's gradient is taken through.
+      mesh: devices that share the tasks; None: one device.
     """
 
-    step_lib: truncated_step_lib.RegularizedTruncatedStep
+    step_lib: InnerProblem
     length: int
     loss: str = "last"
     smoothing: regularizers.Smoothing | None = None
     coordinate_fraction: float = 1.0
+    mesh: Mesh | None = None
 
     def __call__(
         self,
         theta: Any,
-        state: truncated_step_lib.UnrollState,
+        state: UnrollState,
         key: jax.Array,
         data: Any,
         outer_state: Any,
     ) -> tuple[Float[Array, ""], UnrollAux]:
         """One task: (outer loss, aux)."""
-        step_lib, length, sampled = self.step_lib, self.length, self.coordinate_fraction < 1
+        step_lib = self.step_lib
         reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
-        state = start = step_lib.reset_one(theta, state, outer_state, reset_key)
+        start = step_lib.reset_one(theta, state, outer_state, reset_key)
         # Sampled, theta's gradient comes from the surrogate below alone.
-        weights = jax.lax.stop_gradient(theta) if sampled else theta
-
-        def outer_loss(state: truncated_step_lib.UnrollState, t: jax.Array, key: jax.Array) -> Any:
-            """([regularized, plain], gradient of the former w.r.t. params if it is needed)."""
-            batch_key, key = jax.random.split(key)
-            batch = step_lib.batch_one(data["outer"], t, batch_key)
-            if sampled:
-                return step_lib.outer_gradient_one(weights, state, key, batch, outer_state)
-            losses = step_lib.outer_loss_one(weights, state, key, batch, outer_state)
-            return jnp.stack(losses), None
-
-        def inner_step(
-            before: truncated_step_lib.UnrollState, inputs: tuple[jax.Array, jax.Array]
-        ) -> Any:
-            t, key = inputs
-            batch_key, key, loss_key = jax.random.split(key, 3)
-            state, loss, grad = step_lib.step_one(
-                weights, before, key, step_lib.batch_one(data["train"], t, batch_key)
-            )
-            outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
-            smoothness = None
-            if self.smoothing is not None:
-                smoothing_key = jax.random.fold_in(key, 1)
-                smoothness = step_lib.smoothing_one(
-                    self.smoothing, weights, before, grad, smoothing_key
-                )
-            inner_grad = leaves.flatten(grad) if sampled else None
-            return state, (loss, state.inner_step, inner_grad, outer, smoothness)
-
-        # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
-        # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
-        policy = jax.checkpoint_policies.save_only_these_names(truncated_step_lib.INNER_GRADIENT)
-        fresh = state.inner_step == 0
-        state, (inner_losses, iterations, inner_grads, outer, smoothness) = jax.lax.scan(
-            jax.checkpoint(inner_step, prevent_cse=False, policy=policy),
-            state,
-            (jnp.arange(length), jax.random.split(scan_key, length)),
-        )
+        weights = jax.lax.stop_gradient(theta) if self._is_sampled else theta
+        outer_loss = functools.partial(self._outer_loss, weights, data["outer"], outer_state)
+        state, path = self._inner_steps(weights, start, scan_key, data["train"], outer_loss)
         ramp = self._ramp()
         if self.loss == "last":
-            (regularized, plain), cotangent = outer_loss(state, jnp.asarray(length - 1), loss_key)
+            t = jnp.asarray(self.length - 1)
+            (regularized, plain), cotangent = outer_loss(state, t, loss_key)
         else:
-            outer_losses, cotangent = outer
+            outer_losses, cotangent = path.outer
             regularized, plain = ramp @ outer_losses
         loss_correction = regularized - plain
-        if sampled:
+        if self._is_sampled:
             surrogate = coordinates.surrogate(
                 step_lib.learned_opt,
                 theta,
                 jax.lax.stop_gradient(start.inner_opt_state),
-                inner_grads,
+                path.inner_grad,
                 ramp[:, None] * cotangent,
                 self.coordinate_fraction,
                 jax.random.fold_in(loss_key, 1),
             )
             regularized += surrogate - jax.lax.stop_gradient(surrogate)
-        state = state.replace(  # type: ignore[attr-defined]
-            first_loss=jnp.where(fresh, inner_losses[0], state.first_loss).astype(jnp.float32)
-        )
+        first_loss = jnp.where(start.inner_step == 0, path.inner_loss[0], state.first_loss)
+        state = state.replace(first_loss=first_loss.astype(jnp.float32))  # type: ignore[attr-defined]
         # A first loss of 0, or of rounding error, is no scale to judge a loss by.
         scale = jnp.maximum(jnp.abs(state.first_loss), 1.0)
         aux = UnrollAux(
             loss=plain,
             loss_correction=loss_correction,
             state=step_lib.finish_one(state, outer_state, finish_key),
-            inner_loss=inner_losses,
-            iteration=iterations,
+            inner_loss=path.inner_loss,
+            iteration=path.iteration,
             exploded=~(plain <= step_lib.explosion_factor * scale),
-            smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), smoothness),
+            smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), path.smoothness),
         )
         return regularized, jax.lax.stop_gradient(aux)
+
+    @property
+    def _is_sampled(self) -> bool:
+        return self.coordinate_fraction < 1
+
+    def _outer_loss(
+        self,
+        theta: Any,
+        data: Any,
+        outer_state: Any,
+        state: UnrollState,
+        t: jax.Array,
+        key: jax.Array,
+    ) -> Any:
+        """([regularized, plain], gradient of the former w.r.t. params if it is needed)."""
+        batch_key, key = jax.random.split(key)
+        batch = self.step_lib.batch_one(data, t, batch_key)
+        if self._is_sampled:
+            return self.step_lib.outer_gradient_one(theta, state, key, batch, outer_state)
+        losses = self.step_lib.outer_loss_one(theta, state, key, batch, outer_state)
+        return jnp.stack(losses), None
+
+    def _inner_steps(
+        self, theta: Any, start: UnrollState, key: jax.Array, data: Any, outer_loss: Any
+    ) -> tuple[UnrollState, _Path]:
+        """The state after all steps, and what was met on the way."""
+        step_lib = self.step_lib
+
+        def inner_step(
+            before: UnrollState, inputs: tuple[jax.Array, jax.Array]
+        ) -> tuple[UnrollState, _Path]:
+            t, key = inputs
+            batch_key, key, loss_key = jax.random.split(key, 3)
+            batch = step_lib.batch_one(data, t, batch_key)
+            state, loss, grad = step_lib.step_one(theta, before, key, batch)
+            outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
+            smoothness = None
+            if self.smoothing is not None:
+                smoothing_key = jax.random.fold_in(key, 1)
+                smoothness = step_lib.smoothing_one(
+                    self.smoothing, theta, before, grad, smoothing_key
+                )
+            inner_grad = leaves.flatten(grad) if self._is_sampled else None
+            return state, _Path(loss, state.inner_step, inner_grad, outer, smoothness)
+
+        # Rematerialised: memory is T x state instead of T x (state and everything that led to it).
+        # The inner gradient is kept: it is 1/80 of an LSTM's state and saves the task's own work.
+        policy = jax.checkpoint_policies.save_only_these_names(INNER_GRADIENT)
+        inputs = (jnp.arange(self.length), jax.random.split(key, self.length))
+        return jax.lax.scan(
+            jax.checkpoint(inner_step, prevent_cse=False, policy=policy), start, inputs
+        )
 
     def _ramp(self) -> Float[Array, steps]:
         """The outer loss's weight on each step."""
@@ -152,9 +205,54 @@ class Unroll(NamedTuple):
         }[self.loss]
         return ramp / ramp.sum()
 
+    def mean_loss(self, theta: Any, inputs: Inputs) -> tuple[Float[Array, ""], UnrollAux]:
+        """(mean outer loss, aux of every task)."""
+
+        def one(theta: Any, state: Any, key: jax.Array, data: Any) -> Any:
+            return self(theta, state, key, data, inputs.outer_state)
+
+        losses, aux = self._over_tasks(one, theta, inputs)
+        return jnp.mean(losses), aux
+
+    def per_task_gradient(
+        self, regularized: Any, theta: Any, inputs: Inputs, key: jax.Array
+    ) -> tuple[UnrollAux, Any, Float[Array, tasks]]:
+        """(aux of every task, mean of their own regularized gradients, corrections).
+
+        Args:
+          regularized: (loss_fn, theta, key) -> ((loss, aux), gradient, correction).
+          theta: weights of the learned optimizer.
+          inputs: of the unrolls.
+          key: randomness of the regularizer.
+        """
+
+        def one(theta: Any, state: Any, key: jax.Array, data: Any, regularizer_key: Any) -> Any:
+            (_, aux), grad, correction = regularized(
+                lambda theta: self(theta, state, key, data, inputs.outer_state),
+                theta,
+                regularizer_key,
+            )
+            return aux, grad, correction
+
+        keys = jax.random.split(key, len(inputs.keys))
+        aux, grads, corrections = self._over_tasks(one, theta, inputs, keys)
+        return aux, jax.tree.map(lambda g: jnp.mean(g, axis=0), grads), corrections
+
+    def _over_tasks(self, per_task: Any, theta: Any, inputs: Inputs, *rest: jax.Array) -> Any:
+        return over_tasks(
+            self.step_lib,
+            per_task,
+            theta,
+            inputs.state,
+            inputs.keys,
+            inputs.data,
+            *rest,
+            mesh=self.mesh,
+        )
+
 
 def over_tasks(
-    step_lib: truncated_step_lib.RegularizedTruncatedStep,
+    step_lib: InnerProblem,
     per_task: Any,
     theta: Any,
     state: Any,
@@ -185,3 +283,13 @@ def over_tasks(
     return jax.vmap(per_task, in_axes=(0, 0, 0, data_axis, *[0] * len(rest)))(
         thetas, state, keys, data, *rest
     )
+
+
+def end(new: UnrollState, old: UnrollState, ends: jax.Array) -> UnrollState:
+    """The new trajectories; where one ends, the old one (it is finite), marked done."""
+
+    def one(new: Any, old: Any, ends: jax.Array) -> Any:
+        state = jax.tree.map(lambda n, o: jnp.where(ends, o, n), new, old)
+        return state.replace(is_done=state.is_done | ends)
+
+    return jax.vmap(one)(new, old, ends)

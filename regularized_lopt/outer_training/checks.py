@@ -1,0 +1,83 @@
+"""What `RegularizedTruncatedGrad` refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.learned_optimizers import CoordinateWiseLOpt
+
+
+def normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Weights of `count` truncated steps, which sum to 1."""
+    weights = (1.0,) * count if weights is None else tuple(weights)
+    name = "RegularizedTruncatedGrad.task_weights"
+    for weight in weights:
+        errors.check_not_negative(name, weight)
+    if len(weights) != count or not sum(weights) > 0:
+        raise ValueError(f"{name} = {weights}: give {count} numbers, not all zero.")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def check_smoothing(
+    smoothing: regularizers.Smoothing | None, learned_opt: upstream.LearnedOptimizer
+) -> None:
+    """Refuses to smooth an optimizer that cannot be differentiated so."""
+    if smoothing is None or hasattr(learned_opt, "update_fn"):
+        return
+    name = type(learned_opt).__name__
+    if not getattr(learned_opt, "second_derivatives", True):
+        raise ValueError(
+            f"RegularizedTruncatedGrad.smoothing climbs through the gradients that {name} reads, "
+            f"which it does not differentiate through: give it {name}.second_derivatives = True "
+            "(and what it wraps), or smooth an LSTMLOpt or StarLSTMLOpt."
+        )
+    if smoothing.fraction < 1 or smoothing.space != "gradient":
+        raise ValueError(
+            f"Smoothing.fraction = {smoothing.fraction} and space = {smoothing.space!r}: "
+            f"{name} is smoothed as a whole, on its gradients. Use fraction "
+            '= 1 and space = "gradient", or an LSTMLOpt.'
+        )
+
+
+def check_fraction(
+    fraction: float,
+    learned_opt: upstream.LearnedOptimizer,
+    regularizer: regularizers.Regularizer,
+) -> None:
+    """Refuses a sample of the coordinates where all of them are needed."""
+    errors.check_in("RegularizedTruncatedGrad.coordinate_fraction", fraction, "(0, 1]")
+    if fraction == 1:
+        return
+    given = f"RegularizedTruncatedGrad.coordinate_fraction = {fraction}"
+    if not isinstance(learned_opt, CoordinateWiseLOpt) or learned_opt.second_derivatives:
+        raise ValueError(
+            f"{given}: {type(learned_opt).__name__} is not known to treat each coordinate by "
+            "itself. Use 1, or an LSTMLOpt or StarLSTMLOpt with second_derivatives = False."
+        )
+    if learned_opt.reads_tensors:
+        raise ValueError(
+            f"{given}: {learned_opt.name} reads features of whole tensors, which a sample of the "
+            "coordinates does not have. Use 1, or StarLSTMLOpt.tensor_features = False."
+        )
+    if not regularizer.first_order:
+        raise ValueError(
+            f"{given}: {regularizer.name} in meta space takes second derivatives, which a sample "
+            "of the coordinates does not have. Use 1, or a regularizer of first order (GAM has "
+            'GAM.form = "difference").'
+        )
+
+
+def check_divides(unroll_length: int, schedule: upstream.TruncationSchedule) -> None:
+    """Trajectories end between unrolls, so unrolls must tile them."""
+    if isinstance(schedule, upstream.truncation_schedule.ConstantTruncationSchedule):
+        length = int(schedule.init(jax.random.PRNGKey(0), None).length)
+        if length % unroll_length:
+            raise ValueError(
+                f"RegularizedTruncatedGrad.unroll_length = {unroll_length} does not divide the "
+                f"trajectory of {length} inner steps. Choose a trajectory of "
+                f"{max(1, round(length / unroll_length)) * unroll_length}, or an unroll_length "
+                "that divides it."
+            )
