@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import rich.console
 import rich.table
 
-from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, tasks
+from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, devices, launch, tasks
 from regularized_lopt.outer_training import (
     RegularizedTruncatedStep,
     curriculum,
-    devices,
     theta_optimizer,
 )
 from regularized_lopt.outer_training.loop import Loop

@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from regularized_lopt import errors, gin_files
-from regularized_lopt.outer_training.interruption import Interrupted
+from regularized_lopt.interruption import Interrupted
 
 
 def named_paths(values: Sequence[str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from absl import flags
 
-from regularized_lopt import launch
-from regularized_lopt.outer_training import devices, outer_train
+from regularized_lopt import devices, launch
+from regularized_lopt.outer_training import outer_train
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ FLOORS = (
     {
         "_version",
         "configurable",
+        "devices",
         "errors",
         "gin_files",
+        "interruption",
         "progress",
         "provenance",
         "run_files",

@@ -14,7 +14,7 @@ from conftest import digits_config
 from test_run import flat, train
 
 import regularized_lopt
-from regularized_lopt.outer_training import devices
+from regularized_lopt import devices
 
 CONFIG = [
     "RegularizedTruncatedStep.num_tasks = 8",

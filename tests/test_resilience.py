@@ -22,11 +22,11 @@ from test_tasks import poisoned
 
 import regularized_lopt
 from regularized_lopt import serialization, zoo
+from regularized_lopt.interruption import Interrupted
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
-from regularized_lopt.outer_training.interruption import Interrupted
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.run import OutOfMemoryError
 from regularized_lopt.outer_training.session import DivergedError

@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt import devices, errors, regularizers, upstream
 from regularized_lopt.learned_optimizers import leaves
-from regularized_lopt.outer_training import devices, rescaling
+from regularized_lopt.outer_training import rescaling
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any

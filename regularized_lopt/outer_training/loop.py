@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from regularized_lopt import upstream
+from regularized_lopt import devices, upstream
 from regularized_lopt.outer_training import curriculum as curriculum_lib
-from regularized_lopt.outer_training import devices
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 

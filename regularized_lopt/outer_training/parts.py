@@ -13,6 +13,7 @@ import jax
 import optax
 
 from regularized_lopt import (
+    devices,
     errors,
     gin_files,
     learned_optimizers,
@@ -24,7 +25,7 @@ from regularized_lopt import (
 from regularized_lopt.configurable import checked
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
-from regularized_lopt.outer_training import devices, unread
+from regularized_lopt.outer_training import unread
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad

@@ -12,13 +12,13 @@ import gin
 import jax
 import optax
 
-from regularized_lopt import errors, run_files, upstream, zoo
+from regularized_lopt import devices, errors, run_files, upstream, zoo
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import configurable
+from regularized_lopt.interruption import StopRequest
 from regularized_lopt.outer_training import curriculum as curriculum_lib
-from regularized_lopt.outer_training import devices, unread
 from regularized_lopt.outer_training import parts as parts_lib
-from regularized_lopt.outer_training.interruption import StopRequest
+from regularized_lopt.outer_training import unread
 from regularized_lopt.outer_training.parts import AnyTask
 from regularized_lopt.outer_training.run_dir import RunDir
 from regularized_lopt.outer_training.session import Session, Settings

@@ -10,10 +10,9 @@ from typing import Any
 import gin
 import tqdm
 
-from regularized_lopt import errors, run_files, zoo
+from regularized_lopt import devices, errors, run_files, zoo
 from regularized_lopt import progress as progress_lib
-from regularized_lopt.outer_training import devices
-from regularized_lopt.outer_training.interruption import Interrupted, StopRequest
+from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Event
 from regularized_lopt.outer_training.parts import Parts
 from regularized_lopt.outer_training.run_dir import RunDir

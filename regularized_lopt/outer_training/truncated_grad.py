@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt import devices, errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.outer_training import checks, devices
+from regularized_lopt.outer_training import checks
 from regularized_lopt.outer_training import unroll as unroll_lib
 from regularized_lopt.outer_training.truncated_step import (
     RegularizedTruncatedStep as TruncatedStep,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from regularized_lopt.outer_training import devices
+from regularized_lopt import devices
 
 
 class Interrupted(RuntimeError):
