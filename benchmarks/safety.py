@@ -25,8 +25,7 @@ import rich.table
 
 import regularized_lopt
 from regularized_lopt import launch, tasks
-from regularized_lopt.measure import convergence
-from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure import convergence, programs
 from regularized_lopt.tasks import data
 
 PROBLEMS = {
@@ -114,7 +113,7 @@ def compare(
 
     @jax.jit
     def accuracies(params: Any, test: Any) -> jax.Array:
-        return jax.lax.map(lambda one: trainer_lib.whole_split(task, one, test)[1], params)
+        return jax.lax.map(lambda one: programs.whole_split(task, one, test)[1], params)
 
     table = rich.table.Table(title=f"{name}: {num_runs} runs of {num_steps:,} steps, mean ± std")
     for column in ("", "final training loss", "test accuracy, %"):

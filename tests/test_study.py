@@ -186,9 +186,9 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     lengths = []
     tune = trainer_lib.tune
 
-    def noted(name, task, num_steps, *args, **kwargs):
+    def noted(name, trainer, num_steps, *args):
         lengths.append(num_steps)
-        return tune(name, task, num_steps, *args, **kwargs)
+        return tune(name, trainer, num_steps, *args)
 
     monkeypatch.setattr(trainer_lib, "tune", noted)
     what = {"baselines": ("SGD",), "tuning_runs": 1, "num_runs": 1}

@@ -300,15 +300,7 @@ class _Rates:
 
     def _time_steps(self, task: str, optimizer: EvaluatedOptimizer) -> float:
         trainer = self._trainer(task)
-        trial = trainer_lib.Trainer(
-            trainer.task,
-            trainer.num_runs,
-            _STEPS,
-            eval_steps=[],
-            parallelism=trainer.parallelism,
-            programs=trainer.programs,
-            progress=False,
-        )
+        trial = trainer.like(num_steps=_STEPS, seed=0, eval_steps=[], progress=False)
         return _second_time(lambda: trial.train([optimizer])) / (_STEPS * trainer.num_runs)
 
     def _trainer(self, task: str) -> trainer_lib.Trainer:

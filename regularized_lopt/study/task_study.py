@@ -142,16 +142,8 @@ class TaskStudy:
 
     def _tune(self, trainer: trainer_lib.Trainer, name: str) -> EvaluatedOptimizer:
         def compute() -> dict[str, Any]:
-            tuned = trainer_lib.tune(
-                name,
-                trainer.task,
-                self.experiment.tuning_steps_of(self.name),
-                self.experiment.seed,
-                self.experiment.tuning_runs,
-                parallelism=trainer.parallelism,
-                programs=trainer.programs,
-                progress=self.progress,
-            )
+            num_steps = self.experiment.tuning_steps_of(self.name)
+            tuned = trainer_lib.tune(name, trainer, num_steps, self.experiment.tuning_runs)
             return {"learning_rate": np.asarray(tuned.learning_rate)}
 
         key = self.keys.tune(self.name, name)

@@ -1,0 +1,190 @@
+"""Compiled programs that train networks: one per task and kind of optimizer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from regularized_lopt import tasks
+from regularized_lopt.measure import convergence
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
+from regularized_lopt.measure.training_curves import LossLevels, loss_grid, trailing_mean
+from regularized_lopt.tasks import classification
+
+_CHUNK = 100  # Inner steps between two looks at the progress bar.
+_EVAL_BATCH = 1000
+# What a run's key is folded with, so that no two uses of it share random numbers.
+_PARAMS, _BATCHES, _LOSS, _UPDATE, _OPTIMIZER = range(5)
+
+
+class Programs:
+    """Those of one task; each is compiled when it is first used, and kept."""
+
+    def __init__(self, task: tasks.ImageTask):
+        """Of a task."""
+        self._task = task
+        self._by_kind: dict[str, Program] = {}
+
+    def of(self, optimizer: EvaluatedOptimizer) -> Program:
+        """That of an optimizer's kind."""
+        if optimizer.kind not in self._by_kind:
+            self._by_kind[optimizer.kind] = Program(self._task, optimizer.make)
+        return self._by_kind[optimizer.kind]
+
+
+class Program:
+    """The jitted parts of training with one kind of optimizer, on any number of runs."""
+
+    def __init__(self, task: tasks.ImageTask, make: Any):
+        self._task = task
+        self._make = make
+        self._init = jax.jit(self._start, static_argnums=3)
+        # Dynamic bounds: one program serves every stretch between evaluations, and any length.
+        self._advance = jax.jit(self._steps, donate_argnums=2)
+        self._evaluate = jax.jit(self._evaluation)
+        self._params = jax.jit(self._params_of)
+
+    def run(self, runs: Sequence[Any], num_steps: int, grid: Any, report: Any) -> list[Any]:
+        """Trains a group of runs to the end: one dict of arrays per run."""
+        datasets = self._task.datasets
+        train, test = datasets.arrays("train"), datasets.arrays("test")
+        hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+        carry = self._init(hyper, keys, _initial_params(self._task, keys), num_steps)
+        evaluations: list[Any] = []
+        losses: list[np.ndarray] = []
+        done = 0
+        for stop in [*grid, num_steps]:
+            while done < stop:
+                end = min(done + _CHUNK, int(stop))
+                carry, chunk = self._advance(hyper, keys, carry, done, end, train)
+                losses.append(np.asarray(chunk)[:, : end - done])
+                report((end - done) * len(runs), float(losses[-1][:, -20:].mean()))
+                done = end
+            if len(evaluations) < len(grid):
+                evaluations.append(self._evaluate(hyper, carry, test))
+        opt_state, poc, levels, _ = carry
+        # [runs, 4, evals]; tuning asks for no evaluations at all.
+        columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(runs)).T
+        arrays = {
+            "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_grid(num_steps)),
+            **dict(
+                zip(
+                    ("test_loss", "test_accuracy", "param_norm", "update_norm"),
+                    columns.transpose(1, 0, 2),
+                    strict=True,
+                )
+            ),
+            "poc_step": poc.step,
+            "poc_declared": poc.declared,
+            "best_step": poc.best_step,
+            "level_step": levels.step,
+            "level": levels.level,
+            "saved_params": {
+                "poc": poc.params,
+                "final": self._params(hyper, opt_state),
+                "level": jax.tree.map(lambda leaf: leaf[:, :-1], levels.params),
+            },
+        }
+        arrays = jax.tree.map(np.asarray, arrays)
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(runs))]
+
+    def _start(self, hyper: Any, keys: jax.Array, params: Any, num_steps: int) -> Any:
+        def one(hyper: Any, key: jax.Array, params: Any) -> Any:
+            key = jax.random.fold_in(key, _OPTIMIZER)
+            opt_state = self._make(hyper).init(params, num_steps=num_steps, key=key)
+            return opt_state, convergence.start(params), LossLevels.start(params), jnp.zeros(())
+
+        return _over_runs(one, hyper, keys, params)
+
+    def _steps(
+        self, hyper: Any, keys: jax.Array, carry: Any, begin: int, end: int, train: Any
+    ) -> tuple[Any, jax.Array]:
+        """At most `_CHUNK` steps; their losses are the first of [runs, _CHUNK]."""
+
+        def body(t: jax.Array, carry_and_losses: Any) -> Any:
+            carry, losses = carry_and_losses
+            carry, loss = _over_runs(
+                lambda h, k, c: self._step(h, k, t, c, train), hyper, keys, carry
+            )
+            return carry, jax.lax.dynamic_update_slice(losses, loss[:, None], (0, t - begin))
+
+        return jax.lax.fori_loop(begin, end, body, (carry, jnp.zeros((len(keys), _CHUNK))))
+
+    def _step(
+        self, hyper: Any, key: jax.Array, t: jax.Array, carry: Any, train: Any
+    ) -> tuple[Any, jax.Array]:
+        opt_state, poc, levels, _ = carry
+        opt, task = self._make(hyper), self._task
+        batch_key, loss_key, update_key = (
+            jax.random.fold_in(jax.random.fold_in(key, use), t)
+            for use in (_BATCHES, _LOSS, _UPDATE)
+        )
+        batch = task.datasets.sample(train, batch_key)
+        params = opt.get_params(opt_state)
+        loss, grad = jax.value_and_grad(task.loss)(params, loss_key, batch)
+        # A second gradient on the same batch, for those that ask for it.
+        extra = (
+            {"grad_fn": lambda at: jax.grad(task.loss)(at, loss_key, batch)}
+            if isinstance(opt, optimizers_lib.OptaxBaseline)
+            else {}
+        )
+        opt_state = opt.update(opt_state, grad, loss=loss, key=update_key, **extra)
+        after = opt.get_params(opt_state)
+        poc = convergence.update(poc, t, loss, after)
+        update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
+        return (opt_state, poc, levels.update(t, poc.trailing_mean, after), update_norm), loss
+
+    def _evaluation(self, hyper: Any, carry: Any, test: Any) -> jax.Array:
+        """[4, runs]: test loss and accuracy, norms of the params and of the last update."""
+
+        def one(hyper: Any, carry: Any) -> jax.Array:
+            opt_state, _, _, update_norm = carry
+            params = self._make(hyper).get_params(opt_state)
+            loss, accuracy = whole_split(self._task, params, test)
+            return jnp.stack([loss, accuracy, optax.tree.norm(params), update_norm])
+
+        return jax.lax.map(lambda args: one(*args), (hyper, carry)).T
+
+    def _params_of(self, hyper: Any, opt_state: Any) -> Any:
+        return _over_runs(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
+
+
+# Jitted at module level: one compilation serves all optimizers of a task.
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(task: tasks.ImageTask, keys: jax.Array) -> Any:
+    return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, _PARAMS)), keys)
+
+
+def whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Array, jax.Array]:
+    """Mean loss and accuracy over a whole split, in batches; the last is padded and masked."""
+    size = split["label"].shape[0]
+    count = -(-size // _EVAL_BATCH)
+    index = jnp.arange(count * _EVAL_BATCH).reshape(count, _EVAL_BATCH)
+
+    def sums(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        batch = task.datasets.normalize(
+            {name: value[jnp.minimum(index, size - 1)] for name, value in split.items()}
+        )
+        logits = task.logits(params, batch["image"])
+        loss = classification.cross_entropy(logits, batch["label"])
+        correct = classification.is_correct(logits, batch["label"])
+        inside = index < size
+        return jnp.sum(loss * inside), jnp.sum(correct & inside)
+
+    losses, correct = jax.lax.map(sums, index)
+    return losses.sum() / size, correct.sum() / size
+
+
+def _over_runs(function: Any, *args: Any) -> Any:
+    """vmap, but plain for a single run: batched gathers and matmuls are slower on CPU."""
+    if jax.tree.leaves(args)[0].shape[0] > 1:
+        return jax.vmap(function)(*args)
+    out = function(*jax.tree.map(lambda leaf: leaf[0], args))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], out)
