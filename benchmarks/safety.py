@@ -26,7 +26,7 @@ import rich.table
 import regularized_lopt
 from regularized_lopt import launch, tasks
 from regularized_lopt.measure import convergence, programs
-from regularized_lopt.tasks import data
+from regularized_lopt.tasks import sources
 
 PROBLEMS = {
     "relu": ("ImageMLP_Digits_20_Relu", 500),
@@ -147,7 +147,7 @@ def main() -> None:
         num_runs, num_steps = (2, 2) if args.smallest else (args.runs, num_steps)
         try:
             console.print(compare(name, num_steps, num_runs, chosen))
-        except data.DataUnavailableError as error:
+        except sources.DataUnavailableError as error:
             console.print(f"{name} is left out: {error}")
 
 

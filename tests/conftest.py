@@ -35,7 +35,7 @@ import hypothesis
 import jax
 import pytest
 
-from regularized_lopt.tasks import data
+from regularized_lopt.tasks import sources
 
 # Everyone runs the same examples; `--hypothesis-profile=explore` draws new ones every time.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -49,9 +49,9 @@ TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 
 def _has(dataset):
     """In the cache that the tests were told to use, see `_own_caches`, or prepared for TFDS."""
-    spec = data.SPECS[dataset]
+    spec = sources.SPECS[dataset]
     told = "REGULARIZED_LOPT_CACHE_DIR" in os.environ
-    cached = told and (data.cache_dir() / f"{dataset}-{spec.version}").is_dir()
+    cached = told and (sources.cache_dir() / f"{dataset}-{spec.version}").is_dir()
     return cached or (TFDS is not None and TENSORFLOW)
 
 

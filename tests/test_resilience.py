@@ -33,7 +33,7 @@ from regularized_lopt.outer_training.session import DivergedError
 from regularized_lopt.report import tables, write
 from regularized_lopt.run_files import load_metrics, read_metrics
 from regularized_lopt.study import meta_test
-from regularized_lopt.tasks import data
+from regularized_lopt.tasks import sources
 
 TREE = {"a": np.arange(3.0)}
 
@@ -353,7 +353,7 @@ def test_a_theta_of_python_numbers_compiles_the_step_once(tmp_path, caplog, monk
 @pytest.mark.filterwarnings("ignore:Digits's train")
 def test_data_without_anything_to_learn_give_no_nan(tmp_path, monkeypatch, changes):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**{changes: lambda x: x * 0}))
+    monkeypatch.setitem(sources.SPECS, "Digits", poisoned(**{changes: lambda x: x * 0}))
     result = train(tmp_path / "run", 4)
     assert np.all(np.isfinite(flat(result.theta)))
     assert np.all(np.isfinite(load_metrics(tmp_path / "run")["loss"]))

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import chex
@@ -13,7 +14,7 @@ from learned_optimization import eval_training
 from learned_optimization.tasks import test_utils
 
 from regularized_lopt import tasks, upstream
-from regularized_lopt.tasks import data, networks
+from regularized_lopt.tasks import data, networks, sources
 
 KEY = jax.random.PRNGKey(0)
 OFFLINE = [name for name in tasks.names() if "Digits" in name or "Cubic" in name]
@@ -33,15 +34,15 @@ def of(dataset, names):
 
 
 def test_names():
-    expected = [of(dataset, (*PAPERS, *TRANSFER)) for dataset in data.SPECS]
+    expected = [of(dataset, (*PAPERS, *TRANSFER)) for dataset in sources.SPECS]
     assert set(tasks.names()) == REGRESSION.union(*expected)
-    assert set(data.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10"}
+    assert set(sources.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10"}
 
 
 # Networks to transfer to on one dataset: elsewhere only the image's shape differs.
 @pytest.mark.parametrize(
     "name",
-    sorted(REGRESSION.union(of("Mnist", TRANSFER), *(of(name, PAPERS) for name in data.SPECS))),
+    sorted(REGRESSION.union(of("Mnist", TRANSFER), *(of(name, PAPERS) for name in sources.SPECS))),
 )
 def test_passes_upstream_s_smoke_test(name):
     """On abstract batches: no data is read, so that all tasks run everywhere."""
@@ -155,12 +156,12 @@ def test_batches_drawn_on_the_device_are_uniform_and_match_the_iterators_form():
 
 def test_a_damaged_cache_says_what_to_delete(tmp_path, monkeypatch):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
-    data.load_arrays("Digits")
+    sources.load_arrays("Digits")
     (directory,) = tmp_path.iterdir()
     file = directory / "train_image.npy"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(data.DataUnavailableError, match="Delete that directory") as error:
-        data.load_arrays("Digits")
+    with pytest.raises(sources.DataUnavailableError, match="Delete that directory") as error:
+        sources.load_arrays("Digits")
     assert str(directory) in str(error.value)
 
 
@@ -173,9 +174,9 @@ def test_preparing_is_atomic(tmp_path, monkeypatch):
         if len(saved) == 3:
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(data.np, "save", failing_save)
+    monkeypatch.setattr(sources.np, "save", failing_save)
     with pytest.raises(OSError, match="No space left"):
-        data.load_arrays("Digits")
+        sources.load_arrays("Digits")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,9 +186,9 @@ def test_without_network_and_data_the_error_names_the_ways_out(tmp_path, monkeyp
     def offline(version):
         raise ConnectionError("Name or service not known")
 
-    spec = data.SPECS["Mnist"]
-    monkeypatch.setitem(data.SPECS, "Mnist", data.dataclasses.replace(spec, read=offline))
-    with pytest.raises(data.DataUnavailableError) as error:
+    spec = sources.SPECS["Mnist"]
+    monkeypatch.setitem(sources.SPECS, "Mnist", dataclasses.replace(spec, read=offline))
+    with pytest.raises(sources.DataUnavailableError) as error:
         next(tasks.get("ImageMLP_Mnist_20_Relu").datasets.train)
     for hint in ("TFDS_DATA_DIR", "ImageMLP_Digits_20_Relu", "Name or service not known"):
         assert hint in str(error.value)
@@ -195,7 +196,7 @@ def test_without_network_and_data_the_error_names_the_ways_out(tmp_path, monkeyp
 
 @needs_mnist
 def test_mnist_is_mnist():
-    arrays = data.load_arrays("Mnist")
+    arrays = sources.load_arrays("Mnist")
     assert arrays["train_image"].shape == (60_000, 28, 28, 1)
     assert arrays["test_image"].shape == (10_000, 28, 28, 1)
     assert np.bincount(arrays["test_label"]).tolist() == [
@@ -207,7 +208,7 @@ def test_mnist_is_mnist():
 
 def test_refuses_unknown_datasets_phases_and_splits():
     with pytest.raises(ValueError, match="Did you mean 'Mnist'"):
-        data.load_arrays("mnist")
+        sources.load_arrays("mnist")
     with pytest.raises(ValueError, match="Did you mean 'meta_train'"):
         data.ResidentDatasets("Digits", "metatrain")
     with pytest.raises(ValueError, match="batch_size = 0"):
@@ -291,13 +292,13 @@ def test_cnns_are_those_of_haikus_layers(ours, layers, hidden_sizes, count, padd
 
 def poisoned(**changes):
     """A reader of Digits with some arrays replaced by a function of what they are."""
-    read = data.SPECS["Digits"].read
+    read = sources.SPECS["Digits"].read
 
     def poisoned_read(version):
         arrays = read(version)
         return {**arrays, **{key: change(arrays[key]) for key, change in changes.items()}}
 
-    return data.dataclasses.replace(data.SPECS["Digits"], read=poisoned_read)
+    return dataclasses.replace(sources.SPECS["Digits"], read=poisoned_read)
 
 
 def with_nan(images):
@@ -326,9 +327,9 @@ def with_nan(images):
 )
 def test_poisoned_data_are_refused_and_leave_no_cache(tmp_path, monkeypatch, changes, message):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**changes))
-    with pytest.raises(data.BadDataError, match=f"Digits's {message}"):
-        data.load_arrays("Digits")
+    monkeypatch.setitem(sources.SPECS, "Digits", poisoned(**changes))
+    with pytest.raises(sources.BadDataError, match=f"Digits's {message}"):
+        sources.load_arrays("Digits")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -341,18 +342,18 @@ def test_poisoned_data_are_refused_and_leave_no_cache(tmp_path, monkeypatch, cha
 )
 def test_data_without_anything_to_learn_are_flagged(tmp_path, monkeypatch, changes, message):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setitem(data.SPECS, "Digits", poisoned(**changes))
+    monkeypatch.setitem(sources.SPECS, "Digits", poisoned(**changes))
     with pytest.warns(UserWarning, match=f"Digits's {message}"):
-        data.load_arrays("Digits")
+        sources.load_arrays("Digits")
 
 
 def test_a_cache_with_a_flipped_label_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
-    labels = np.array(data.load_arrays("Digits")["train_label"])
+    labels = np.array(sources.load_arrays("Digits")["train_label"])
     labels[0] = 200
     np.save(next(tmp_path.iterdir()) / "train_label.npy", labels)
-    with pytest.raises(data.DataUnavailableError, match=r"have a 200; .* Delete that directory"):
-        data.load_arrays("Digits")
+    with pytest.raises(sources.DataUnavailableError, match=r"have a 200; .* Delete that directory"):
+        sources.load_arrays("Digits")
 
 
 def test_a_run_that_has_begun_needs_no_files(tmp_path, monkeypatch):

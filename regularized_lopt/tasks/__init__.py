@@ -18,7 +18,13 @@ _FACTORIES: dict[str, Callable[..., upstream.Task | upstream.TaskFamily]] = {
     "CubicRegression": regression.CubicRegression,
     "CubicRegressionFamily": regression.CubicRegressionFamily,
 }
-globals().update(image.FACTORIES)
+
+
+def __getattr__(name: str) -> Callable[..., ImageTask]:
+    """Image tasks are attributes of the module, too."""
+    if name not in image.FACTORIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return image.FACTORIES[name]
 
 
 def names() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Image datasets: TFDS once, then memory-mapped uint8 arrays that live on the device.
+"""Image datasets: disjoint splits of a source's arrays, which live on the device.
 
 The four splits of the paper's protocol (arXiv 2510.08968) are disjoint and fixed by a seed::
 
@@ -16,14 +16,8 @@ A task is either in phase "meta_train" or "meta_test". Upstream's four splits th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import os
-import pathlib
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.configurable import configurable
+from regularized_lopt.tasks import sources
 
 Batch = dict[str, jax.Array]
 
@@ -50,186 +45,6 @@ _PHASES: dict[str, dict[str, str]] = {
         "test": "meta_test_test",
     },
 }
-_ARRAYS = ("train_image", "train_label", "test_image", "test_label")
-
-
-class BadDataError(ValueError):
-    """A dataset holds what no training can make sense of; the message says what and where."""
-
-
-class DataUnavailableError(RuntimeError):
-    """A dataset is neither cached nor readable; the message says what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetSpec:
-    """What is known of a dataset before it is read.
-
-    Attributes:
-      version: of the source; part of the cache's key.
-      image_shape: (height, width, channels).
-      max_value: the raw value that stands for 1.0.
-      read: returns the arrays of `_ARRAYS`, raw, uint8.
-      num_classes: labels are 0 to num_classes - 1.
-    """
-
-    version: str
-    image_shape: tuple[int, int, int]
-    max_value: int
-    read: Callable[[str], dict[str, np.ndarray]]
-    num_classes: int = 10
-
-
-def _read_digits(version: str) -> dict[str, np.ndarray]:
-    """scikit-learn's bundled handwritten digits (1,797 images of 8 x 8): real, and offline."""
-    del version
-    from sklearn import datasets as sklearn_datasets
-
-    bunch = sklearn_datasets.load_digits()
-    images = np.asarray(bunch.images, np.uint8)[..., None]
-    labels = np.asarray(bunch.target, np.uint8)
-    # The set comes without a test set; a fifth of it becomes one, the same everywhere.
-    order = np.random.default_rng(0).permutation(len(images))
-    test, train = order[: len(images) // 5], order[len(images) // 5 :]
-    return dict(
-        zip(_ARRAYS, (images[train], labels[train], images[test], labels[test]), strict=True)
-    )
-
-
-def _tfds_reader(name: str) -> Callable[[str], dict[str, np.ndarray]]:
-    def read(version: str) -> dict[str, np.ndarray]:
-        import tensorflow_datasets as tfds
-
-        arrays = {}
-        for split in ("train", "test"):
-            data = tfds.as_numpy(tfds.load(f"{name}:{version}", split=split, batch_size=-1))
-            arrays[f"{split}_image"] = np.asarray(data["image"], np.uint8)
-            arrays[f"{split}_label"] = np.asarray(data["label"], np.uint8)
-        return arrays
-
-    return read
-
-
-SPECS: Mapping[str, DatasetSpec] = {
-    "Digits": DatasetSpec("1", (8, 8, 1), 16, _read_digits),
-    "Mnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("mnist")),
-    "FashionMnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("fashion_mnist")),
-    "Cifar10": DatasetSpec("3.0.2", (32, 32, 3), 255, _tfds_reader("cifar10")),
-}
-
-
-def cache_dir() -> pathlib.Path:
-    """Where prepared arrays are kept: $REGULARIZED_LOPT_CACHE_DIR, else the user's cache."""
-    if "REGULARIZED_LOPT_CACHE_DIR" in os.environ:
-        return pathlib.Path(os.environ["REGULARIZED_LOPT_CACHE_DIR"]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "regularized_lopt"
-
-
-def load_arrays(name: str) -> dict[str, np.ndarray]:
-    """Memory-mapped raw arrays of a dataset, prepared on first use.
-
-    Args:
-      name: a key of `SPECS`.
-
-    Returns:
-      A dict of train_image and test_image, uint8 [n, height, width, channels], and of train_label
-      and test_label, uint8 [n].
-
-    Raises:
-      DataUnavailableError: the dataset is neither cached nor readable, or the cache is damaged.
-      BadDataError: it holds pixels or labels out of range, or splits without examples. A split of
-        constant images or a single class is a warning: it can be trained on.
-    """
-    spec = SPECS[errors.check_name("dataset", name, SPECS)]
-    directory = cache_dir() / f"{name}-{spec.version}"
-    if not directory.is_dir():
-        _prepare(name, spec, directory)
-    try:
-        arrays = {key: np.load(directory / f"{key}.npy", mmap_mode="r") for key in _ARRAYS}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataUnavailableError(
-            f"The prepared copy of {name} in {directory} cannot be read ({error}). Delete that "
-            "directory; it is prepared again on the next run."
-        ) from error
-    try:
-        check_arrays(name, spec, arrays)
-    except BadDataError as error:  # It was in order when it was prepared.
-        raise DataUnavailableError(
-            f"The prepared copy of {name} in {directory} is damaged: {error} Delete that "
-            "directory; it is prepared again on the next run."
-        ) from error
-    return arrays
-
-
-def check_arrays(name: str, spec: DatasetSpec, arrays: Mapping[str, np.ndarray]) -> None:
-    """Looks through a dataset's raw arrays; see `load_arrays` for errors and warnings."""
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
-        for kind, array in (("images", images), ("labels", labels)):
-            if array.dtype != np.uint8:
-                bad = int(np.sum(~np.isfinite(array))) if array.dtype.kind == "f" else 0
-                raise BadDataError(
-                    f"{name}'s {split} {kind} are {array.dtype}"
-                    + (f", {bad} of them not finite" if bad else "")
-                    + "; they must be uint8."
-                )
-        if not len(labels) or images.shape != (len(labels), *spec.image_shape):
-            raise BadDataError(
-                f"{name}'s {split} images have shape {images.shape} and there are {len(labels)} "
-                f"labels; it takes [n, {', '.join(map(str, spec.image_shape))}] and n > 0."
-            )
-        lowest, highest = images.min(), images.max()
-        if highest > spec.max_value:
-            raise BadDataError(
-                f"{name}'s {split} images have a pixel of {highest}; they go up to "
-                f"{spec.max_value}."
-            )
-        classes = np.unique(labels)
-        if classes[-1] >= spec.num_classes:
-            raise BadDataError(
-                f"{name}'s {split} labels have a {classes[-1]}; they go from 0 to "
-                f"{spec.num_classes - 1}."
-            )
-        if lowest == highest:
-            warnings.warn(
-                f"{name}'s {split} images are all the same: every pixel is {lowest}.", stacklevel=3
-            )
-        if len(classes) == 1:
-            warnings.warn(
-                f"{name}'s {split} labels are all {classes[0]}: there is nothing to learn.",
-                stacklevel=3,
-            )
-
-
-def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
-    try:
-        arrays = spec.read(spec.version)
-    except (
-        Exception
-    ) as error:  # TFDS raises many kinds: no network, no TensorFlow, bad checksums, ...
-        raise DataUnavailableError(
-            f"{name} is not in {directory.parent} and could not be read from TensorFlow Datasets "
-            f"({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Either set "
-            "TFDS_DATA_DIR to a directory that holds it, or connect to the network (and install "
-            "tensorflow and tensorflow-datasets) once, or use the offline tasks, e.g. "
-            "ImageMLP_Digits_20_Relu."
-        ) from error
-    check_arrays(name, spec, arrays)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed: another process never sees half a cache.
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        for key in _ARRAYS:
-            np.save(scratch / f"{key}.npy", arrays[key])
-        try:
-            scratch.rename(directory)
-        except OSError:
-            if not directory.is_dir():  # Not merely prepared by another process in the meantime.
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @configurable()
@@ -266,7 +81,7 @@ class ResidentDatasets(upstream.Datasets):
     result into their jitted step and draw batches there with `sample`.
 
     Attributes:
-      dataset: name of the dataset, a key of `SPECS`.
+      dataset: name of the dataset, a key of `sources.SPECS`.
       phase: "meta_train" or "meta_test".
       batch_size: examples per batch.
       image_shape: (height, width, channels).
@@ -276,12 +91,12 @@ class ResidentDatasets(upstream.Datasets):
         """Initializer; no data is read yet.
 
         Args:
-          dataset: a key of `SPECS`.
+          dataset: a key of `sources.SPECS`.
           phase: "meta_train" or "meta_test", see the module's docstring.
           batch_size: examples per batch, > 0.
           seed: of the iterators' shuffling (the splits themselves are fixed by `meta_splits.seed`).
         """
-        spec = SPECS[errors.check_name("dataset", dataset, SPECS)]
+        spec = sources.SPECS[errors.check_name("dataset", dataset, sources.SPECS)]
         errors.check_name("phase", phase, _PHASES)
         errors.check_count("batch_size", batch_size)
         self.dataset = dataset
@@ -310,7 +125,7 @@ class ResidentDatasets(upstream.Datasets):
     def host_arrays(self, split: str) -> dict[str, np.ndarray]:
         """Raw examples of one of upstream's splits: image uint8 [n, h, w, c], label int32 [n]."""
         source = _PHASES[self.phase][errors.check_name("split", split, _PHASES[self.phase])]
-        arrays = load_arrays(self.dataset)
+        arrays = sources.load_arrays(self.dataset)
         if source == "meta_test_test":
             return {
                 "image": np.asarray(arrays["test_image"]),
@@ -369,13 +184,13 @@ def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list
       task: what messages call the task.
 
     Raises:
-      BadDataError: the iterator ends, or the batches differ in structure or shape.
+      sources.BadDataError: the iterator ends, or the batches differ in structure or shape.
     """
     iterator = datasets.split(split)
     try:
         batches = [next(iterator) for _ in range(count)]
     except StopIteration:
-        raise BadDataError(
+        raise sources.BadDataError(
             f"{task}: the iterator of its split {split!r} has ended. Give one that goes on for "
             "ever (tf.data: repeat())."
         ) from None
@@ -383,7 +198,7 @@ def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list
     for shapes in rest:
         for path in first | shapes:
             if first.get(path) != shapes.get(path):
-                raise BadDataError(
+                raise sources.BadDataError(
                     f"{task}: batches of its split {split!r} differ in shape: {path} has "
                     f"{first.get(path)} in one and {shapes.get(path)} in another. Give all of them "
                     "one shape (tf.data: batch(..., drop_remainder=True))."

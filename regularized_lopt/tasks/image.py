@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.tasks import classification, data, networks
+from regularized_lopt.tasks import classification, data, networks, sources
 
 Params = Any
 
@@ -85,7 +85,7 @@ def _register(name: str, dataset: str, network: networks.Network) -> None:
     FACTORIES[name] = configurable(name, module="regularized_lopt.tasks")(factory)
 
 
-for _dataset, _spec in data.SPECS.items():
+for _dataset, _spec in sources.SPECS.items():
     # The paper's 20 units; twice as wide; twice as deep.
     for _sizes in ([20], [40], [20, 20]):
         _name = f"ImageMLP_{_dataset}_{'x'.join(map(str, _sizes))}"
@@ -96,4 +96,3 @@ for _dataset, _spec in data.SPECS.items():
     _register(f"Conv_{_dataset}_16x32", _dataset, networks.conv_16x32(_padding))
     _register(f"Conv_{_dataset}_32x32x32", _dataset, networks.conv_32x32x32(_padding))
     _register(f"LeNet_{_dataset}", _dataset, networks.lenet(_padding))
-globals().update(FACTORIES)
