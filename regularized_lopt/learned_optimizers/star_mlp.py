@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 
@@ -16,9 +15,7 @@ from regularized_lopt.learned_optimizers import averages, leaves
 from regularized_lopt.learned_optimizers import nominal as nominal_lib
 from regularized_lopt.learned_optimizers import star_features as features
 from regularized_lopt.learned_optimizers.star_features import Averages
-
-Theta = dict[str, Any]
-Params = Any
+from regularized_lopt.learned_optimizers.star_mlp_optimizer import StarMLPOptimizer, Theta
 
 _SMALL = 2048  # Coordinates; smaller tensors are updated side by side: see `update`.
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
@@ -35,23 +32,6 @@ PAPER_FORM = {
     "hold_unseen": False,
 }
 """Arguments with which `StarMLPLOpt` is the optimizer of the paper."""
-
-
-@flax.struct.dataclass
-class StarMLPOptState:
-    """State of the optimizer: what a training loop carries from step to step.
-
-    Attributes:
-      params: the optimizee's weights, any pytree.
-      state: the optimizee's non-trained state (`ModelState` upstream), or None.
-      averages: one `Averages` for every floating leaf of `params`, in order.
-      iteration: inner steps taken, int32 scalar.
-    """
-
-    params: Params
-    state: Any
-    averages: tuple[Averages, ...]
-    iteration: jax.Array
 
 
 @configurable()
@@ -130,27 +110,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         Raises:
           ValueError: an argument is out of its range; the message names the range.
         """
-        name = "StarMLPLOpt"
-        errors.check_count(f"{name}.hidden_size", hidden_size)
-        errors.check_count(f"{name}.num_layers", num_layers, most=100)
-        momentum_decays = averages.check_decays(f"{name}.momentum_decays", momentum_decays)
-        factored_decays = averages.check_decays(f"{name}.factored_decays", factored_decays)
-        if len(momentum_decays) != len(factored_decays):
-            raise ValueError(
-                f"{name} has {len(momentum_decays)} momentum_decays and {len(factored_decays)} "
-                "factored_decays: momenta are divided by factored second moments one by one, so "
-                "give as many of both."
-            )
-        averages.check_decays(f"{name}.second_moment_decay", [second_moment_decay])
-        nominal_lib.check(name, nominal)
-        for key, value in {
-            "nominal_step": nominal_step,
-            "blackbox_scale": blackbox_scale,
-            "magnitude_scale": magnitude_scale,
-            "head_scale": head_scale,
-        }.items():
-            errors.check_not_negative(f"{name}.{key}", value)
-        errors.check_positive(f"{name}.epsilon", epsilon)
+        momentum_decays = averages.check_decays("StarMLPLOpt.momentum_decays", momentum_decays)
+        factored_decays = averages.check_decays("StarMLPLOpt.factored_decays", factored_decays)
         self.config: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_layers": num_layers,
@@ -172,6 +133,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             "hold_unseen": hold_unseen,
             "second_derivatives": second_derivatives,
         }
+        _check(self.config)
         self._sizes = [hidden_size] * num_layers
         self._momentum_decays = momentum_decays
         self._second_moment_decay = second_moment_decay
@@ -220,9 +182,9 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             "nominal_scale": jnp.zeros(()),
         }
 
-    def opt_fn(self, theta: Theta, is_training: bool = False) -> _StarMLPOptimizer:
+    def opt_fn(self, theta: Theta, is_training: bool = False) -> StarMLPOptimizer:
         """Returns the `Optimizer` that `theta` parameterizes."""
-        return _StarMLPOptimizer(self, theta, is_training)
+        return StarMLPOptimizer(self, theta, is_training)
 
     def initial_averages(self, leaf: Any) -> Averages:
         """Zeros, each an array of its own, so that a training loop may donate them."""
@@ -343,75 +305,23 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         return jnp.where(given.second > 0, update, 0.0) if self._hold_unseen else update
 
 
-class _StarMLPOptimizer(upstream.Optimizer):
-    """`StarMLPLOpt` with its weights: the interface of upstream's optimizers."""
-
-    def __init__(self, lopt: StarMLPLOpt, theta: Theta, is_training: bool):
-        self._lopt = lopt
-        self._theta = theta
-        self._is_training = is_training
-
-    @property
-    def name(self) -> str:
-        return self._lopt.name
-
-    def init(
-        self,
-        params: Params,
-        model_state: Any = None,
-        num_steps: int | None = None,
-        key: jax.Array | None = None,
-        **kwargs: Any,
-    ) -> StarMLPOptState:
-        """Starts a run. `num_steps` and `key` are accepted and not needed."""
-        del num_steps, key, kwargs
-        leaves.check(params)
-        trained = filter(leaves.is_trained, jax.tree.leaves(params))
-        return StarMLPOptState(
-            params=params,
-            state=model_state,
-            averages=tuple(map(self._lopt.initial_averages, trained)),
-            iteration=jnp.asarray(0, jnp.int32),
-        )
-
-    def set_params(self, state: StarMLPOptState, params: Params) -> StarMLPOptState:
-        return state.replace(params=params)  # type: ignore[attr-defined]
-
-    def update(
-        self,
-        opt_state: StarMLPOptState,
-        grad: Params,
-        loss: jax.Array | None = None,
-        model_state: Any = None,
-        key: jax.Array | None = None,
-        **kwargs: Any,
-    ) -> StarMLPOptState:
-        """One inner step; `grad` is shaped like the params."""
-        del loss, key, kwargs
-        leaves.check_gradients(grad, opt_state.params)
-        moved: list[Any] = jax.tree.leaves(opt_state.params)
-        treedef: Any = jax.tree.structure(opt_state.params)
-        trained = [index for index, leaf in enumerate(moved) if leaves.is_trained(leaf)]
-        gradients = leaves.trained_gradients(grad, opt_state.params)
-        params = [jnp.asarray(moved[index]) for index in trained]
-        if not self._lopt.second_derivatives:
-            gradients = jax.lax.stop_gradient(gradients)
-        step = opt_state.iteration
-        if self._is_training and trained:
-            found = self._lopt.update_tensors(
-                self._theta, opt_state.averages, gradients, params, step
-            )
-        else:
-            found = self._lopt.update(self._theta, opt_state.averages, gradients, params, step)
-        for index, param, (update, _) in zip(trained, params, found, strict=True):
-            moved[index] = leaves.added_to(param, update)
-        return StarMLPOptState(
-            params=treedef.unflatten(moved),
-            state=model_state,
-            averages=tuple(new for _, new in found),
-            iteration=opt_state.iteration + 1,
-        )
-
-
 def _as(dtype: Any, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raises ValueError where an argument is out of its range."""
+    name = "StarMLPLOpt"
+    errors.check_count(f"{name}.hidden_size", config["hidden_size"])
+    errors.check_count(f"{name}.num_layers", config["num_layers"], most=100)
+    momenta, factored = len(config["momentum_decays"]), len(config["factored_decays"])
+    if momenta != factored:
+        raise ValueError(
+            f"{name} has {momenta} momentum_decays and {factored} factored_decays: momenta are "
+            "divided by factored second moments one by one, so give as many of both."
+        )
+    averages.check_decays(f"{name}.second_moment_decay", [config["second_moment_decay"]])
+    nominal_lib.check(name, config["nominal"])
+    for key in ("nominal_step", "blackbox_scale", "magnitude_scale", "head_scale"):
+        errors.check_not_negative(f"{name}.{key}", config[key])
+    errors.check_positive(f"{name}.epsilon", config["epsilon"])
