@@ -12,7 +12,7 @@ import regularized_lopt
 from regularized_lopt import regularizers, tasks
 from regularized_lopt.measure import update_curves
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
-from regularized_lopt.report import tables, update_figures
+from regularized_lopt.report import optimizer_tables, update_figures
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 
@@ -201,9 +201,13 @@ def test_the_steepest_slopes_are_compared_over_meta_training_seeds():
         name: [update_curves.update_curves(SGD(rate), limits=(0.1,)) for rate in rates]
         for name, rates in {"none": (1.0, 2.0, 3.0), "smooth": (0.5, 1.5), "lone": (4.0,)}.items()
     }
-    _, rows = tables.smoothness_table(curves, "none")
+    _, rows = optimizer_tables.smoothness_table(curves, "none")
     assert rows[0] == ["none", "2 ± 1", ""]
     # Of unequal numbers of seeds, those that both have; their differences are all the same.
     assert rows[1] == ["smooth", "1 ± 0.71", "-0.5 [-0.5, -0.5]"]
     assert rows[2][:2] == ["lone", "4 ± 0"]
-    assert [row[2] for row in tables.smoothness_table(curves, "absent")[1]] == ["", "", ""]
+    assert [row[2] for row in optimizer_tables.smoothness_table(curves, "absent")[1]] == [
+        "",
+        "",
+        "",
+    ]

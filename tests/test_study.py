@@ -25,7 +25,15 @@ from regularized_lopt.measure import FlatnessConfig, cubic_regression, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.results import POINTS
-from regularized_lopt.report import export, figures, paper_claims, plot_style, tables, verdicts
+from regularized_lopt.report import (
+    export,
+    figures,
+    optimizer_tables,
+    paper_claims,
+    plot_style,
+    tables,
+    verdicts,
+)
 from regularized_lopt.study import Experiment, Study, dry_run
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache_keys import identity
@@ -551,9 +559,9 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
     assert [len(line.get_xdata()) for line in figure.axes[1].lines] == [1, 1]
     # The seed that diverged is the worst, not left out.
     losses = {"none": (0.2, 0.3, 0.4)}
-    assert tables.validation_table([both], losses)[1] == [[RELU, "3", "-1.00", "0"]]
-    assert tables.validation_table([both], {"none": (0.2, 0.4, 0.3)})[1][0][2] == "-0.50"
-    assert tables.validation_table([found], {"none": (0.2,)})[1] == []
+    assert optimizer_tables.validation_table([both], losses)[1] == [[RELU, "3", "-1.00", "0"]]
+    assert optimizer_tables.validation_table([both], {"none": (0.2, 0.4, 0.3)})[1][0][2] == "-0.50"
+    assert optimizer_tables.validation_table([found], {"none": (0.2,)})[1] == []
     (dots,) = figures.validation([both], losses).axes[0].lines
     np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
     header, rows = tables.accuracy_table([both])
@@ -837,5 +845,5 @@ def test_weight_decay_makes_smaller_params():
     plain, decayed = found.fits.values()
     difference = statistics.paired_difference(decayed.norm, plain.norm)
     assert difference.high < 0
-    header, rows = tables.early_evidence_table(found)
+    header, rows = optimizer_tables.early_evidence_table(found)
     assert [len(row) for row in rows] == [len(header)] * 2

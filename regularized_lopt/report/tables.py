@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.stats
 
 from regularized_lopt import statistics
-from regularized_lopt.measure.cubic_regression import EarlyEvidence
 from regularized_lopt.measure.flatness import LABELS, PROPERTIES, SCALES
 from regularized_lopt.measure.results import Result, TaskResult, names
-from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report.html import Table
 from regularized_lopt.report.verdicts import Verdict, compare, units
 
@@ -28,7 +25,7 @@ def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = Non
         if key not in result.optimizers:
             return ""
         accuracy = result.optimizers[key].accuracy()
-        return _summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
+        return summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
 
     rows = [[key, *(cell(result, key) for result in results)] for key in names(results)]
     return ["optimizer", *(result.task for result in results)], rows
@@ -130,7 +127,7 @@ def _over(results: Sequence[TaskResult], key: str) -> list[str]:
     reference = results[0].reference
     return [
         str(len(results)),
-        _summary(seeds(key)),
+        summary(seeds(key)),
         f"{fail} of {len(results) * len(seeds(key))}",
         "" if key == reference else str(compare(seeds(key), seeds(reference))),
     ]
@@ -160,11 +157,11 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
                 [
                     result.task,
                     one.name,
-                    _summary(one.accuracy()),
+                    summary(one.accuracy()),
                     _lowest(one.accuracy()),
                     "" if key == reference else str(compare(one.accuracy(), base)),
-                    _summary(one.final_train_loss()),
-                    _summary(one.param_norm()),
+                    summary(one.final_train_loss()),
+                    summary(one.param_norm()),
                     f"{np.median(poc):.0f}" + (f" ({never} never)" if never else ""),
                     str(one.gradients_per_step),
                 ]
@@ -198,7 +195,7 @@ def property_table(result: TaskResult, point: str) -> Table:
                 )
         if result.flatness_config.num_probes:
             row += [
-                _summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
+                summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
             ]
         rows.append(row)
     return header, rows
@@ -239,115 +236,6 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
     return header, rows
 
 
-def early_evidence_table(found: EarlyEvidence) -> Table:
-    """One row per optimizer; differences to the first."""
-    first = next(iter(found.fits.values()))
-    header = ["optimizer", "R² (median)", "R²", "vs first (95%)", "‖p‖", "vs first (95%)", "loss"]
-    rows = []
-    for name, fits in found.fits.items():
-        same = fits is first
-        rows.append(
-            [
-                name,
-                f"{np.median(fits.r2):.4g}",
-                str(statistics.summarize(fits.r2)),
-                "" if same else str(statistics.paired_difference(fits.r2, first.r2)),
-                str(statistics.summarize(fits.norm)),
-                "" if same else str(statistics.paired_difference(fits.norm, first.norm)),
-                str(statistics.summarize(fits.train_loss)),
-            ]
-        )
-    return header, rows
-
-
-def meta_training_table(
-    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
-    losses: Mapping[str, Sequence[float]],
-) -> Table:
-    """One row per meta-training: how long it was, how well it went, and what it had to survive.
-
-    Args:
-      curves: by optimizer and meta-training seed.
-      losses: validation losses (nats), by optimizer, one per seed; infinite: none was made.
-    """
-    header = ["optimizer", "outer steps", "validation loss", "skipped", "drawn anew", "returns"]
-    rows = []
-    for name, seeds in curves.items():
-        for (seed, columns), loss in zip(seeds.items(), losses[name], strict=True):
-            counts = [columns[key] for key in ("nonfinite", "redrawn", "rollbacks")]
-            rows.append(
-                [
-                    name if len(seeds) == 1 else f"{name}, seed {seed}",
-                    f"{columns['outer_step'].max():.0f}",
-                    f"{loss:.4f}" if np.isfinite(loss) else "none made",
-                    *(
-                        f"{np.nanmax(one):.0f}" if np.isfinite(one).any() else "not recorded"
-                        for one in counts
-                    ),
-                ]
-            )
-    return header, rows
-
-
-def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]]) -> Table:
-    """One row per task with three optimizers: what the validation loss of meta-training foretells.
-
-    Args:
-      results: by task.
-      losses: by optimizer, one (nats) per meta-training seed.
-
-    Spearman's rank correlation over all optimizers and seeds (-1: the lower the loss, the higher
-    the test accuracy), and its p of no relation.
-    """
-    rows = []
-    for result in results:
-        known = {key: one for key, one in result.optimizers.items() if key in losses}
-        loss = [value for key in known for value in losses[key]]
-        if len(loss) < 3:  # Of two, the order is always right or wrong.
-            continue
-        accuracy = np.concatenate([one.accuracy().mean(axis=1) for one in known.values()])
-        found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
-        rows.append([result.task, str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
-    return ["task", "optimizers", "rank correlation", "p"], rows
-
-
-def smoothness_table(
-    curves: Mapping[str, Sequence[Sequence[UpdateCurve]]], reference: str
-) -> Table:
-    """One row per optimizer: the steepest slope of its update at each scale, with differences.
-
-    Args:
-      curves: by optimizer, meta-training seed and scale.
-      reference: optimizer that the others are compared with, if it is among them.
-    """
-    slopes = {
-        name: np.array([[curve.roughness for curve in of] for of in seeds])
-        for name, seeds in curves.items()
-    }
-    header = ["optimizer"]
-    for curve in next(iter(curves.values()))[0]:
-        limit = f"gradients up to {curve.gradient.max():g}"
-        header += [f"steepest slope, {limit}", f"vs {reference} (95%)"]
-    rows = []
-    for name, own in slopes.items():
-        row = [name]
-        for scale in range(own.shape[1]):
-            row.append(_summary(own[:, scale, None]))
-            other = None if name == reference else slopes.get(reference)
-            row.append(
-                "" if other is None else str(compare(own[:, scale, None], other[:, scale, None]))
-            )
-        rows.append(row)
-    return header, rows
-
-
-def compute_table(seconds: Mapping[str, float]) -> Table:
-    """Minutes by kind of result, from `TimedCache.spent`."""
-    total = sum(seconds.values())
-    rows = [[kind, f"{value / 60:.1f}"] for kind, value in sorted(seconds.items())]
-    return ["", "minutes"], [*rows, ["all", f"{total / 60:.1f}"]]
-
-
 def _lowest(values: np.ndarray) -> str:
     finite = [value for value in units(values) if np.isfinite(value)]
     return f"{min(finite):.2f}" if finite else ""
@@ -356,8 +244,9 @@ def _lowest(values: np.ndarray) -> str:
 def _measured(values: np.ndarray) -> str:
     """A property, which is NaN where its ball has no room (`sharpness.has_room`)."""
     missing = int(np.sum(np.isnan(units(values))))
-    return f"not measured ({missing} of {len(units(values))})" if missing else _summary(values)
+    return f"not measured ({missing} of {len(units(values))})" if missing else summary(values)
 
 
-def _summary(values: np.ndarray) -> str:
+def summary(values: np.ndarray) -> str:
+    """Mean and deviation over the independent units of [seeds, runs]."""
     return str(statistics.summarize(units(values)))

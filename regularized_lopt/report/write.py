@@ -11,7 +11,14 @@ from matplotlib import figure as mpl_figure
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
 from regularized_lopt.measure.results import POINTS, TaskResult
 from regularized_lopt.measure.update_curves import UpdateCurve
-from regularized_lopt.report import export, paper_claims, plot_style, tables, update_figures
+from regularized_lopt.report import (
+    export,
+    optimizer_tables,
+    paper_claims,
+    plot_style,
+    tables,
+    update_figures,
+)
 from regularized_lopt.report import figures as figures_lib
 from regularized_lopt.report import verdicts as verdicts_lib
 from regularized_lopt.report.html import Page, Table, print_table
@@ -223,7 +230,7 @@ class Reporter:
         """
         page.table_section(
             "Meta-training",
-            tables.meta_training_table(curves, losses),
+            optimizer_tables.meta_training_table(curves, losses),
             "Validation loss: the lowest in the last stage of the curriculum, by which a seed is "
             "chosen. Skipped: outer steps whose loss or gradient was not finite. Drawn anew: "
             "trajectories that exploded. Returns: to a checkpoint, with a lower learning rate of "
@@ -236,7 +243,7 @@ class Reporter:
             "Losses are the plain ones, without regularizers.",
         )
         made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
-        if (foretold := tables.validation_table(self._results, made))[1]:
+        if (foretold := optimizer_tables.validation_table(self._results, made))[1]:
             page.table_section(
                 "What the validation loss of meta-training foretells",
                 foretold,
@@ -260,7 +267,7 @@ class Reporter:
         """
         page.table_section(
             "Updates as functions of the gradient",
-            tables.smoothness_table(curves, self._results[0].reference),
+            optimizer_tables.smoothness_table(curves, self._results[0].reference),
             "The steepest slope of the update of one coordinate, hidden state fixed, which the "
             "smoothing term should lower. Means ± standard deviation over meta-training seeds; "
             "differences with 95% intervals.",
@@ -273,7 +280,7 @@ class Reporter:
         """A section on what all of it took."""
         page.table_section(
             "Compute spent",
-            tables.compute_table(seconds),
+            optimizer_tables.compute_table(seconds),
             "Wall-clock on the machine that computed the cells, which may have had other work.",
         )
 
@@ -281,7 +288,7 @@ class Reporter:
         """A section on the regression of cubic polynomials."""
         page.table_section(
             "Early evidence: regression on noisy cubic polynomials",
-            tables.early_evidence_table(found),
+            optimizer_tables.early_evidence_table(found),
             f"{len(found.x)} polynomials, each fitted from its own init by every optimizer. "
             "Differences are to the first, paired, with 95% intervals.",
         )
