@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from regularized_lopt.report.html import markdown_table
+from regularized_lopt.report.markdown import table as markdown_table
 from regularized_lopt.report.plot_style import short
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import gin
 from regularized_lopt import gin_files, launch, zoo
 from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.outer_training import outer_train
-from regularized_lopt.report import figures, write
+from regularized_lopt.report import figures, html, terminal, write
 from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import meta_test
 
@@ -79,7 +79,8 @@ def main() -> None:
         "Left: what theta is trained on. Right: held-out validation.",
     )
     page.note(f"Seed 0, {outer_steps} outer steps each.")
-    page.write(args.out_dir / "report.html")
+    html.write(page, args.out_dir / "report.html")
+    terminal.show(page)
     print(f"Done in {time.monotonic() - start:.0f} s. Open {args.out_dir / 'report.html'}")
 
 

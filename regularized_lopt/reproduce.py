@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from regularized_lopt import launch, zoo
-from regularized_lopt.report.html import print_table
+from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
 from regularized_lopt.study.dry_run import PlannedResult, plan

@@ -7,8 +7,8 @@ from absl import flags
 from regularized_lopt import launch
 from regularized_lopt.measure.trial import Trial
 from regularized_lopt.report import trials as report
-from regularized_lopt.report.html import print_table
 from regularized_lopt.report.plot_style import save_png
+from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import search as search_lib
 
 

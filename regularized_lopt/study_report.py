@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regularized_lopt.report import html, markdown, terminal
 from regularized_lopt.report.write import Reporter
 from regularized_lopt.study.study import Study
 
@@ -35,7 +36,9 @@ def publish(study: Study, lead: str) -> None:
         reporter.early_evidence(page, found)
     if spent := dict(study.cache.spent.items()):
         reporter.compute(page, spent)
-    page.write(study.out_dir / "report.html")
+    html.write(page, study.out_dir / "report.html")
     notes = study.out_dir / NOTES
-    page.write_markdown(study.out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else "")
+    text = notes.read_text() if notes.is_file() else ""
+    markdown.write(page, study.out_dir / "RESULTS.md", text)
+    terminal.show(page)
     print(f"Results, figures and report: {study.out_dir / 'report.html'}")

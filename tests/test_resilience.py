@@ -30,7 +30,7 @@ from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.run import OutOfMemoryError
 from regularized_lopt.outer_training.session import DivergedError
-from regularized_lopt.report import tables, write
+from regularized_lopt.report import html, tables, write
 from regularized_lopt.run_files import load_metrics, read_metrics
 from regularized_lopt.study import meta_test
 from regularized_lopt.tasks import sources
@@ -376,7 +376,7 @@ def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path
         progress=False,
     )
     page = write.Reporter([result], tmp_path).write("Diverged", "")
-    page.write(tmp_path / "report.html")
+    html.write(page, tmp_path / "report.html")
     text = re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", (tmp_path / "report.html").read_text())
     words = set(re.findall(r"[a-z]+", text.lower()))
     assert {"diverged", "kept"} <= words

@@ -174,49 +174,6 @@ def _nearby(around: Flatness, run: int, radii: Sequence[float]) -> dict[str, Any
 
 def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
     """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
-
-    def around(at: Flatness, radius: int) -> dict[str, Any]:
-        """Without what runs.csv has: the ends of ascents at other radii."""
-        ascents = {
-            name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
-            for name in ("loss_ascent", "grad_norm_ascent")
-        }
-        return {**serialization.fields(at), **ascents}
-
-    def optimizer(one: Result, radius: int) -> dict[str, Any]:
-        return {
-            "name": one.name,
-            "gradients_per_step": one.gradients_per_step,
-            "runs": [
-                {
-                    name: getattr(curves, name)
-                    for name in (
-                        "eval_steps",
-                        "test_loss",
-                        "test_accuracy",
-                        "param_norm",
-                        "update_norm",
-                        "final_train_loss",
-                        "poc_step",
-                        "poc_declared",
-                        "best_step",
-                    )
-                }
-                for curves in one.curves
-            ],
-            "at": {point: [around(s, radius) for s in of] for point, of in one.at.items()},
-            "matched": [
-                {
-                    "training_loss": matched.level,
-                    "own_step": matched.own_step,
-                    "reference_step": matched.reference_step,
-                    "own": around(matched.own, 0),  # Measured at the headline radius alone.
-                    "reference": around(matched.reference, 0),
-                }
-                for matched in one.matched
-            ],
-        }
-
     return _jsonable(
         {
             "reference": results[0].reference,
@@ -226,7 +183,7 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
                     "num_steps": result.num_steps,
                     "measurement": serialization.fields(result.flatness_config),
                     "contestants": {
-                        key: optimizer(one, result.flatness_config.headline)
+                        key: _optimizer(one, result.flatness_config.headline)
                         for key, one in result.optimizers.items()
                     },
                 }
@@ -234,6 +191,45 @@ def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str,
             },
         }
     )
+
+
+def _optimizer(one: Result, radius: int) -> dict[str, Any]:
+    curves = (
+        "eval_steps",
+        "test_loss",
+        "test_accuracy",
+        "param_norm",
+        "update_norm",
+        "final_train_loss",
+        "poc_step",
+        "poc_declared",
+        "best_step",
+    )
+    return {
+        "name": one.name,
+        "gradients_per_step": one.gradients_per_step,
+        "runs": [{name: getattr(of_seed, name) for name in curves} for of_seed in one.curves],
+        "at": {point: [_ascents(s, radius) for s in of] for point, of in one.at.items()},
+        "matched": [
+            {
+                "training_loss": matched.level,
+                "own_step": matched.own_step,
+                "reference_step": matched.reference_step,
+                "own": _ascents(matched.own, 0),  # Measured at the headline radius alone.
+                "reference": _ascents(matched.reference, 0),
+            }
+            for matched in one.matched
+        ],
+    }
+
+
+def _ascents(at: Flatness, radius: int) -> dict[str, Any]:
+    """Without what runs.csv has: the ends of ascents at other radii."""
+    ascents = {
+        name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
+        for name in ("loss_ascent", "grad_norm_ascent")
+    }
+    return {**serialization.fields(at), **ascents}
 
 
 def _jsonable(value: Any) -> Any:

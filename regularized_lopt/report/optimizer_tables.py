@@ -11,7 +11,7 @@ from regularized_lopt import statistics
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
 from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.measure.update_curves import UpdateCurve
-from regularized_lopt.report.html import Table
+from regularized_lopt.report.sections import Table
 from regularized_lopt.report.tables import summary
 from regularized_lopt.report.verdicts import compare
 

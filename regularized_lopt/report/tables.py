@@ -9,7 +9,7 @@ import numpy as np
 from regularized_lopt import statistics
 from regularized_lopt.measure.flatness import LABELS, PROPERTIES, SCALES
 from regularized_lopt.measure.results import Result, TaskResult, names
-from regularized_lopt.report.html import Table
+from regularized_lopt.report.sections import Table
 from regularized_lopt.report.verdicts import Verdict, compare, units
 
 

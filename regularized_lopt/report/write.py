@@ -21,7 +21,7 @@ from regularized_lopt.report import (
 )
 from regularized_lopt.report import figures as figures_lib
 from regularized_lopt.report import verdicts as verdicts_lib
-from regularized_lopt.report.html import Page, Table, print_table
+from regularized_lopt.report.sections import Page, Table
 
 
 class Reporter:
@@ -49,7 +49,7 @@ class Reporter:
         seconds_per_step: Callable[[str, str], float | None] | None = None,
         chosen: Mapping[str, int] | None = None,
     ) -> Page:
-        """Writes files and figures, prints the tables, and returns the page, not written yet.
+        """Writes files and figures, and returns the page, not written yet.
 
         Args:
           title, lead: of the page; the paper's claims are gone through if a test was declared.
@@ -58,62 +58,52 @@ class Reporter:
         """
         export.write(self._results, self.judged, self.claims, self._out_dir)
         page = Page(title, lead)
+        self._accuracy(page)
+        if any(len(one.curves) > 1 for result in self._results for _, one in result.learned):
+            self._seeds(page)
+        if chosen:
+            self._chosen(page, chosen)
+        if self._primary is not None:
+            page.claims(self.claims, paper_claims.NOTE)
+        self._accuracy_in_detail(page)
+        if self._primary is not None:
+            self._declared(page)
+        self._against_sam(page)
+        self._properties(page)
+        for result in self._results:
+            self._task(page, result, seconds_per_step)
+        return page
+
+    def _accuracy(self, page: Page) -> None:
         page.table_section(
             "Test accuracy at completion (%)",
             self._table_1(),
             "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
         )
-        if any(len(one.curves) > 1 for result in self._results for _, one in result.learned):
-            self._add(
-                page,
-                figures_lib.seeds(self._results),
-                "seeds",
-                "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
-                "better.",
-            )
-            page.table_section(
-                "Meta-training seeds that fail",
-                _with_short_names(tables.failures(self._results)),
-                f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
-                "seeds and baselines. Where some do, means over seeds, and their intervals, say "
-                "little.",
-            )
-            if (over := tables.over_tasks(self._results))[1]:
-                page.table_section(
-                    "Over several tasks",
-                    over,
-                    "Test accuracy at completion, of each meta-training seed the mean over tasks. "
-                    "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
-                    "a task.",
-                )
-        if chosen:
-            self._chosen(page, chosen)
-        if self._primary is not None:
-            page.claims(self.claims, paper_claims.NOTE)
-        page.table_section(
-            "Test accuracy in detail",
-            tables.accuracy_table(self._results),
-            "Means ± standard deviation over runs (over meta-training seeds where there are "
-            "several), and the lowest of them. Differences are paired, by init and batches, with "
-            "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
-            "completion.",
+
+    def _seeds(self, page: Page) -> None:
+        self._add(
+            page,
+            figures_lib.seeds(self._results),
+            "seeds",
+            "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
+            "better.",
         )
-        if self._primary is not None:
-            self._declared(page)
-        if (against := tables.against_sam(self._results))[1]:
+        page.table_section(
+            "Meta-training seeds that fail",
+            _with_short_names(tables.failures(self._results)),
+            f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
+            "seeds and baselines. Where some do, means over seeds, and their intervals, say "
+            "little.",
+        )
+        if (over := tables.over_tasks(self._results))[1]:
             page.table_section(
-                "Against SAM in the inner loss, with a tuned learning rate",
-                against,
-                "Differences at completion with 95% intervals, to a baseline that takes two "
-                "gradients per step; negative in a radius: flatter than that.",
+                "Over several tasks",
+                over,
+                "Test accuracy at completion, of each meta-training seed the mean over tasks. "
+                "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
+                "a task.",
             )
-        if measured := [result for result in self._results if result.is_measured]:
-            learned = [one for result in measured for _, one in result.learned]
-            for name in dict.fromkeys(one.own_property for one in learned):
-                self._property(page, name, measured)
-        for result in self._results:
-            self._task(page, result, seconds_per_step)
-        return page
 
     def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
         return _with_short_names(tables.table_1(self._results, seeds))
@@ -128,6 +118,16 @@ class Reporter:
             "which no meta-test image decides. Means ± standard deviation over runs.",
         )
 
+    def _accuracy_in_detail(self, page: Page) -> None:
+        page.table_section(
+            "Test accuracy in detail",
+            tables.accuracy_table(self._results),
+            "Means ± standard deviation over runs (over meta-training seeds where there are "
+            "several), and the lowest of them. Differences are paired, by init and batches, with "
+            "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
+            "completion.",
+        )
+
     def _declared(self, page: Page) -> None:
         tested = [v for v in self.judged if v.decision is not None]
         page.table_section(
@@ -137,6 +137,22 @@ class Reporter:
             "task, at the headline radius, absolute, and at completion. Everything else on this "
             "page describes, each measure by its own 95% interval.",
         )
+
+    def _against_sam(self, page: Page) -> None:
+        if (against := tables.against_sam(self._results))[1]:
+            page.table_section(
+                "Against SAM in the inner loss, with a tuned learning rate",
+                against,
+                "Differences at completion with 95% intervals, to a baseline that takes two "
+                "gradients per step; negative in a radius: flatter than that.",
+            )
+
+    def _properties(self, page: Page) -> None:
+        """Of each that an optimizer should have learned."""
+        measured = [result for result in self._results if result.is_measured]
+        learned = [one for result in measured for _, one in result.learned]
+        for name in dict.fromkeys(one.own_property for one in learned):
+            self._property(page, name, measured)
 
     def _property(self, page: Page, name: str, measured: Sequence[TaskResult]) -> None:
         reference = measured[0].reference
@@ -178,13 +194,11 @@ class Reporter:
         )
         if any(seconds is not None for _, seconds in costs):
             page.note("What a step of one run costs, compilation excluded, evaluations included:")
-            page.table(
-                ["optimizer", "gradients per step", "ms per step"],
-                [
-                    [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
-                    for one, s in costs
-                ],
-            )
+            rows = [
+                [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
+                for one, s in costs
+            ]
+            page.table((["optimizer", "gradients per step", "ms per step"], rows))
 
     def _flatness(self, page: Page, result: TaskResult) -> None:
         radius = result.flatness_config.radii[result.flatness_config.headline]
@@ -195,11 +209,9 @@ class Reporter:
             "Dots: mean paired difference; lines: 95% interval.",
         )
         for point in POINTS:
-            header, rows = tables.property_table(result, point)
-            title = f"{result.task}, properties at {point}"
-            print_table(title, header, rows)
             page.note(f"Properties at {point}, radius {radius:g}:")
-            page.table(header, rows)
+            title = f"{result.task}, properties at {point}"
+            page.table(tables.property_table(result, point), title)
         self._add(
             page,
             figures_lib.ascent_curves(result),
