@@ -1,6 +1,7 @@
 """The package's floors: what may import what, and how large a room, a file, a function may be."""
 
 import ast
+import collections
 import graphlib
 
 from conftest import REPOSITORY
@@ -41,6 +42,11 @@ ON_TOP = {
 """Modules of the launchers' floor."""
 DOORS = {("zoo", "plots")}
 """Imports within a function that may lead upward: one-line methods of `LoadedLOpt`."""
+LARGEST_ROOM = 0.2
+"""Of the package's lines, a share that no room reaches."""
+LONGEST_FILE = 350
+LONGEST_FUNCTION = 60
+"""Lines, the docstring left out."""
 
 
 def source_files():
@@ -142,3 +148,40 @@ def test_doors_are_within_functions():
 
 def test_there_are_no_circles():
     graphlib.TopologicalSorter(IMPORTS).prepare()  # Raises CycleError, which names one.
+
+
+def length(function):
+    """Of a function in lines, without its docstring."""
+    first = function.body[0]
+    documented = ast.get_docstring(function, clean=False) is not None
+    docstring = first.end_lineno - first.lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - docstring
+
+
+def test_a_docstring_does_not_make_a_function_longer():
+    code = 'def f(\n    x,\n):\n    """One.\n\n    Two.\n    """\n    return x\n'
+    assert length(ast.parse(code).body[0]) == 4
+
+
+def test_no_room_is_too_large():
+    lines = collections.Counter()
+    for module, path in SOURCES.items():
+        lines[module.partition(".")[0]] += len(path.read_text().splitlines())
+    (largest, count), *_ = lines.most_common()
+    assert count < LARGEST_ROOM * lines.total(), f"{largest} has {count} of {lines.total()} lines."
+
+
+def test_no_file_is_too_long():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in SOURCES.items()}
+    assert not {module: lines for module, lines in lengths.items() if lines > LONGEST_FILE}
+
+
+def test_no_function_is_too_long():
+    too_long = [
+        f"{module}.{node.name} has {length(node)} lines."
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and length(node) > LONGEST_FUNCTION
+    ]
+    assert not too_long
