@@ -1,12 +1,11 @@
-"""What the network of `StarMLPLOpt` reads of a tensor, and that network.
+"""What the network of `StarMLPLOpt` reads of a tensor.
 
-Both come in two forms with the same result: one tensor at a time, in passes over its coordinates
-with nothing of their size in between, and all tensors side by side, as matrices.
+It comes in two forms with the same result: of one tensor, in passes over its coordinates with
+nothing of their size in between, and of several tensors side by side, as matrices.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt.learned_optimizers import averages
-
-TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
 _FLOOR = 1e-5  # Added to a feature's mean square before it is normalized by it.
 _MOMENTUM_FLOOR = 1e-6  # Added to a vector's; for gradients upstream has another.
@@ -164,7 +161,7 @@ def side_by_side(
     form: Form,
 ) -> tuple[list[Averages], Inputs]:
     """`averaged` and `inputs` of several tensors, whose coordinates are one axis of all arrays."""
-    tensors = _Tensors([gradient.shape for gradient in gradients])
+    tensors = Tensors([gradient.shape for gradient in gradients])
     gradient = tensors.join(gradients)
     b, c = decays.momentum[:, None], decays.second_moment[0]
     stacks = [
@@ -259,14 +256,14 @@ def normalized(
     rows: Sequence[jax.Array], sizes: Sequence[int]
 ) -> tuple[Float[Array, "features n"], Float[Array, "features tensors"]]:
     """Features side by side, each over its root mean square in each tensor; 1 over these."""
-    tensors = _Tensors([(size,) for size in sizes])
+    tensors = Tensors([(size,) for size in sizes])
     matrix = jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
     means = [jnp.mean(part, axis=1, keepdims=True) for part in tensors.split(matrix**2)]
     scales = [jax.lax.rsqrt(mean + _FLOOR) for mean in means]
     return matrix * tensors.join(scales), jnp.concatenate(scales, axis=1)
 
 
-class _Tensors:
+class Tensors:
     """Tensors whose coordinates are laid side by side on the last axis."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
@@ -312,72 +309,3 @@ def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
 @_sums.defjvp
 def _sums_jvp(primals: Any, tangents: Any) -> Any:
     return _sums(*primals), [jnp.sum(t) for t in tangents[0]]
-
-
-def unit_by_unit(
-    network: Any,
-    rows: Sequence[jax.Array],
-    scales: jax.Array,
-    step: jax.Array,
-    context: jax.Array,
-) -> list[jax.Array]:
-    """The heads, from arithmetic on one unit at a time, of which XLA makes a single loop.
-
-    Args:
-      network: weights and biases by layer.
-      rows: features, each broadcastable to the tensor.
-      scales: [features], what they are multiplied with.
-      step: steps taken.
-      context: [c], features of the whole tensor.
-    """
-    (weights, bias), *rest = _layers(network, len(rows), step, context)
-    units = _layer(weights * scales[:, None], bias, rows)
-    for weights, bias in rest:
-        units = _layer(weights, bias, [jax.nn.relu(unit) for unit in units])
-    return units
-
-
-def _layer(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> list[jax.Array]:
-    return [
-        functools.reduce(
-            jnp.add, (w * x for w, x in zip(weights[:, j], inputs, strict=True)), bias[j]
-        )
-        for j in range(weights.shape[1])
-    ]
-
-
-def as_matrices(
-    network: Any,
-    rows: Float[Array, "features n"],
-    sizes: Sequence[int],
-    step: jax.Array,
-    context: Float[Array, "c tensors"],
-) -> Float[Array, "heads n"]:
-    """The heads, from normalized features of tensors side by side and features of each tensor."""
-    (weights, biases), *rest = _layers(network, len(rows), step, context)
-    tensors = _Tensors([(size,) for size in sizes])
-    by_tensor = [biases[:, i : i + 1] for i in range(len(sizes))]
-    units = weights.T @ rows + tensors.join(by_tensor)
-    for weights, bias in rest:
-        units = weights.T @ jax.nn.relu(units) + bias[:, None]
-    return units
-
-
-def _layers(
-    network: Any, num_features: int, step: jax.Array, context: jax.Array
-) -> list[tuple[jax.Array, jax.Array]]:
-    """(weights, bias) by layer.
-
-    What the step and the context add is the same for all coordinates of a tensor: it is in the
-    first bias, [units, *context.shape[1:]].
-    """
-    layers = [network[f"layer_{i}"] for i in range(len(network))]
-    pairs = [(layer["w"], layer["b"]) for layer in layers]
-    weights, bias = pairs[0]
-    clock = jnp.tanh(step / jnp.asarray(TIMESCALES, weights.dtype) - 1).astype(weights.dtype)
-    of_features, of_clock, of_context = jnp.split(
-        weights, [num_features, num_features + len(TIMESCALES)]
-    )
-    bias = bias + clock @ of_clock
-    bias = bias.reshape(-1, *[1] * (context.ndim - 1)) + of_context.T @ context
-    return [(of_features, bias), *pairs[1:]]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import averages, leaves
+from regularized_lopt.learned_optimizers import averages, leaves, star_network
 from regularized_lopt.learned_optimizers import nominal as nominal_lib
 from regularized_lopt.learned_optimizers import star_features as features
 from regularized_lopt.learned_optimizers.star_features import Averages
@@ -163,7 +163,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         """
         heads = len(_HEADS) if self._controller else len(_HEADS) - 1
         num_decays = len(self._momentum_decays)
-        num_inputs = features.count(num_decays) + len(features.TIMESCALES)
+        num_inputs = features.count(num_decays) + len(star_network.TIMESCALES)
         num_inputs += features.count_of_tensor(num_decays) if self._tensor_features else 0
         sizes = [num_inputs, *self._sizes, heads]
         network = {}
@@ -244,7 +244,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         new, gradient, param, scales = jax.lax.optimization_barrier((new, gradient, param, scales))
         given = features.inputs(new, gradient, param, decays, step, self._form)
         rows, context = features.features(given), self._context(scales)
-        heads = features.unit_by_unit(theta["network"], rows, scales, step, context)
+        heads = star_network.unit_by_unit(theta["network"], rows, scales, step, context)
         return jnp.broadcast_to(self._update(theta, heads, given), gradient.shape), new
 
     def update_tensors(
@@ -264,7 +264,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         sizes = [gradient.size for gradient in wide]
         rows, scales = features.normalized(features.features(given), sizes)
         context = self._context(scales)
-        heads = features.as_matrices(theta["network"], rows, sizes, step, context)
+        heads = star_network.as_matrices(theta["network"], rows, sizes, step, context)
         updates = self._update(theta, heads, given._replace(momenta=tuple(given.momenta[0])))
         parts = jnp.split(updates, list(itertools.accumulate(sizes))[:-1])
         return [
