@@ -14,7 +14,8 @@ The file holds, by page and by headings ("regularized_lopt > What was found"; ""
 A caption is the sentence with a colon before the table, or else "table 1", "table 2", ... A label
 is what a row has in the columns that are named under "labels". Empty cells are left out, and so are
 code blocks, the targets of links, the numbers of list items, and images, whose text repeats their
-captions. Numbers in words count from two on.
+captions. Numbers in words count from two on. What stood on a page of `MOVED` may be anywhere on its
+pages now, in other words, and with other captions.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
 from markdown_it import MarkdownIt  # Comes with rich.
@@ -33,6 +34,12 @@ from markdown_it.tree import SyntaxTreeNode
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 KEPT = pathlib.Path("results/numbers.json")
+GUIDES = (
+    *("installation", "overview", "optax", "meta_training", "data", "regularizers", "schedules"),
+    *("smoothing", "surfaces", "upstream_tools", "studies", "results"),
+)
+MOVED = {"README.md": ("README.md", *(f"docs/{name}.md" for name in GUIDES))}
+"""Pages by what they were made of."""
 
 UNITS = "two three four five six seven eight nine"
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -46,6 +53,13 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=\W*[A-Z])")
+
+WORDS = {
+    word: str(number)
+    for first, words in ((2, UNITS), (10, TEENS))
+    for number, word in enumerate(words.split(), first)
+}
+"""Digits of numbers in words, as far as a change from one to the other is none."""
 
 Cells = dict[str, str]  # By column.
 
@@ -120,6 +134,11 @@ class Section:
 def numbers(text: str) -> list[str]:
     """The numbers in a text, in order."""
     return [number.lower() for number in NUMBER.findall(text)]
+
+
+def in_digits(text: str) -> list[str]:
+    """The numbers in a text, small ones in digits."""
+    return [WORDS.get(number, number) for number in numbers(text)]
 
 
 def distinct(name: str, taken: Iterable[str]) -> str:
@@ -203,8 +222,9 @@ def sections(markdown: str) -> dict[str, Section]:
 
 
 def pages(root: pathlib.Path) -> dict[str, dict[str, Section]]:
-    """The sections of README.md and of all pages in results/."""
-    paths = [root / "README.md", *(root / "results").rglob("*.md")]
+    """The sections of README.md, of the pages that it was split into, and of those in results/."""
+    moved = {root / page for targets in MOVED.values() for page in targets}
+    paths = moved | {*(root / "results").rglob("*.md")}
     return {
         path.relative_to(root).as_posix(): sections(path.read_text())
         for path in sorted(paths)
@@ -229,12 +249,49 @@ def differences(root: pathlib.Path) -> Iterator[str]:
         if page not in found:
             yield f"{page}: missing"
             continue
+        if page in MOVED:
+            targets = [found[target] for target in MOVED[page] if target in found]
+            yield from moved_differences(page, parts, targets)
+            continue
         for name, part in parts.items():
             where = f"{page}: {name}" if name else page
             if name in found[page]:
                 yield from section_differences(where, part, found[page][name])
             else:
                 yield f"{where}: missing"
+
+
+def moved_differences(
+    page: str, kept: dict[str, KeptSection], targets: list[dict[str, Section]]
+) -> Iterator[str]:
+    """The numbers that were kept of a page and are on none of those that it was split into.
+
+    A table is looked for by its columns and rows. The numbers of one that was taken apart may be in
+    prose and in new tables, and those of prose, too; other texts in cells may have changed.
+    """
+    sections = [section for target in targets for section in target.values()]
+    sentences = [text for section in sections for text in section.sentences]
+    new = [table for section in sections for table in section.tables.values()]
+    prose: list[KeptSentence] = []
+    for name, part in kept.items():
+        prose += part.get("prose", [])
+        for caption, table in part.get("tables", {}).items():
+            where = f"{page}: {name}: {caption}"
+            if found := [one for one in new if alike(table, one)]:
+                told = [[*table_differences(where, table, one, numbers)] for one in found]
+                new.remove(found[told.index(min(told, key=len))])
+                yield from min(told, key=len)
+            else:
+                cells = (text for row in table["rows"].values() for text in row.values())
+                prose += [{"text": text, "numbers": numbers(text)} for text in cells]
+    cells = [text for table in new for row in table.rows for text in row]
+    yield from prose_differences(page, prose, sentences + cells)
+
+
+def alike(kept: KeptTable, found: Table) -> bool:
+    """Whether it has the columns of a table that was kept, and a row of it at least."""
+    columns = {*kept["labels"]}.union(*kept["rows"].values())
+    return columns <= {*found.columns} and bool({*kept["rows"]} & {*found.by_label(kept["labels"])})
 
 
 def section_differences(where: str, kept: KeptSection, found: Section) -> Iterator[str]:
@@ -247,8 +304,13 @@ def section_differences(where: str, kept: KeptSection, found: Section) -> Iterat
     yield from prose_differences(where, kept.get("prose", []), found.sentences)
 
 
-def table_differences(where: str, kept: KeptTable, found: Table) -> Iterator[str]:
-    """What was kept of a table and is not in it, wherever its rows and columns stand now."""
+def table_differences(
+    where: str, kept: KeptTable, found: Table, compared: Callable[[str], object] = str
+) -> Iterator[str]:
+    """What was kept of a table and is not in it, wherever its rows and columns stand now.
+
+    Of two cells, only what `compared` makes of them is compared.
+    """
     columns = {column for cells in kept["rows"].values() for column in cells}
     gone = sorted({*kept["labels"], *columns} - {*found.columns})
     yield from (f"{where}: column {column}: missing" for column in gone)
@@ -261,7 +323,7 @@ def table_differences(where: str, kept: KeptTable, found: Table) -> Iterator[str
             continue
         for column, cell in cells.items():
             now = rows[label].get(column, "nothing")
-            if column not in gone and now != cell:
+            if column not in gone and compared(now) != compared(cell):
                 yield f"{where}: {label}: {column}: was {cell}, is {now}"
 
 
@@ -279,9 +341,9 @@ def prose_differences(where: str, kept: list[KeptSentence], sentences: list[str]
             yield f"{where}: was {was}, is {new}: {short(text)}"
         else:
             reworded.append(text)
-    pool = Counter(number for text in left.elements() for number in numbers(text))
+    pool = Counter(number for text in left.elements() for number in in_digits(text))
     for text in reworded:
-        wanted = Counter(numbers(text))
+        wanted = Counter(in_digits(text))
         if missing := wanted - pool:
             yield f"{where}: {', '.join(missing.elements())} missing: {short(text)}"
         pool -= wanted

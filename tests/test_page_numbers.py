@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 from conftest import REPOSITORY
@@ -180,6 +181,37 @@ def test_a_page_without_headings_is_kept(script):
     assert kept(script, "Took 12 minutes.") == {
         "": {"prose": [{"text": "Took 12 minutes.", "numbers": ["12"]}]}
     }
+
+
+def test_what_moved_is_found_on_the_pages_that_it_moved_to(script, tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text(PAGE)
+    script.main([], tmp_path)
+
+    def lines(readme, results):
+        (tmp_path / "README.md").write_text(readme)
+        (tmp_path / "docs" / "results.md").write_text(results)
+        script.main(["--check"], tmp_path)
+        return capsys.readouterr().out.splitlines()
+
+    above, between, below = re.split(r"(?=## Flatness)|(?=\| task)", PAGE)
+    assert not lines(above, between + below)
+    assert not lines(above.replace("Seven of", "7 of"), between.replace(":", ".") + below)
+    (told,) = lines(above, between + below.replace("93.8", "94.8"))
+    assert told.endswith("Mnist | sam: accuracy: was 93.8, is 94.8")
+    (told,) = lines(above, between + below.replace("of 45", "of 46"))
+    assert told == "README.md: was 3, 45, is 3, 46: Holds in 3 of 45."
+    (told,) = lines(above.replace("Seven", "Many"), between + below)
+    assert told.startswith("README.md: 7 missing: Seven of")
+    assert [*lines(above, between)] == [
+        f"README.md: {number} missing: {number}" for number in ("93.5", "93.8", "28.6")
+    ] + [
+        "README.md: 3, 45 missing: Holds in 3 of 45.",
+        "README.md: +0.382 missing: Mnist, sam: +0.382.",
+    ]
+    text = "Cifar10 has 28.6, Mnist 93.5 and 93.8. Holds in 3 of 45, by +0.382.\n"
+    assert not lines(above, between + text)
 
 
 def test_a_missing_page_is_told_once(check, script, tmp_path, capsys):
