@@ -22,13 +22,13 @@ stress: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/test_resilience.py tests/test_bad_gin.py
 	$(BIN)/python benchmarks/stress.py
 
-# Tables and figures of results/ and the numbers in README.md, from what is kept; computes nothing.
+# Tables and figures of results/, numbers in README.md and docs/, from what is kept; computes nothing.
 results: $(VENV)/.installed
 	for part in $(RESULTS); do \
 	  $(BIN)/python -m regularized_lopt.reproduce --config_file=results/$$part/experiment.gin --out_dir=results/$$part \
 	    --optimizers_dir=results/paper/optimizers --rewrite || exit 1; \
 	done
-	$(BIN)/python docs/update_readme.py
+	$(BIN)/python docs/update_pages.py
 
 # Every Python that is found, each with constraints.txt and with pip's own choice; writes docs/compatibility.md.
 matrix:

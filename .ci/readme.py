@@ -1,9 +1,10 @@
-"""Starts every command of README.md, each in its smallest form, from the root of a checkout.
+"""Starts every command of README.md, CONTRIBUTING.md and docs/, each in its smallest form.
 
     python .ci/readme.py [--list]
 
-For what is not in `CI`, which .ci/run runs as it is written. A command that `FORMS` does not have
-is an error, as is a form that no command of the README has any more. `make quickstart` comes first:
+In the root of a checkout, for what is not in `CI`, which .ci/run runs as it is written, and not in
+`TESTED`. A command that `FORMS` does not have is an error, as is a form that no command has any
+more. `make quickstart` comes first:
 `python` and `pip` are those of .venv, but for commands that install, which get an environment of
 their own.
 """
@@ -24,6 +25,8 @@ import time
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CI = {"make quickstart", "make test", "make lint", "make docs", "make results", ".ci/run"}
 """What .ci/run runs itself, and itself."""
+TESTED = ("python benchmarks/", "python -m regularized_lopt.zoo.publish")
+"""Beginnings of commands that are measurements or publish results; tests/ starts their code."""
 
 MAIN = "upstream's main branch is not installed"
 MNIST = "MNIST is not here (TFDS_DATA_DIR)"
@@ -59,7 +62,7 @@ class Form:
 
     Attributes:
       part: of the command; the first form that fits is taken.
-      extra: arguments after the README's own, which win over these.
+      extra: arguments after the page's own, which win over these.
       filled: what stands for a placeholder.
       lacks: why it cannot be started where `there` says so.
       installs: in the environment of a user of the library.
@@ -78,7 +81,12 @@ FORMS = (
         (*TWO_STEPS, "--num_processes=1", "--train_log_dir=runs/job"),
         (("...", "--config_file=gin_configs/digits_mlp_none.gin"), ("HOST:PORT", "localhost:8476")),
     ),
+    Form("regularized_lopt.outer_train --config_file=gin_configs/digits", TWO_STEPS),
     Form("regularized_lopt.outer_train --config_file=gin_configs/mnist", TWO_STEPS, lacks=MNIST),
+    Form(
+        "regularized_lopt.meta_test --lopt=runs/mine",
+        ("--num_runs=2", "--num_steps=20", "--baselines="),
+    ),
     Form(
         "regularized_lopt.meta_test",
         ("--num_runs=2", "--num_steps=20", "--baselines="),
@@ -107,6 +115,7 @@ FORMS = (
         lacks=MAIN,
     ),
     Form("pip install", installs=True),
+    Form("-m pytest", ("--collect-only", "--quiet")),
     Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
     Form(
         "make matrix",
@@ -114,18 +123,29 @@ FORMS = (
     ),
 )
 COMMAND = re.compile(r"(make|pip|python|\.venv/bin/python|\.ci/run)(?= |$)")
-LISTING = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LISTING = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
-def commands(readme: str) -> list[str]:
+def pages() -> str:
+    """The text of all pages, README.md first; what they include is not in it."""
+    paths = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
+    return "\n".join(path.read_text() for path in [*paths, *sorted(REPOSITORY.glob("docs/*.md"))])
+
+
+def commands(text: str) -> list[str]:
     """Every command in it, in order, once; a bare name of one that is there in full is none."""
-    listings = [text for language, text in LISTING.findall(readme) if not language]
-    spans = [" ".join(span.split()) for span in INLINE.findall(LISTING.sub("", readme))]
-    lines = [re.split(r"\s+#", line)[0] for text in listings for line in text.splitlines()]
+    listings = [listing for language, listing in LISTING.findall(text) if not language]
+    spans = [" ".join(span.split()) for span in INLINE.findall(LISTING.sub("", text))]
+    lines = [re.split(r"\s+#", line)[0] for one in listings for line in one.splitlines()]
     found = list(dict.fromkeys(one for one in [*lines, *spans] if COMMAND.match(one)))
     whole = [one.removeprefix(".venv/bin/") for one in found]
     return [one for one in found if not any(other.startswith(f"{one} ") for other in whole)]
+
+
+def started(text: str) -> list[str]:
+    """Those in it that are started here."""
+    return [one for one in commands(text) if one not in CI and not one.startswith(TESTED)]
 
 
 def form_of(command: str) -> Form:
@@ -137,7 +157,7 @@ def form_of(command: str) -> Form:
     for form in FORMS:
         if form.part in command:
             return form
-    raise LookupError(f"README.md has {command!r}, which FORMS in .ci/readme.py has no form of.")
+    raise LookupError(f"A page has {command!r}, which FORMS in .ci/readme.py has no form of.")
 
 
 def smallest(command: str) -> str:
@@ -181,9 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print them, and start none")
     args = parser.parse_args()
-    found = [one for one in commands((REPOSITORY / "README.md").read_text()) if one not in CI]
+    found = started(pages())
     if idle := set(FORMS) - set(map(form_of, found)):
-        sys.exit(f"README.md has no command for these forms: {sorted(one.part for one in idle)}.")
+        sys.exit(f"No page has a command for these forms: {sorted(one.part for one in idle)}.")
     if args.list:
         print(*map(smallest, found), sep="\n")
         return

@@ -120,7 +120,7 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
 def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str]) -> None:
     """Links in Markdown that is included from the repository lead to pages here, or to files."""
     pages = {
-        "../benchmarks/RESULTS.md": "results.md",
+        "../benchmarks/RESULTS.md": "benchmarks.md",
         "../results/search/NOTES.md": "hyperparameters.md",
         "../results/paper/RESULTS.md": "reproduction.md",
         "../results/transfer/RESULTS.md": "transfer.md",

@@ -29,7 +29,7 @@ def test_the_citation_is_of_this_version_and_licence():
     assert f'license_expression="{cards.LICENSE}"' in (REPOSITORY / "setup.py").read_text()
 
 
-def test_the_readme_s_commands_are_found():
+def test_the_commands_of_a_page_are_found():
     text = (
         "`python -m a.b`, and `make\ntest`; `as_optax`, `python`:\n```python\nmake = 1\n```\n"
         "```\nmake all   # comment\npip install '.[x]'\nSAM.rho = 0.05\n```\n"
@@ -43,10 +43,20 @@ def test_the_readme_s_commands_are_found():
     ]
 
 
-def test_every_command_of_the_readme_has_a_smallest_form_and_no_placeholder_is_left():
+def test_a_directive_is_no_listing():
+    text = "```{include} ../a.md\n:b: c\n```\n\n```\nmake all\n```\n"
+    assert README["commands"](text) == ["make all"]
+
+
+def test_newcomers_commands_are_in_the_readme():
     found = README["commands"]((REPOSITORY / "README.md").read_text())
-    assert set(found) > README["CI"]
-    smallest = [README["smallest"](one) for one in found if one not in README["CI"]]
+    assert found[:2] == ["make quickstart", "make test"]
+
+
+def test_every_command_of_the_pages_has_a_smallest_form_and_no_placeholder_is_left():
+    found = README["pages"]()
+    assert set(README["commands"](found)) > README["CI"]
+    smallest = [README["smallest"](one) for one in README["started"](found)]
     assert not [one for one in smallest if "..." in one or "HOST" in one or "=DIR" in one]
     with pytest.raises(LookupError, match=r"'make tea', which FORMS in \.ci/readme\.py"):
         README["smallest"]("make tea")

@@ -7,7 +7,8 @@ from conftest import REPOSITORY
 
 PAGES = sorted(
     [
-        *(REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "benchmarks/RESULTS.md")),
+        *(REPOSITORY / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")),
+        REPOSITORY / "benchmarks" / "RESULTS.md",
         *(REPOSITORY / "docs").rglob("*.md"),
     ]
 )
@@ -49,6 +50,22 @@ def broken_links(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_relative_links_lead_to_files_and_headings(page):
     assert not broken_links(page)
+
+
+def test_the_index_lists_every_page():
+    shown, *toctrees = (REPOSITORY / "docs" / "index.md").read_text().split("```{toctree}")
+    pages = {
+        path.relative_to(REPOSITORY / "docs").with_suffix("").as_posix()
+        for folder in (".", "tutorials")
+        for path in (REPOSITORY / "docs" / folder).iterdir()
+        if path.suffix in (".md", ".ipynb")
+    } - {"index"} | {"api/index"}
+    assert set(re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", shown)) == pages
+    assert {line for tree in toctrees for line in tree.splitlines()} >= pages
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_bytes()) <= 6 * 1024
 
 
 def test_broken_links_are_found(tmp_path):

@@ -125,14 +125,13 @@ print(loaded.metadata["regularizer_optimizee_space"]["name"])
     assert run("-c", load, path=[examples]).strip() == "smoothed"
 
 
-def readme_code():
-    """The README's Python: three training loops, and the regularizer of one's own."""
-    readme = (REPOSITORY / "README.md").read_text()
-    return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def code_on(page):
+    """The listings of Python on a page."""
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
 
 
-def test_the_readme_s_regularizer_works_in_both_spaces():
-    *_, code = readme_code()
+def test_the_guide_s_regularizer_works_in_both_spaces():
+    (code,) = code_on("docs/regularizers.md")
     exec(code, {})
     noisy = regularized_lopt.regularizers.get("noisy", deviation=0.5)
     point, key = {"a": jax.numpy.ones(3), "b": jax.numpy.ones(())}, jax.random.PRNGKey(0)
@@ -146,9 +145,10 @@ def test_the_readme_s_regularizer_works_in_both_spaces():
     assert float(noisy.value(loss, point, key=key)) != 4.0
 
 
-def test_the_readme_s_training_loop_runs():
-    """The listings of the README, on a small Haiku network: the same params from both."""
-    upstream_s, optax_s, tools, _ = readme_code()
+def test_training_loops_on_the_pages_run():
+    """On a small Haiku network: the same params from all, the README's included."""
+    load, upstream_s, optax_s, tools = code_on("docs/optax.md")
+    (readme_s,) = code_on("README.md")
     setup = """
 import haiku as hk, jax, jax.numpy as jnp, optax
 net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([4, 1])(x)))
@@ -157,11 +157,12 @@ loss_fn = lambda params, batch: jnp.mean(net.apply(params, batch) ** 2)
 batches = [jnp.ones((3, 2))] * 5
 """
     scopes = []
-    for code in (upstream_s, optax_s):
+    for code in (load + upstream_s, load + optax_s, readme_s):
         scopes.append({})
         exec(setup + code, scopes[-1])
     exec(tools, last := {**scopes[0], "num_steps": 2, "key": jax.random.PRNGKey(0)})
     assert len(last["curves"]["train/xs"]) == 3
     state = scopes[0]["state"]
     assert int(state.iteration) == 5
-    chex.assert_trees_all_equal(scopes[0]["opt"].get_params(state), scopes[1]["params"])
+    for scope in scopes[1:]:
+        chex.assert_trees_all_equal(scopes[0]["opt"].get_params(state), scope["params"])

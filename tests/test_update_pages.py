@@ -1,4 +1,4 @@
-"""The numbers in README.md are what the files in results/ say."""
+"""The numbers in README.md and docs/ are what the files in results/ say."""
 
 import csv
 import importlib.util
@@ -11,16 +11,24 @@ from conftest import REPOSITORY
 @pytest.fixture
 def script():
     spec = importlib.util.spec_from_file_location(
-        "update_readme", REPOSITORY / "docs" / "update_readme.py"
+        "update_pages", REPOSITORY / "docs" / "update_pages.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_readme_says_what_the_results_say(script):
-    text = (REPOSITORY / "README.md").read_text()
-    assert script.updated(text) == text
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/results.md", "docs/studies.md", "docs/meta_training.md"]
+)
+def test_pages_say_what_the_results_say(script, page):
+    text = (REPOSITORY / page).read_text()
+    assert script.updated(text, page) == text
+
+
+def test_a_mark_that_a_page_lacks_is_named(script):
+    with pytest.raises(ValueError, match="no <!-- minutes -->"):
+        script.updated("# A page\n", "docs/meta_training.md")
 
 
 def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
@@ -43,8 +51,8 @@ def test_intervals_are_counted_over_all_parts_once(script, tmp_path, monkeypatch
                 writer.writeheader()
                 writer.writerows(rows)
     monkeypatch.setattr(script, "RESULTS", tmp_path)
+    assert script.intervals() == script.Intervals(total=3, below=1, above=1, ratios=2, narrow=1)
     said = script.flatness()
-    assert "Of 3 intervals" in said
-    assert "1 lie below zero" in said
+    assert "Of 3 intervals, 1 lie below zero" in said
     assert "and 1 above" in said
     assert "of the 2 that have a ratio, 1 could have shown a change of 30%" in said

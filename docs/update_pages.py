@@ -1,0 +1,303 @@
+"""Writes measured numbers into README.md and docs/, so that none is copied by hand.
+
+What stands between `<!-- table 1 -->` and `<!-- end table 1 -->` is replaced by what the files in
+results/ and the zoo's cards say of it; `PAGES` has every page and the names of its marks.
+
+    python docs/update_pages.py
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from regularized_lopt.report.markdown import table as markdown_table
+from regularized_lopt.report.plot_style import short
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "results"
+PAPER = RESULTS / "paper"
+ENTRIES = REPOSITORY / "regularized_lopt" / "zoo" / "entries"
+SHOWN = ("none", "sam_optimizee", "gsam_optimizee", "gam_optimizee")
+"""Of the zoo's `mnist_mlp_*`, what the README shows, before the one of two loss surfaces."""
+TASKS = {
+    "MNIST, sigmoid": "ImageMLP_Mnist_20_Sigmoid",
+    "MNIST, ReLU": "ImageMLP_Mnist_20_Relu",
+    "Fashion-MNIST, ReLU": "ImageMLP_FashionMnist_20_Relu",
+}
+
+
+def read(path: pathlib.Path) -> list[list[str]]:
+    """The rows of a CSV file, the header first."""
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def by_task(name: str) -> str:
+    """A table of results/paper with a column per task."""
+    header, *rows = read(PAPER / f"{name}.csv")
+    return markdown_table([header[0], *map(short, header[1:])], rows)
+
+
+def claims() -> str:
+    """The paper's claims and how they fared."""
+    found = json.loads((PAPER / "results.json").read_text())["claims"]
+    return markdown_table(
+        ["claim", "verdict", "by what was declared beforehand, if another test"],
+        [[claim["text"], claim["verdict"], claim["declared"]] for claim in found],
+    )
+
+
+def counts() -> str:
+    """How often a flatness term left its mark, and how often optimizers fail."""
+    everywhere = ", ".join(
+        f"{failing('paper', row[0])} with `{row[0]}`"
+        for row in read(PAPER / "failures.csv")[1:]
+        if row[0] != "none"
+    )
+    one, two, averages, without = (
+        failing(part, name)
+        for part, name in (
+            ("mixture", "none"),
+            ("mixture", "none_mixture"),
+            ("momentum", "none_momentum"),
+            ("momentum", "none"),
+        )
+    )
+    return (
+        f"{flatness()}\n"
+        f"* Of the pairs of a seed and a task, {failing('paper', 'none')} fail without a "
+        f"regularizer, {everywhere}. Meta-trained on two loss surfaces at once without a "
+        f"regularizer, {two} fail; with one surface, {one} fail on the same tasks.\n"
+        f"* With running averages of the gradient among the inputs, and no regularizer, {averages} "
+        f"fail; without them, {without} fail on the same tasks. On the network of the "
+        f"meta-training, accuracy is {accuracy('momentum', 'none_momentum')}% with them and "
+        f"{accuracy('momentum', 'none')}% without."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """How optimizers compare on the flatness that their own term asks for.
+
+    Attributes:
+      total: the intervals, those of all parts of results/ once.
+      below: of `total`, those below zero: flatter than without the term.
+      above: of `total`, those above zero.
+      ratios: of `total`, those of a ratio.
+      narrow: of `ratios`, those that could have shown a change of 30%.
+    """
+
+    total: int
+    below: int
+    above: int
+    ratios: int
+    narrow: int
+
+    def by_chance(self) -> str:
+        """How many of them would exclude zero if there were no difference."""
+        return f"{0.05 * self.total:.0f}"
+
+
+def intervals() -> Intervals:
+    """Those of the learned optimizers that have a flatness term."""
+    rows = {tuple(row.items()) for part in RESULTS.iterdir() for row in dicts(part, "measures")}
+    own = [row for row in map(dict, rows) if row["learned"] == row["targeted"] == "True"]
+    known = [row for row in own if row["low"] not in ("nan", "-inf")]
+    widths = [
+        (float(row["log_ratio_high"]) - float(row["log_ratio_low"])) / 2
+        for row in known
+        if row["log_ratio_low"] != "nan"
+    ]
+    return Intervals(
+        len(known),
+        sum(float(row["high"]) < 0 for row in known),
+        sum(float(row["low"]) > 0 for row in known),
+        len(widths),
+        sum(width < math.log(1 / 0.7) for width in widths),
+    )
+
+
+def flatness() -> str:
+    """How many are flatter for their own flatness term, and what could have been seen."""
+    found = intervals()
+    return (
+        f"* Of {found.total} intervals, {found.below} lie below zero (flatter than without the "
+        f"flatness term) and {found.above} above. With no difference at all, chance alone would "
+        f"put about {found.by_chance()} outside zero. The intervals cover every measured task in "
+        "all parts of results/, absolute and relative radius, each at convergence and at "
+        "completion, and matched training loss; the measure is the rise of the loss nearby, for "
+        "GAM that of the gradient's norm. Most are too wide to say more: of the "
+        f"{found.ratios} that have a ratio, {found.narrow} could have shown a change of 30% (half "
+        "their width, on the log scale, is less than log(1/0.7))."
+    )
+
+
+def summary() -> str:
+    """What the README says of the results."""
+    found, (gsam, ninefold) = intervals(), on_cnns()
+    shown = ("SGD", "none", "gsam_optimizee")
+    sigmoid, relu = ([f"{accuracy('paper', one, task)}%" for one in shown] for task in (0, 1))
+    return (
+        "* **We found no evidence that any flatness term produces flatter minima.** Of "
+        f"{found.total} intervals (95%) of the change in sharpness, {found.below} lie below zero "
+        f"and {found.above} above; chance alone would put about {found.by_chance()} outside. The "
+        f"tests are weak: {found.narrow} of {found.ratios} could have shown a change of 30%.\n"
+        "* **The meta-training seed matters more.** Without a flatness term, five seeds reach "
+        f"{accuracy('paper', 'none', 2)}% (mean and deviation) on MNIST's CNN, which is outside "
+        f"their meta-training. Over ten seeds, GSAM changes the mean on three CNNs by {gsam} "
+        "points. Without it, nine times as many outer steps change the mean on two of them by "
+        f"{ninefold}.\n"
+        "* **Tuned SGD is still ahead on MNIST.** On the network of the meta-training it reaches "
+        f"{sigmoid[0]}, learned optimizers {sigmoid[1]} without a flatness term and {sigmoid[2]} "
+        f"with GSAM. With ReLU, SGD reaches {relu[0]}, the others {relu[1]} and {relu[2]}."
+    )
+
+
+def on_cnns() -> tuple[str, str]:
+    """GSAM's difference with ten seeds, and that of ninefold meta-training: "+28.8 [+6, +55]"."""
+
+    def difference(part: str, optimizer: str) -> str:
+        (row,) = (
+            row for row in dicts(RESULTS / part, "over_tasks") if row["optimizer"] == optimizer
+        )
+        return row["CNNs: vs none (points, 95%)"]
+
+    return difference("replication", "gsam_optimizee"), difference("ninefold", "none_ninefold")
+
+
+def trained() -> str:
+    """Trained optimizers and the test accuracies on their cards."""
+    rows = []
+    for name in (*(f"mnist_mlp_{one}" for one in SHOWN), "mnist_mixture_none"):
+        card = json.loads((ENTRIES / name / "card.json").read_text())
+        reached = {
+            figure["task"]: "{:.2f} ± {:.2f}".format(*figure["accuracy"])
+            for figure in card["figures"]
+        }
+        term = card["regularizer"].partition(" ")[0]
+        rows.append([f"`{name}`", term, *(reached[task] for task in TASKS.values())])
+    return markdown_table(["name", "flatness term", *TASKS], rows)
+
+
+def relative_radius() -> str:
+    """How closely the rise in relative radius follows the norm of the params."""
+    runs = [
+        row
+        for row in dicts(PAPER, "runs")
+        if row["task"] == "ImageMLP_Mnist_20_Sigmoid"
+        and row["point"] == "completion"
+        and row["gsam_relative_r0.01"]
+    ]
+    columns = ("param_norm", "gsam_relative_r0.01", "gsam_absolute_r0.01")
+    norm, relative, absolute = np.log([[float(row[c]) for row in runs] for c in columns])
+    return (
+        "A relative radius follows the norm of the params. On the network of the meta-training, "
+        "the log of the norm and the log of the rise within a relative radius have a correlation "
+        f"of {np.corrcoef(norm, relative)[0, 1]:.2f} over {len(runs)} networks (absolute radius: "
+        f"{np.corrcoef(norm, absolute)[0, 1]:.2f}). Params with a larger norm look sharper in it, "
+        "so a difference there may be a difference of norms."
+    )
+
+
+def minutes() -> str:
+    """What a meta-training took."""
+
+    def of(name: str) -> str:
+        directories = (PAPER / "optimizers").glob(f"{name}-seed*")
+        took = [float(dicts(one, "metrics")[-1]["seconds"]) / 60 for one in directories]
+        return f"{min(took):.1f} to {max(took):.1f}"
+
+    return (
+        f"3,000 outer steps took {of('none')} minutes without a regularizer, "
+        f"{of('*_optimizee')} with one in optimizee space and {of('sam')} with SAM in meta "
+        "space, on two cores that were at times shared with other work."
+    )
+
+
+def dicts(part: pathlib.Path, table: str) -> list[dict[str, str]]:
+    """The rows of a CSV file of a part of results/; none where it has no such file."""
+    path = part / f"{table}.csv"
+    if not path.is_file():
+        return []
+    header, *rows = read(path)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def cnns() -> str:
+    """What seeds reach over CNNs on average, and how often they fail there."""
+    rows = []
+    for part, seeds in (("accuracy", "0 to 4"), ("replication", "0 to 9"), ("ninefold", "0 to 4")):
+        header, *found = read(RESULTS / part / "over_tasks.csv")
+        columns = [i for i, name in enumerate(header) if name.startswith("CNNs")]
+        rows += [[row[0], seeds, *(row[i] for i in columns)] for row in found if row[columns[0]]]
+    names = [header[i].removeprefix("CNNs: ") for i in columns]
+    return markdown_table(["optimizer", "seeds", *names], rows)
+
+
+def failing(part: str, optimizer: str) -> str:
+    """How many of its seeds fail, summed over the tasks of a part of results/: "5 of 25"."""
+    pairs = [tuple(map(int, cell.split(" of "))) for cell in of(part, "failures", optimizer)]
+    return f"{sum(failed for failed, _ in pairs)} of {sum(seeds for _, seeds in pairs)}"
+
+
+def accuracy(part: str, optimizer: str, task: int = 0) -> str:
+    """At completion on a task of a part of results/, counted from 0: "93.5 ± 0.3"."""
+    return of(part, "table_1", optimizer)[task]
+
+
+def of(part: str, table: str, optimizer: str) -> list[str]:
+    """An optimizer's row in a table of results/, less the tasks that it has not."""
+    row = next(row for row in read(RESULTS / part / f"{table}.csv") if row[0] == optimizer)
+    return [cell for cell in row[1:] if cell]
+
+
+PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "README.md": {"results": summary, "trained": trained},
+    "docs/results.md": {
+        "table 1": lambda: by_task("table_1"),
+        "failures": lambda: by_task("failures"),
+        "claims": claims,
+        "counts": counts,
+        "cnns": cnns,
+    },
+    "docs/studies.md": {"relative radius": relative_radius},
+    "docs/meta_training.md": {"minutes": minutes},
+}
+"""What makes the text between the marks of a page, by page and name of the marks."""
+
+
+def replaced(text: str, name: str, contents: str) -> str:
+    """The text with new contents between the marks of `name`.
+
+    Raises:
+      ValueError: it has no such marks.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"The page has no {begin} ... {end}.")
+    return pattern.sub(lambda _: f"{begin}\n{contents}\n{end}", text)
+
+
+def updated(text: str, page: str) -> str:
+    """The text of a page of `PAGES` with what results/ says today."""
+    for name, contents in PAGES[page].items():
+        text = replaced(text, name, contents())
+    return text
+
+
+def main() -> None:
+    """Updates the pages."""
+    for page in PAGES:
+        path = REPOSITORY / page
+        path.write_text(updated(path.read_text(), page))
+
+
+if __name__ == "__main__":
+    main()
