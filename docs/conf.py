@@ -117,9 +117,17 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def _links_on_pages(app: Any, docname: str, source: list[str]) -> None:
+    """Links as on GitHub, on the pages of docs/ itself."""
+    if "/" not in docname:
+        _relative_links(app, pathlib.Path(docname), docname, source)
+
+
 def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str]) -> None:
-    """Links in Markdown that is included from the repository lead to pages here, or to files."""
+    """Links to Markdown in the repository lead to pages here that include it, others to files."""
     pages = {
+        "../CHANGELOG.md": "changelog.md",
+        "../CONTRIBUTING.md": "contributing.md",
         "../benchmarks/RESULTS.md": "benchmarks.md",
         "../results/search/NOTES.md": "hyperparameters.md",
         "../results/paper/RESULTS.md": "reproduction.md",
@@ -156,4 +164,5 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", _parsable)
     app.connect("autodoc-skip-member", _skip)
     app.connect("include-read", _relative_links)
+    app.connect("source-read", _links_on_pages)
     app.connect("env-check-consistency", _check_coverage)
