@@ -40,17 +40,27 @@ def rows(output):
 
 
 def test_applying_prints_costs_and_where_they_break_even():
-    found = rows(run("apply", "--smallest"))
-    for name in ("Adam", "SGD+SAM", "LO", "LO, bfloat16 states", "LO, leaf by leaf"):
-        step, update, *ratios, _, temporary = map(float, found[name])
+    output = run("apply", "--smallest")
+    found = rows(output)
+    states = {
+        "Adam": 8.0,  # Two moments.
+        "SGD+SAM": 0.0,
+        "LSTMLOpt": 320.0,  # Two layers of h and c, 20 units.
+        "LSTMLOpt, bfloat16 states": 160.0,
+        "LSTMLOpt, leaf by leaf": 320.0,
+        "StarLSTMLOpt, 1 x 8": 88.0,  # One layer of 8 units, five averages, an age.
+    }
+    for name in (*states, "StarMLPLOpt", "AdafacMLPLOpt, upstream's"):
+        step, update, *ratios, state, temporary = map(float, found[name])
         assert min(step, update, *ratios) > 0
         assert temporary >= 0
-    states = {name: float(found[name][4]) for name in ("Adam", "LO", "LO, bfloat16 states")}
-    # Two layers of h and c, 20 units; Adam's two moments.
-    assert states == {"Adam": 8.0, "LO": 320.0, "LO, bfloat16 states": 160.0}
-    batch, *_, verdict = found["MLP 784-20-10"]
-    assert "128" in batch
-    assert verdict in ("above", "below", "breaks even, if at all")
+        assert state == states.get(name, state)
+    assert float(found["StarMLPLOpt"][4]) <= 32
+    compared = {row[1]: row[-1] for row in cells(output) if row[0] == "MLP 784-20-10"}
+    assert set(compared) == {"LSTMLOpt", "StarLSTMLOpt, 1 x 8", "StarMLPLOpt"}
+    assert set(compared.values()) <= {"above", "below"}
+    bound = " ".join(output.split())
+    assert re.search(r"68 bytes per coordinate of StarMLPLOpt take [\d.]+ ms", bound)
 
 
 @pytest.mark.slow

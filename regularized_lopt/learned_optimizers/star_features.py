@@ -1,7 +1,7 @@
 """What the network of `StarMLPLOpt` reads of a tensor.
 
-It comes in two forms with the same result: of one tensor, in passes over its coordinates with
-nothing of their size in between, and of several tensors side by side, as matrices.
+Features come in two forms with the same result: one tensor at a time, in passes over its
+coordinates with nothing of their size in between, and all tensors side by side, as matrices.
 """
 
 from __future__ import annotations

@@ -145,10 +145,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         self._blackbox_scale = blackbox_scale
         self._magnitude_scale = magnitude_scale
         self._form = features.Form(scale_free, bias_correction, epsilon)
-        self._head_scale = head_scale
         self._tensor_features = tensor_features
         self._bounded = bounded
-        self._hold_unseen = hold_unseen
         self.second_derivatives = second_derivatives
 
     @property
@@ -163,17 +161,11 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         """
         heads = len(_HEADS) if self._controller else len(_HEADS) - 1
         num_decays = len(self._momentum_decays)
-        num_inputs = features.count(num_decays) + len(star_network.TIMESCALES)
+        num_inputs = features.count(num_decays)
         num_inputs += features.count_of_tensor(num_decays) if self._tensor_features else 0
         sizes = [num_inputs, *self._sizes, heads]
-        network = {}
-        for layer, key in enumerate(jax.random.split(rng, len(sizes) - 1)):
-            shape = (sizes[layer], sizes[layer + 1])
-            weights = jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(shape[0])
-            scale = self._head_scale if layer == len(sizes) - 2 else 1.0
-            network[f"layer_{layer}"] = {"w": scale * weights, "b": jnp.zeros(shape[1])}
         return {
-            "network": network,
+            "network": star_network.init(rng, sizes, self.config["head_scale"]),
             "decays": {
                 "momentum": jnp.zeros(len(self._momentum_decays)),
                 "second_moment": jnp.zeros(1),
@@ -302,7 +294,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             if self._controller:
                 size = size * jnp.exp(self._magnitude_scale * heads[2])
             update = update - size * ascent
-        return jnp.where(given.second > 0, update, 0.0) if self._hold_unseen else update
+        return jnp.where(given.second > 0, update, 0.0) if self.config["hold_unseen"] else update
 
 
 def _as(dtype: Any, tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The network of `StarMLPLOpt`, on one tensor in a single loop, and on several as matrices."""
+"""The network of `StarMLPLOpt`, on one tensor at a time and on all of them side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ from jaxtyping import Array, Float
 from regularized_lopt.learned_optimizers.star_features import Tensors
 
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-"""Inner steps: the network reads how far each of them is gone."""
+
+
+def init(rng: jax.Array, sizes: Sequence[int], head_scale: float) -> dict[str, Any]:
+    """Draws weights and biases by layer.
+
+    Args:
+      rng: key.
+      sizes: of the inputs, without those of the step, of hidden layers and of the heads.
+      head_scale: factor on the weights of the last layer.
+    """
+    sizes = [sizes[0] + len(TIMESCALES), *sizes[1:]]
+    network = {}
+    for layer, key in enumerate(jax.random.split(rng, len(sizes) - 1)):
+        shape = (sizes[layer], sizes[layer + 1])
+        weights = jax.random.truncated_normal(key, -2.0, 2.0, shape) / jnp.sqrt(shape[0])
+        scale = head_scale if layer == len(sizes) - 2 else 1.0
+        network[f"layer_{layer}"] = {"w": scale * weights, "b": jnp.zeros(shape[1])}
+    return network
 
 
 def unit_by_unit(
