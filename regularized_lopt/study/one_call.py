@@ -26,6 +26,7 @@ def meta_test(
     seed: int = 0,
     baselines: Sequence[str] = ("SGD", "Adam"),
     flatness_config: flatness.FlatnessConfig | None = None,
+    measured: bool = True,
     progress: bool = True,
 ) -> TaskResult:
     """Trains and measures every optimizer on one task.
@@ -39,6 +40,7 @@ def meta_test(
       seed: of inits and batches, 0 to 2^32 - 1.
       baselines: of `optimizers.BASELINES`, tuned first.
       flatness_config: what to measure around the params; default: `flatness.FlatnessConfig()`.
+      measured: whether to measure it at all; if not, accuracies are what there is.
       progress: show progress bars.
 
     Raises:
@@ -57,6 +59,7 @@ def meta_test(
         num_runs=num_runs,
         num_steps=num_steps,
         seed=seed,
+        measured=measured,
         parallelism=(1, 1),
     )
     with tempfile.TemporaryDirectory() as scratch:
