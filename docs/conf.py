@@ -56,7 +56,7 @@ _OTHERS += ("matplotlib", "mpl_figure", "np", "numpy", "optax", "os", "pathlib",
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
     ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree"),
-    ("py:class", r"regularized_lopt\..*\._\w+|truncated_step_lib\..*"),
+    ("py:class", r"regularized_lopt\..*\._\w+|(truncated_step|curriculum)_lib\..*|Mesh"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]
 

@@ -271,7 +271,7 @@ class Tensors:
         self._ends = list(itertools.accumulate(map(math.prod, shapes)))
 
     def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Arrays [..., *shape], or broadcastable to that, as one, [..., n]."""
+        """Arrays `[..., *shape]`, or broadcastable to that, as one, [..., n]."""
         flat = []
         for part, shape in zip(parts, self._shapes, strict=True):
             batch = part.shape[: max(0, part.ndim - len(shape))]

@@ -85,7 +85,7 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
           magnitude_scale: see above, >= 0.
           controller: whether the network scales the nominal term; if not, n = 0.
           head_scale: factor on the linear layer's weights at init, >= 0.
-          bounded: bound d, m and n to (-1, 1) by x / (1 + |x|).
+          bounded: bound d, m and n to (-1, 1) by `jax.nn.soft_sign`.
           tensor_features: whether the LSTM reads the logarithms of the root mean squares of the
             tensor's params and of its last updates, too. It then takes no
             `coordinate_fraction`, and in optax no chunks and no state by leaf.

@@ -100,8 +100,8 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
           tensor_features: whether the MLP reads logarithms of the root mean squares over the tensor
             of the params and of every m / sqrt(v), which the division of each feature by its own
             takes away. They tell how much of the gradients is noise.
-          bounded: bound d, m and n to (-1, 1) by x / (1 + |x|), so that on no network the black box
-            takes more than blackbox_scale e^magnitude_scale / sqrt(epsilon) at a step.
+          bounded: bound d, m and n to (-1, 1) by `jax.nn.soft_sign`, so that on no network the
+            black box takes more than blackbox_scale e^magnitude_scale / sqrt(epsilon) at a step.
           scale_free: measure gradients in units of their tensor's root mean square.
           bias_correction: correct averages for their start at 0, as Adam does.
           hold_unseen: leave coordinates where they are as long as all their gradients were 0.
