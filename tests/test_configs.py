@@ -31,7 +31,7 @@ CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"
 EXPERIMENTS = [
     name
     for name in CONFIGS
-    if name not in ("base.gin", "ninefold.gin", "star_base.gin")
+    if name not in ("base.gin", "ninefold.gin", "common.gin")
     and not name.startswith(("upstream_", "reproduce_", "search_"))
 ]
 
@@ -48,7 +48,7 @@ def test_each_regularizer_has_one_in_each_space_on_each_dataset():
 @pytest.mark.parametrize("config", [one for one in CONFIGS if not one.startswith("upstream_")])
 def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    if config in ("base.gin", "ninefold.gin", "star_base.gin"):
+    if config in ("base.gin", "ninefold.gin", "common.gin"):
         pytest.skip("included by the others")
     kinds = {"reproduce": _check_study, "search": _check_search}
     check = kinds.get(config.split("_")[0], lambda _: check_bindings())
