@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,6 +180,28 @@ def unflatten(flat: Float[Array, n], leaves: Sequence[Any]) -> list[jax.Array | 
         parts.append(flat[offset : offset + count].reshape(jnp.shape(leaf)))
         offset += count
     return parts
+
+
+class SideBySide:
+    """Tensors of given shapes whose coordinates are laid side by side on the last axis."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+        self._shapes = shapes
+        self._ends = list(itertools.accumulate(map(math.prod, shapes)))
+
+    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Arrays `[..., *shape]`, or broadcastable to that, as one, [..., n]."""
+        flat = []
+        for part, shape in zip(parts, self._shapes, strict=True):
+            batch = part.shape[: max(0, part.ndim - len(shape))]
+            flat.append(jnp.broadcast_to(part, (*batch, *shape)).reshape(*batch, math.prod(shape)))
+        return jnp.concatenate(flat, axis=-1)
+
+    def split(self, joined: jax.Array) -> list[jax.Array]:
+        """The inverse of `join`."""
+        parts = jnp.split(joined, self._ends[:-1], axis=-1)
+        batch = joined.shape[:-1]
+        return [x.reshape(*batch, *shape) for x, shape in zip(parts, self._shapes, strict=True)]
 
 
 def added_to(leaf: Any, update: jax.Array) -> jax.Array:

@@ -6,8 +6,6 @@ coordinates with nothing of their size in between, and all tensors side by side,
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regularized_lopt.learned_optimizers import averages
+from regularized_lopt.learned_optimizers import averages, leaves
 
 _FLOOR = 1e-5  # Added to a feature's mean square before it is normalized by it.
 _MOMENTUM_FLOOR = 1e-6  # Added to a vector's; for gradients upstream has another.
@@ -161,7 +159,7 @@ def side_by_side(
     form: Form,
 ) -> tuple[list[Averages], Inputs]:
     """`averaged` and `inputs` of several tensors, whose coordinates are one axis of all arrays."""
-    tensors = Tensors([gradient.shape for gradient in gradients])
+    tensors = leaves.SideBySide([gradient.shape for gradient in gradients])
     gradient = tensors.join(gradients)
     b, c = decays.momentum[:, None], decays.second_moment[0]
     stacks = [
@@ -253,36 +251,13 @@ def features(given: Inputs) -> list[jax.Array]:
 
 
 def normalized(
-    rows: Sequence[jax.Array], sizes: Sequence[int]
+    rows: Sequence[jax.Array], tensors: leaves.SideBySide
 ) -> tuple[Float[Array, "features n"], Float[Array, "features tensors"]]:
-    """Features side by side, each over its root mean square in each tensor; 1 over these."""
-    tensors = Tensors([(size,) for size in sizes])
+    """Features of vectors side by side, each over its root mean square in each; 1 over these."""
     matrix = jnp.concatenate([row.reshape(-1, row.shape[-1]) for row in rows])
     means = [jnp.mean(part, axis=1, keepdims=True) for part in tensors.split(matrix**2)]
     scales = [jax.lax.rsqrt(mean + _FLOOR) for mean in means]
     return matrix * tensors.join(scales), jnp.concatenate(scales, axis=1)
-
-
-class Tensors:
-    """Tensors whose coordinates are laid side by side on the last axis."""
-
-    def __init__(self, shapes: Sequence[tuple[int, ...]]):
-        self._shapes = shapes
-        self._ends = list(itertools.accumulate(map(math.prod, shapes)))
-
-    def join(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Arrays `[..., *shape]`, or broadcastable to that, as one, [..., n]."""
-        flat = []
-        for part, shape in zip(parts, self._shapes, strict=True):
-            batch = part.shape[: max(0, part.ndim - len(shape))]
-            flat.append(jnp.broadcast_to(part, (*batch, *shape)).reshape(*batch, math.prod(shape)))
-        return jnp.concatenate(flat, axis=-1)
-
-    def split(self, joined: jax.Array) -> list[jax.Array]:
-        """The inverse of `join`."""
-        parts = jnp.split(joined, self._ends[:-1], axis=-1)
-        batch = joined.shape[:-1]
-        return [x.reshape(*batch, *shape) for x, shape in zip(parts, self._shapes, strict=True)]
 
 
 def inverse_rms(rows: Sequence[jax.Array]) -> Float[Array, features]:

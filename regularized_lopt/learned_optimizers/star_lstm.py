@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import averages, coordinatewise, lstm_network
+from regularized_lopt.learned_optimizers import averages, coordinatewise, leaves, lstm_network
 
 Theta = dict[str, dict[str, jax.Array]]
 Hidden = tuple[Any, ...]
@@ -88,7 +87,7 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
           bounded: bound d, m and n to (-1, 1) by `jax.nn.soft_sign`.
           tensor_features: whether the LSTM reads the logarithms of the root mean squares of the
             tensor's params and of its last updates, too. It then takes no
-            `coordinate_fraction`, and in optax no chunks and no state by leaf.
+            `coordinate_fraction`, and in optax no chunks.
           second_derivatives: differentiate through the gradients, too.
 
         Raises:
@@ -217,9 +216,6 @@ class StarLSTMLOpt(coordinatewise.CoordinateWiseLOpt):
 
 def _rms_by_tensor(array: Float[Array, n], sizes: tuple[int, ...]) -> Float[Array, "1 n"]:
     """The root mean square of the part that a coordinate is in; finite derivatives at 0."""
-    ends = list(itertools.accumulate(sizes))
-    parts = [jnp.mean(part**2) for part in jnp.split(array, ends[:-1])]
-    roots = [mean * averages.inverse_root(mean) for mean in parts]
-    return jnp.concatenate(
-        [jnp.broadcast_to(root, (size,)) for root, size in zip(roots, sizes, strict=True)]
-    )[None]
+    tensors = leaves.SideBySide([(size,) for size in sizes])
+    means = [jnp.mean(part**2) for part in tensors.split(array)]
+    return tensors.join([mean * averages.inverse_root(mean) for mean in means])[None]

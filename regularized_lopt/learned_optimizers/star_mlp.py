@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -253,15 +252,14 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         decays = self._decays(theta)
         olds_wide = [_as(dtype, old) for old in olds]
         news, given = features.side_by_side(olds_wide, wide, at, decays, step, self._form)
-        sizes = [gradient.size for gradient in wide]
-        rows, scales = features.normalized(features.features(given), sizes)
+        flat = leaves.SideBySide([(gradient.size,) for gradient in wide])
+        rows, scales = features.normalized(features.features(given), flat)
         context = self._context(scales)
-        heads = star_network.as_matrices(theta["network"], rows, sizes, step, context)
+        heads = star_network.as_matrices(theta["network"], rows, flat, step, context)
         updates = self._update(theta, heads, given._replace(momenta=tuple(given.momenta[0])))
-        parts = jnp.split(updates, list(itertools.accumulate(sizes))[:-1])
         return [
             _as(old.second.dtype, (part.reshape(gradient.shape), new))
-            for part, gradient, new, old in zip(parts, wide, news, olds, strict=True)
+            for part, gradient, new, old in zip(flat.split(updates), wide, news, olds, strict=True)
         ]
 
     def _context(self, scales: jax.Array) -> jax.Array:

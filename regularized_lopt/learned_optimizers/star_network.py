@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regularized_lopt.learned_optimizers.star_features import Tensors
+from regularized_lopt.learned_optimizers import leaves
 
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 
@@ -68,14 +68,13 @@ def _layer(weights: jax.Array, bias: jax.Array, inputs: Sequence[jax.Array]) -> 
 def as_matrices(
     network: Any,
     rows: Float[Array, "features n"],
-    sizes: Sequence[int],
+    tensors: leaves.SideBySide,
     step: jax.Array,
     context: Float[Array, "c tensors"],
 ) -> Float[Array, "heads n"]:
-    """The heads, from normalized features of tensors side by side and features of each tensor."""
+    """The heads, from normalized features of vectors side by side and features of each."""
     (weights, biases), *rest = _layers(network, len(rows), step, context)
-    tensors = Tensors([(size,) for size in sizes])
-    by_tensor = [biases[:, i : i + 1] for i in range(len(sizes))]
+    by_tensor = jnp.split(biases, biases.shape[1], axis=1)
     units = weights.T @ rows + tensors.join(by_tensor)
     for weights, bias in rest:
         units = weights.T @ jax.nn.relu(units) + bias[:, None]
