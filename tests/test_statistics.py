@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regularized_lopt import statistics
-from regularized_lopt.study import experiment
 
 RNG = np.random.default_rng(0)
 
@@ -137,7 +136,3 @@ def test_a_design_that_cannot_come_out_says_so():
     assert statistics.decide({"one": clear[:1]})["one"].underpowered
     with pytest.raises(ValueError, match="Unknown test 'wilcoxon'"):
         statistics.decide({"a": clear}, test="wilcoxon")
-
-
-def test_an_experiment_names_the_tests_that_there_are():
-    assert experiment.TESTS == statistics.TESTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from regularized_lopt import errors
+from regularized_lopt import errors, statistics
 from regularized_lopt.configurable import configurable
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
@@ -13,8 +13,6 @@ from regularized_lopt.measure.results import trained_with
 
 GIVEN = "given"
 """In `Experiment.optimizers`: the optimizer is handed to the study as an object."""
-TESTS = ("auto", "sign_flip", "t")
-"""Those of `statistics.decide`, which a study computes nothing with."""
 
 
 @configurable()
@@ -104,7 +102,7 @@ class Experiment:
         self._check_seeds()
         errors.check_seed("Experiment.seed", self.seed)
         errors.check_in("Experiment.alpha", self.alpha, "(0, 1)")
-        errors.check_name("Experiment.test", self.test, TESTS)
+        errors.check_name("Experiment.test", self.test, statistics.TESTS)
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
             errors.check_name("Experiment.properties", name, flatness.PROPERTIES)
