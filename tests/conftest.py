@@ -97,6 +97,14 @@ def _release_compiled_programs():
     gc.collect()
 
 
+def script(path):
+    """The module of a script that is not in the package; path from the root of the checkout."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, REPOSITORY / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def digits_config(num_outer_steps, *extra):
     """Gin bindings of a run that takes seconds."""
     return [

@@ -1,6 +1,5 @@
 """The benchmarks run, and what they compare does the same work."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, script
 
 import regularized_lopt
 from regularized_lopt import serialization
@@ -158,10 +157,7 @@ def test_safety_prints_every_option(tmp_path):
 
 @pytest.fixture(scope="module")
 def apply():
-    spec = importlib.util.spec_from_file_location("apply", REPOSITORY / "benchmarks/apply.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/apply.py")
 
 
 def test_pytorch_s_updates_are_ours(apply):

@@ -1,11 +1,10 @@
 """What docs/page_numbers.py keeps of a page, and what it notices."""
 
-import importlib.util
 import json
 import re
 
 import pytest
-from conftest import REPOSITORY
+from conftest import script
 
 PAGE = """\
 # Found in 12 runs
@@ -38,23 +37,18 @@ Properties at completion:
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location(
-        "page_numbers", REPOSITORY / "docs" / "page_numbers.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def page_numbers():
+    return script("docs/page_numbers.py")
 
 
 @pytest.fixture
-def check(script, tmp_path, capsys):
+def check(page_numbers, tmp_path, capsys):
     """Keeps the numbers of PAGE, and returns what is said of the page after a change."""
     path = tmp_path / "results" / "part" / "RESULTS.md"
     path.parent.mkdir(parents=True)
     (tmp_path / "README.md").write_text("# Nothing\n")
     path.write_text(PAGE)
-    assert script.main([], tmp_path) == 0
+    assert page_numbers.main([], tmp_path) == 0
 
     def check(*changes):
         text = PAGE
@@ -62,7 +56,7 @@ def check(script, tmp_path, capsys):
             assert old in text
             text = text.replace(old, new)
         path.write_text(text)
-        code = script.main(["--check"], tmp_path)
+        code = page_numbers.main(["--check"], tmp_path)
         lines = capsys.readouterr().out.splitlines()
         assert code == bool(lines)
         return lines
@@ -70,12 +64,12 @@ def check(script, tmp_path, capsys):
     return check
 
 
-def kept(script, markdown):
-    return {name: section.kept() for name, section in script.sections(markdown).items()}
+def kept(page_numbers, markdown):
+    return {name: section.kept() for name, section in page_numbers.sections(markdown).items()}
 
 
-def test_tables_are_kept_by_caption_row_and_column(script):
-    tables = kept(script, PAGE)["Found in 12 runs > Flatness"]["tables"]
+def test_tables_are_kept_by_caption_row_and_column(page_numbers):
+    tables = kept(page_numbers, PAGE)["Found in 12 runs > Flatness"]["tables"]
     assert tables == {
         "Properties at completion": {
             "labels": ["optimizer"],
@@ -100,8 +94,8 @@ def test_tables_are_kept_by_caption_row_and_column(script):
     }
 
 
-def test_prose_is_kept_by_sentences_without_code_targets_and_names(script):
-    found = kept(script, PAGE)
+def test_prose_is_kept_by_sentences_without_code_targets_and_names(page_numbers):
+    found = kept(page_numbers, PAGE)
     assert [(one["text"], one["numbers"]) for one in found["Found in 12 runs"]["prose"]] == [
         ("Found in 12 runs", ["12"]),
         (
@@ -115,9 +109,9 @@ def test_prose_is_kept_by_sentences_without_code_targets_and_names(script):
     assert [one["numbers"] for one in prose] == [["3", "45"], ["+0.382"]]
 
 
-def test_rows_that_nothing_tells_apart_are_all_kept(script):
+def test_rows_that_nothing_tells_apart_are_all_kept(page_numbers):
     rows = "| a | 1 |\n| a | 1 |\n| | 2 |\n"
-    (section,) = kept(script, f"# A\n\n| name | value |\n|---|---|\n{rows}").values()
+    (section,) = kept(page_numbers, f"# A\n\n| name | value |\n|---|---|\n{rows}").values()
     assert section["tables"]["table 1"]["rows"] == {
         "a": {"value": "1"},
         "a (2)": {"value": "1"},
@@ -133,14 +127,14 @@ def test_rows_that_nothing_tells_apart_are_all_kept(script):
         ("H100, R², L2, float32, only one", []),
     ],
 )
-def test_numbers(script, text, numbers):
-    assert script.numbers(text) == numbers
+def test_numbers(page_numbers, text, numbers):
+    assert page_numbers.numbers(text) == numbers
 
 
-def test_the_file_is_the_same_every_time(check, script, tmp_path):
-    path = tmp_path / script.KEPT
+def test_the_file_is_the_same_every_time(check, page_numbers, tmp_path):
+    path = tmp_path / page_numbers.KEPT
     text = path.read_text()
-    script.main([], tmp_path)
+    page_numbers.main([], tmp_path)
     assert path.read_text() == text
     assert text.endswith("}\n")
     assert list(json.loads(text)) == ["README.md", "results/part/RESULTS.md"]
@@ -177,22 +171,22 @@ def test_a_difference_is_told(check, old, new, said):
     assert all(line.startswith("results/part/RESULTS.md: Found in 12 runs") for line in lines)
 
 
-def test_a_page_without_headings_is_kept(script):
-    assert kept(script, "Took 12 minutes.") == {
+def test_a_page_without_headings_is_kept(page_numbers):
+    assert kept(page_numbers, "Took 12 minutes.") == {
         "": {"prose": [{"text": "Took 12 minutes.", "numbers": ["12"]}]}
     }
 
 
-def test_what_moved_is_found_on_the_pages_that_it_moved_to(script, tmp_path, capsys):
+def test_what_moved_is_found_on_the_pages_that_it_moved_to(page_numbers, tmp_path, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / "results").mkdir()
     (tmp_path / "README.md").write_text(PAGE)
-    script.main([], tmp_path)
+    page_numbers.main([], tmp_path)
 
     def lines(readme, results):
         (tmp_path / "README.md").write_text(readme)
         (tmp_path / "docs" / "results.md").write_text(results)
-        script.main(["--check"], tmp_path)
+        page_numbers.main(["--check"], tmp_path)
         return capsys.readouterr().out.splitlines()
 
     above, between, below = re.split(r"(?=## Flatness)|(?=\| task)", PAGE)
@@ -213,7 +207,7 @@ def test_what_moved_is_found_on_the_pages_that_it_moved_to(script, tmp_path, cap
     assert not lines(above, between + text)
 
 
-def test_a_missing_page_is_told_once(check, script, tmp_path, capsys):
+def test_a_missing_page_is_told_once(check, page_numbers, tmp_path, capsys):
     (tmp_path / "results" / "part" / "RESULTS.md").unlink()
-    assert script.main(["--check"], tmp_path) == 1
+    assert page_numbers.main(["--check"], tmp_path) == 1
     assert capsys.readouterr().out == "results/part/RESULTS.md: missing\n"

@@ -1,34 +1,28 @@
 """The numbers in README.md and docs/ are what the files in results/ say."""
 
 import csv
-import importlib.util
 import math
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, script
 
 
 @pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location(
-        "update_pages", REPOSITORY / "docs" / "update_pages.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def update_pages():
+    return script("docs/update_pages.py")
 
 
 @pytest.mark.parametrize(
     "page", ["README.md", "docs/results.md", "docs/studies.md", "docs/meta_training.md"]
 )
-def test_pages_say_what_the_results_say(script, page):
+def test_pages_say_what_the_results_say(update_pages, page):
     text = (REPOSITORY / page).read_text()
-    assert script.updated(text, page) == text
+    assert update_pages.updated(text, page) == text
 
 
-def test_a_mark_that_a_page_lacks_is_named(script):
+def test_a_mark_that_a_page_lacks_is_named(update_pages):
     with pytest.raises(ValueError, match="no <!-- minutes -->"):
-        script.updated("# A page\n", "docs/meta_training.md")
+        update_pages.updated("# A page\n", "docs/meta_training.md")
 
 
 def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
@@ -36,7 +30,7 @@ def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
     return dict(zip(names, (task, True, targeted, low, high, *log_ratio), strict=True))
 
 
-def test_intervals_are_counted_over_all_parts_once(script, tmp_path, monkeypatch):
+def test_intervals_are_counted_over_all_parts_once(update_pages, tmp_path, monkeypatch):
     narrow = (-math.log(1 / 0.71), math.log(1 / 0.71))
     parts = {
         "first": [row(-2, -1, narrow), row(-1, 1), row(-1, 1, targeted=False)],
@@ -50,9 +44,10 @@ def test_intervals_are_counted_over_all_parts_once(script, tmp_path, monkeypatch
                 writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
                 writer.writerows(rows)
-    monkeypatch.setattr(script, "RESULTS", tmp_path)
-    assert script.intervals() == script.Intervals(total=3, below=1, above=1, ratios=2, narrow=1)
-    said = script.flatness()
+    monkeypatch.setattr(update_pages, "RESULTS", tmp_path)
+    found = update_pages.Intervals(total=3, below=1, above=1, ratios=2, narrow=1)
+    assert update_pages.intervals() == found
+    said = update_pages.flatness()
     assert "Of 3 intervals, 1 lie below zero" in said
     assert "and 1 above" in said
     assert "of the 2 that have a ratio, 1 could have shown a change of 30%" in said
