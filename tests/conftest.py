@@ -35,6 +35,7 @@ import hypothesis
 import jax
 import pytest
 
+from regularized_lopt import LSTMLOpt, zoo
 from regularized_lopt.tasks import sources
 
 # Everyone runs the same examples; `--hypothesis-profile=explore` draws new ones every time.
@@ -103,6 +104,15 @@ def script(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def lopt_file(tmp_path_factory):
+    """A learned optimizer that has not been meta-trained."""
+    path = tmp_path_factory.mktemp("lopt") / "untrained.npz"
+    lopt = LSTMLOpt(hidden_size=3)
+    zoo.save(path, lopt, lopt.init(jax.random.PRNGKey(0)), {"note": "untrained"})
+    return path
 
 
 def digits_config(num_outer_steps, *extra):

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers_results import measured_task, optimizer
+from helpers_study import make_study
 
 from regularized_lopt import statistics
-from regularized_lopt.report import paper_claims, verdicts
+from regularized_lopt.measure import flatness
+from regularized_lopt.report import (
+    paper_claims,
+    verdicts,
+)
 
 RELU, SIGMOID = "ImageMLP_Mnist_20_Relu", "ImageMLP_Mnist_20_Sigmoid"
 
@@ -70,3 +75,63 @@ def test_sams_property_is_judged_by_the_rise_and_by_each_measure_alone():
 def test_a_claim_without_another_declared_test_shows_one_verdict():
     claim = paper_claims.Claim("A claim.", verdicts.HOLDS, ())
     assert claim.outcome == dataclasses.replace(claim, declared="").verdict == verdicts.HOLDS
+
+
+def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
+    (found,) = make_study(tmp_path).run()
+    none = dataclasses.replace(found.optimizers["none"], learning_rate=None)
+    more = {"none_momentum": none, "sam_optimizee": none}
+    accuracy = paper_claims.check_claims(
+        [dataclasses.replace(found, optimizers={**found.optimizers, **more})], []
+    )[0]
+    told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
+    assert f"{found.task}, sam_optimizee" in told
+    assert not [line for line in told if "none" in line]
+
+
+def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_path):
+    """Four optimizers whose differences at the radii are given, in standard deviations."""
+    radii = flatness.FlatnessConfig().radii
+    (found,) = make_study(tmp_path).run()
+    base = found.optimizers["none"]
+
+    def at(means):
+        """Three seeds, one run each, with the given values at the radii and deviation 1."""
+        values = np.asarray(means) + np.array([-1.0, 0.0, 1.0])[:, None]
+        return {
+            "completion": [
+                flatness.Flatness(
+                    np.zeros(1), np.zeros(1), {"absolute": row[None, :, None]}, {}, None, None
+                )
+                for row in values
+            ]
+        }
+
+    def radius(*effects):
+        learned = {
+            str(i): dataclasses.replace(base, learning_rate=None, at=at(means))
+            for i, means in enumerate(effects)
+        }
+        reference = dataclasses.replace(
+            base, at={"completion": at(np.zeros(5))["completion"][1:2] * 3}
+        )
+        task = dataclasses.replace(
+            found,
+            flatness_config=flatness.FlatnessConfig(),
+            optimizers={"none": reference, **learned},
+        )
+        return paper_claims.check_claims([task], [])[5]
+
+    assert radii[2] == 0.01
+    shared = [np.array([0.1, 0.2, 0.9, 0.3, 0.2]) * scale for scale in (1, 1.1, 0.9, 1.4)]
+    claim = radius(*shared)
+    assert claim.verdict == verdicts.HOLDS
+    assert claim.evidence[2] == (
+        "Radius 0.01: differences are 0.99 standard deviations, on average."
+    )
+    assert "short of the best" in claim.evidence[3]
+    assert radius(*(np.roll(each, -1) for each in shared)).verdict == "0.005 reads best here"
+    # The highest mean, but not for every optimizer.
+    mixed = [[0.1, 0.1, 0.9, 0.1, 0.1], [0.1, 0.8, 0.2, 0.1, 0.1], [0.1, 0.1, 0.2, 0.1, 0.1]]
+    assert radius(*mixed).verdict == verdicts.UNDECIDED
+    assert radius(shared[0]).verdict == verdicts.UNDECIDED  # A single optimizer.

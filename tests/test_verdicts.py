@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 from helpers_results import measured_task, optimizer
-from test_study import RELU, lab
+from helpers_study import RELU, make_study
 
+from regularized_lopt import statistics
+from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.results import seed_pairs
-from regularized_lopt.report import verdicts
+from regularized_lopt.report import (
+    verdicts,
+)
 from regularized_lopt.study import dry_run
 
 
@@ -36,7 +40,7 @@ def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkey
         "none": optimizers_lib.baseline("SGD", 0.5),
         "other": optimizers_lib.baseline("SGD", 0.3),
     }
-    study = lab(tmp_path, who=who, reference="none")
+    study = make_study(tmp_path, who=who, reference="none")
     task_study = study.on(RELU)
     matched = []
     monkeypatch.setattr(type(task_study), "_match", lambda self, *pair: matched.append(pair[:2]))
@@ -70,3 +74,63 @@ def test_each_measure_is_judged_alone():
 def test_sam_is_judged_by_the_rise():
     assert optimizer([0.0], [1.0], own="sam").judged_by == "gsam"
     assert optimizer([0.0], [1.0], own="gam").judged_by == "gam"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """SGD against SGD+SAM (rho 0.1) and SGD on other batches, all at the same learning rate.
+
+    Long enough to fit the training set: before that, no regularizer has much to choose from.
+    """
+    out_dir = tmp_path_factory.mktemp("planted")
+    flatness_config = FlatnessConfig(
+        radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0
+    )
+    settings = {"num_runs": 24, "num_steps": 1500, "parallelism": (24, 1)}
+    plain = {"none": optimizers_lib.baseline("SGD", 0.3)}
+    both = {**plain, "sam": optimizers_lib.baseline("SGD+SAM", 0.3)}
+    (result,) = make_study(out_dir, flatness_config, both, **settings).run()
+    (others,) = make_study(out_dir, flatness_config, plain, seed=1, **settings).run()
+    return result, others
+
+
+def test_sgd_with_sam_comes_out_flatter(planted):
+    result, _ = planted
+    judged = verdicts.judge([result], primary=("sam", "sam"))
+    found = {(v.property, v.point): v for v in judged}
+    declared = found["sam", "completion"]
+    assert declared.decision is not None
+    assert declared.declared() == verdicts.HOLDS
+    assert declared.absolute.high < 0
+    assert found["gsam", "completion"].absolute.high < 0
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "gam"])
+def test_other_batches_alone_seldom_make_a_verdict(planted, name):
+    """400 pairings of 10 stored runs of SGD with 10 of SGD on other inits and batches."""
+    result, others = planted
+    pools = [
+        r.reference_result.last(name, "completion", r.flatness_config.headline)[0]
+        for r in (result, others)
+    ]
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(400):
+        a, b = (rng.choice(pool, 10, replace=False) for pool in pools)
+        decided += statistics.decide({"null": a - b})["null"].sign != 0
+    assert decided <= 0.075 * 400
+
+
+def test_several_meta_training_seeds_are_the_unit(tmp_path):
+    """Runs of one trained optimizer are no independent evidence on a regularizer."""
+    values = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(verdicts.units(values), [0.5, 2.5, 4.5])
+    np.testing.assert_array_equal(verdicts.units(values[:1]), values[0])
+    # A baseline, which has one "seed", is compared with each.
+    difference = verdicts.compare(values, np.ones((1, 2)))
+    assert difference.count == 3
+    assert difference.mean == pytest.approx(1.5)
+    # Of unequal numbers of seeds, those that both have are compared.
+    difference = verdicts.compare(values, np.ones((2, 2)))
+    assert difference.count == 2
+    assert difference.mean == pytest.approx(0.5)

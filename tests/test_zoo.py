@@ -319,3 +319,23 @@ def test_a_file_without_curves_says_where_they_would_be(tmp_path):
     regularized_lopt.save(tmp_path / "lopt.npz", LOPT, LOPT.init(jax.random.PRNGKey(0)))
     with pytest.raises(FileNotFoundError, match=r"There is no metrics\.csv beside"):
         regularized_lopt.load(tmp_path / "lopt.npz").plot_meta_training()
+
+
+KEY = jax.random.PRNGKey(0)
+
+
+def test_zoo_round_trip(lopt_file):
+    loaded = regularized_lopt.load(lopt_file)
+    expected = regularized_lopt.LSTMLOpt(hidden_size=3).init(KEY)
+    for a, b in zip(*map(jax.tree.leaves, (loaded.theta, expected)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.metadata["note"] == "untrained"
+    assert loaded.learned_opt.config["hidden_size"] == 3
+
+
+def test_zoo_refuses_what_is_no_optimizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no theta.npz"):
+        regularized_lopt.load(tmp_path)
+    serialization.save(tmp_path / "other.npz", {"a": np.zeros(3)})
+    with pytest.raises(serialization.FileFormatError, match="holds no learned optimizer"):
+        regularized_lopt.load(tmp_path / "other.npz")

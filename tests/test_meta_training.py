@@ -1,0 +1,43 @@
+"""Which of several meta-training seeds is chosen."""
+
+import dataclasses
+
+import numpy as np
+from helpers_study import RELU, make_study
+
+from regularized_lopt import run_files, serialization, zoo
+from regularized_lopt.report import (
+    tables,
+)
+from regularized_lopt.study import Experiment
+from regularized_lopt.study.experiment import GIVEN
+from regularized_lopt.study.meta_training import MetaTrainedOptimizers
+
+
+def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
+    """Three copies of an optimizer of the zoo that claim other validation losses."""
+    what = {"none": "none.gin", "other": GIVEN}
+    optimizers = MetaTrainedOptimizers(
+        Experiment(optimizers=what, tasks=(RELU,), meta_training_seeds=(0, 1, 2)),
+        tmp_path, {}, False, lambda *_: None,
+    )  # fmt: skip
+    monkeypatch.setattr(
+        MetaTrainedOptimizers,
+        "directory_of",
+        lambda self, name, source, seed: tmp_path / str(seed) if source != GIVEN else None,
+    )
+    tree, metadata = serialization.load_flat(zoo.ENTRIES / zoo.names()[0] / run_files.THETA_FILE)
+    for seed, loss in enumerate((0.5, 0.2, 0.3)):
+        metadata["stage"]["best_loss"] = loss
+        serialization.save(tmp_path / str(seed) / run_files.THETA_FILE, tree, metadata)
+    assert optimizers.chosen() == {"none": 1}
+
+    (found,) = make_study(tmp_path / "lab").run()
+    curves = found.optimizers["none"].curves[0]
+    better = dataclasses.replace(curves, test_accuracy=np.ones_like(curves.test_accuracy))
+    several = dataclasses.replace(found.optimizers["none"], curves=[curves, better, curves])
+    both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
+    _, rows = tables.table_1([both], {"none": 1})
+    assert rows[0] == ["none", "100 ± 0"]
+    assert rows[1:] == tables.table_1([both])[1][1:]
+    assert tables.table_1([both])[1][0] != rows[0]

@@ -1,0 +1,85 @@
+"""Meta-test in one call, and its launcher."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from regularized_lopt import tasks, upstream
+from regularized_lopt.measure import (
+    flatness,
+)
+from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.study import meta_test
+
+DIGITS = "ImageMLP_Digits_20_Relu"
+
+
+def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "regularized_lopt.meta_test",
+            f"--lopt=a={lopt_file}",
+            f"--lopt=b={lopt_file}",
+            f"--task={DIGITS}",
+            "--num_runs=2",
+            "--num_steps=25",
+            "--baselines=SGD",
+            f"--out_dir={tmp_path}",
+        ],
+        check=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+    )
+    content = json.loads((tmp_path / "results.json").read_text())
+    found = content["tasks"][DIGITS]["contestants"]
+    assert set(found) == {"a", "b", "SGD"}
+    # The same optimizer under two names, the same inits and batches: no difference at all.
+    assert found["a"]["runs"] == found["b"]["runs"]
+    assert found["a"]["at"] == found["b"]["at"]
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    assert len(rows) == 3 * 2 * 2
+    table = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert table[1]["vs a (points, 95%)"] == "+0 [+0, +0]"
+    verdicts = list(csv.DictReader((tmp_path / "verdicts.csv").open()))
+    judged = {row["by its interval, each measure"] for row in verdicts if row["optimizer"] == "b"}
+    assert judged == {"undecided: absolute, relative, matched"}
+    assert len(list(csv.DictReader((tmp_path / "properties.csv").open()))) == 3 * 2 * 3 * 2 * 5
+    page = (tmp_path / "report.html").read_text()
+    for name in (f"{DIGITS}/differences", f"{DIGITS}/training_curves", f"{DIGITS}/ascent_curves",
+                 f"{DIGITS}/loss_slices", "smoothness", "sam_by_relative_radius"):  # fmt: skip
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    assert page.count("<svg") == 7
+    named = set(re.findall(r'id="(.*?)"', page))
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', page)) <= named
+    assert "prefers-color-scheme: dark" in page
+    assert "currentColor" in page
+    for outside in ("http://", "https://", "<script", "<link"):
+        links = [x for x in page.split(outside)[1:] if "w3.org" not in x[:40]]
+        assert not links, f"the report is not self-contained: {outside}{links[0][:60]}"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: meta_test({}, DIGITS), ValueError, "must name at least one each"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, DIGITS, baselines=("SDG",)), ValueError,
+         "Did you mean 'SGD'"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, "ImageMLP_Digit"), ValueError, "Did you mean"),
+        (lambda: meta_test({"s": upstream.SGD(1.0)}, "CubicRegression"), TypeError,
+         "Only image tasks"),
+        (lambda: trainer_lib.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
+        (lambda: flatness.FlatnessConfig(radii=(-1.0,)), ValueError, "FlatnessConfig.radii = -1"),
+        (lambda: flatness.FlatnessConfig(direction="up"), ValueError, "Unknown direction 'up'"),
+    ],
+)  # fmt: skip
+def test_refuses_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

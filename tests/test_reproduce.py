@@ -1,0 +1,191 @@
+"""The launcher of a study, from gin files to a report."""
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+from helpers_study import RELU, table
+
+from regularized_lopt import gin_files, run_files, serialization, zoo
+from regularized_lopt.study import Experiment
+from regularized_lopt.study.meta_training import MetaTrainedOptimizers
+
+TINY = [
+    "Experiment.optimizers = {'none': 'gin_configs/digits_mlp_none.gin',"
+    " 'sam': 'gin_configs/digits_mlp_sam.gin'}",
+    "Experiment.num_runs = 2",
+    "Experiment.num_steps = 25",
+    f"Experiment.tasks = ('{RELU}',)",
+    "Experiment.baselines = ('SGD',)",
+    "Experiment.parallelism = (1, 1)",
+    "Experiment.bindings = ('outer_train.num_outer_steps = 2', 'LSTMLOpt.hidden_size = 3',"
+    " 'Curriculum.train_lengths = (20,)', 'Curriculum.validation_period = 2',"
+    " 'Curriculum.num_validation_tasks = 1')",
+    "FlatnessConfig.num_examples = 64",
+    "Experiment.early_evidence = {}",
+]
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", f"regularized_lopt.{name}", *arguments]
+
+
+def run_module(name, *arguments):
+    done = subprocess.run(
+        command(name, *arguments), cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def reproduction(out_dir):
+    return [
+        "--config_file=gin_configs/reproduce_digits.gin",
+        f"--out_dir={out_dir}",
+        *(f"--gin_bindings={line}" for line in TINY),
+    ]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    """A directory of `reproduce`, and what its plan was beforehand and afterwards."""
+    out_dir = tmp_path_factory.mktemp("reproduced")
+    before = run_module("reproduce", *reproduction(out_dir), "--dry_run", "--measure")
+    run_module("reproduce", *reproduction(out_dir))
+    return out_dir, before, run_module("reproduce", *reproduction(out_dir), "--dry_run")
+
+
+def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
+    out_dir, before, after = reproduced
+    assert "0 cached" in before
+    assert "unknown" not in before  # Every cost is estimated from a rate measured here.
+    assert re.search(r"(\d+) cells, \1 cached\.", after)
+    page = (out_dir / "report.html").read_text()
+    for text in (
+        "none, sam and tuned baselines on 1 task: 2 paired runs of 25 steps",
+        "meta-trained with 1 seed.",
+        "Declared tests",
+        "claims",
+        "undecided",
+        "Regularized learned optimizers beat",
+        "Meta-training",
+        "drawn anew",
+    ):
+        assert text in page
+
+
+def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
+    """Without params and checkpoints, and beside notes, which are not touched: the same bytes."""
+    out_dir = tmp_path / "kept"
+    ignored = shutil.ignore_patterns("ends", "checkpoints", "events*", "locks", "*.lock")
+    shutil.copytree(reproduced[0], out_dir, ignore=ignored)
+    files = [path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()]
+    (out_dir / "NOTES.md").write_text("What to make of it.\n")
+    run_module("reproduce", *reproduction(out_dir), "--rewrite")
+    text = (out_dir / "RESULTS.md").read_text()
+    assert text.split("\n\n")[2] == "What to make of it."
+    assert len(re.findall(r"^\| none \|", text, re.MULTILINE)) >= 2
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (out_dir / link).is_file()
+    (out_dir / "RESULTS.md").write_text(text.replace("What to make of it.\n\n", ""))
+    (out_dir / "NOTES.md").unlink()
+    for path in files:
+        assert (out_dir / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
+    assert sorted(files) == sorted(
+        path.relative_to(out_dir)
+        for path in out_dir.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    )
+
+
+def test_rewriting_computes_nothing(reproduced, tmp_path):
+    (tmp_path / "cells").mkdir()
+    shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+    done = subprocess.run(
+        command("reproduce", *reproduction(tmp_path), shared, "--rewrite"),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.search(r"lacks \d+ of the \d+ cells .* 'tune ImageMLP_Digits", done.stderr)
+    assert not list((tmp_path / "cells").iterdir())
+
+
+def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduced, tmp_path):
+    shutil.copytree(reproduced[0] / "cells", tmp_path / "cells")
+    shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+    without = "--gin_bindings=Experiment.baselines = ()"
+    run_module("reproduce", *reproduction(tmp_path), without, shared, "--rewrite")
+    assert "\nnone, sam on 1 task: 2 paired" in (tmp_path / "RESULTS.md").read_text()
+    run_module("reproduce", *reproduction(tmp_path), shared, "--rewrite")
+    pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
+    assert ["## Meta-training" in page for page in pages] == [True, False]
+    assert (tmp_path / "table_1.csv").read_bytes() == (reproduced[0] / "table_1.csv").read_bytes()
+
+
+def test_exchanged_optimizers_are_named(reproduced, tmp_path):
+    """Whole directories, or theta alone."""
+    shutil.copytree(reproduced[0] / "optimizers", tmp_path / "optimizers")
+    none, sam = sorted((tmp_path / "optimizers").iterdir())
+    theta = none / run_files.THETA_FILE
+    kept = theta.read_bytes()
+    shutil.copyfile(sam / run_files.THETA_FILE, theta)
+    with pytest.raises(serialization.FileFormatError, match="is of another run than"):
+        zoo.load(none)
+    with pytest.raises(serialization.FileFormatError, match="is of another run than"):
+        zoo.validation_loss(none)
+    theta.write_bytes(kept)
+    zoo.load(none)
+
+    none.rename(tmp_path / "aside")
+    sam.rename(none)
+    (tmp_path / "aside").rename(sam)
+    gin_files.parse_gin(["gin_configs/reproduce_digits.gin"], TINY)
+    finder = MetaTrainedOptimizers(
+        Experiment(), tmp_path / "optimizers", {}, False, lambda *_: None
+    )
+    for name, source in finder.experiment.optimizers.items():
+        with pytest.raises(serialization.FileFormatError, match="another meta-training than its"):
+            finder.trained(name, source, 0)
+
+
+def test_two_trained_optimizers_are_compared(reproduced, tmp_path):
+    trained = sorted((reproduced[0] / "optimizers").iterdir())
+    assert [path.name.split("-")[0] for path in trained] == ["none", "sam"]
+    run_module(
+        "compare", *map(str, trained), "--num_runs=2", "--num_steps=20", f"--out_dir={tmp_path}"
+    )
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_table(reproduced, tmp_path):
+    """SIGKILL after each of three numbers of files, at a random moment of the next one."""
+    rng = random.Random(0)
+
+    def files():
+        return sum(path.is_file() for path in tmp_path.rglob("*.npz"))
+
+    for limit in (1, 4, 7):
+        running = subprocess.Popen(
+            command("reproduce", *reproduction(tmp_path)),
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while files() < limit and running.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1))
+        assert running.poll() is None, "It ended before it could be killed."
+        running.kill()
+        running.wait()
+        assert not (tmp_path / "table.csv").exists()
+    run_module("reproduce", *reproduction(tmp_path))
+    assert table(tmp_path) == table(reproduced[0])

@@ -1,0 +1,86 @@
+"""Tables, and the figures that show the same."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers_study import RELU, make_study
+
+from regularized_lopt import statistics
+from regularized_lopt.report import (
+    figures,
+    optimizer_tables,
+    tables,
+)
+
+
+def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
+    """Accuracies are given: [tasks, seeds]; one optimizer has not been on the second CNN."""
+    (found,) = make_study(tmp_path, measured=False).run()
+    none = found.optimizers["none"]
+    accuracy = {
+        "none": [[0.9, 0.8, 0.7], [0.5, 0.4, 0.6], [0.9, 0.9, 0.2]],
+        "sam": [[0.9, 0.9, 0.9], [0.7, 0.6, 0.9], [0.9, 0.9, 0.9]],
+        "gam": [[0.1, 0.2], None, [0.3, 0.2]],
+    }
+
+    def trained(row):
+        curves = [
+            dataclasses.replace(one, test_accuracy=np.full_like(one.test_accuracy, value))
+            for one, value in zip(none.curves * len(row), row, strict=True)
+        ]
+        return dataclasses.replace(none, curves=curves)
+
+    results_ = [
+        dataclasses.replace(
+            found,
+            task=task,
+            optimizers={k: trained(rows[i]) for k, rows in accuracy.items() if rows[i]},
+        )
+        for i, task in enumerate(("Conv_A", "Conv_B", "ImageMLP_A"))
+    ]
+    header, rows = tables.over_tasks(results_)
+    # A single MLP is no more than its own column.
+    columns = ("tasks", "accuracy (%)", "fail", "vs none (points, 95%)")
+    assert header == ["optimizer", *(f"CNNs: {column}" for column in columns)]
+    by_name = {name: others for name, *others in rows}
+    means = {k: 100 * np.mean(v[:2], axis=0) for k, v in accuracy.items() if k != "gam"}
+    difference = statistics.paired_difference(means["sam"], means["none"])
+    assert by_name["none"] == ["2", str(statistics.summarize(means["none"])), "4 of 6", ""]
+    assert by_name["sam"] == [
+        "2", str(statistics.summarize(means["sam"])), "2 of 6", str(difference)
+    ]  # fmt: skip
+    assert by_name["gam"] == [""] * 4
+    assert tables.over_tasks(results_[:1])[1] == []
+
+
+def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told(tmp_path):
+    (found,) = make_study(tmp_path).run()
+    none = found.optimizers["none"]
+    accuracies = (0.9, 0.6, np.nan)
+    one_each = [
+        dataclasses.replace(one, test_accuracy=np.full_like(one.test_accuracy, accuracy))
+        for one, accuracy in zip(none.curves * 3, accuracies, strict=True)
+    ]
+    several = dataclasses.replace(
+        none, curves=one_each, at={point: list(of) * 3 for point, of in none.at.items()}
+    )
+    both = dataclasses.replace(found, optimizers={**found.optimizers, "none": several})
+    figure = figures.seeds([both, found])
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xdata(), (10, 40, 100), rtol=1e-5)
+    assert [len(line.get_xdata()) for line in figure.axes[1].lines] == [1, 1]
+    # The seed that diverged is the worst, not left out.
+    losses = {"none": (0.2, 0.3, 0.4)}
+    assert optimizer_tables.validation_table([both], losses)[1] == [[RELU, "3", "-1.00", "0"]]
+    assert optimizer_tables.validation_table([both], {"none": (0.2, 0.4, 0.3)})[1][0][2] == "-0.50"
+    assert optimizer_tables.validation_table([found], {"none": (0.2,)})[1] == []
+    (dots,) = figures.validation([both], losses).axes[0].lines
+    np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
+    header, rows = tables.accuracy_table([both])
+    assert rows[0][header.index("lowest")] == "60.00"
+    lowest_run = both.optimizers["sam"].accuracy().min()
+    assert float(rows[1][header.index("lowest")]) == pytest.approx(lowest_run, abs=0.005)
+    # The best is the seed with 90%: the one with 60% fails, and so does the one that diverged.
+    assert tables.failures([both, found])[1] == [["none", "2 of 3", "0 of 1"]]
+    assert tables.failures([found])[1] == []

@@ -1,0 +1,96 @@
+"""Networks are trained as by a plain loop, and baselines are tuned."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from regularized_lopt import tasks, upstream
+from regularized_lopt.measure import (
+    matched_loss,
+    training_curves,
+)
+from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import trainer as trainer_lib
+
+DIGITS = "ImageMLP_Digits_20_Relu"
+
+
+def test_runs_are_what_a_plain_loop_gives():
+    """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
+    task = tasks.get(DIGITS)
+    optimizer = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
+    parallelisms = [trainer_lib.Parallelism(*each) for each in ((1, 1), (1, 2), (2, 1))]
+    plain, threads, wide = (
+        trainer_lib.Trainer(
+            task, 2, 40, seed=3, eval_steps=[5, 40], parallelism=parallelism, progress=False
+        ).train([optimizer])["SGD"]
+        for parallelism in parallelisms
+    )
+    np.testing.assert_array_equal(plain.train_loss, threads.train_loss)
+    np.testing.assert_allclose(plain.train_loss, wide.train_loss, rtol=1e-4)
+    arrays = task.datasets.arrays("train")
+    for run in range(2):
+        key = jax.random.fold_in(jax.random.PRNGKey(3), run)
+        opt = upstream.SGD(0.1)
+        state = opt.init(task.init(jax.random.fold_in(key, 0)))
+        reached, losses = {}, []
+        for t in range(40):
+            batch_key = jax.random.fold_in(jax.random.fold_in(key, 1), t)
+            batch = task.datasets.sample(arrays, batch_key)
+            loss, grad = jax.value_and_grad(task.loss)(opt.get_params(state), key, batch)
+            losses.append(float(loss))
+            trailing = np.mean(losses[-20:])
+            assert plain.train_loss[run, t] == pytest.approx(trailing, rel=1e-4)
+            before = opt.get_params(state)
+            state = opt.update(state, grad, loss=loss)
+            if t >= 19:
+                level = int(np.floor(-np.log(trailing) / np.log(training_curves.LEVEL_RATIO)))
+                reached.setdefault(level, (t, opt.get_params(state)))
+        test = task.datasets.host_arrays("test")
+        batch = task.datasets.normalize(test)
+        loss, aux = task.loss_and_aux(opt.get_params(state), key, batch)
+        assert float(loss) == pytest.approx(float(plain.test_loss[run, -1]), rel=1e-4)
+        assert float(aux["accuracy"]) == pytest.approx(
+            float(plain.test_accuracy[run, -1]), abs=1e-6
+        )
+        update = jax.tree.map(jnp.subtract, opt.get_params(state), before)
+        assert float(plain.update_norm[run, -1]) == pytest.approx(
+            float(optax.tree.norm(update)), rel=1e-3
+        )
+        # Params at the first step that reached a training loss.
+        lowest = max(reached)
+        params, steps = matched_loss.params_at_level(plain, plain.saved_params, np.full(2, lowest))
+        assert plain.level[run].max() == lowest
+        assert steps[run] == reached[lowest][0]
+        for found, expected in zip(
+            *map(jax.tree.leaves, (params, reached[lowest][1])), strict=True
+        ):
+            np.testing.assert_allclose(found[run], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_all_optimizers_start_from_the_same_params_and_batches():
+    task = tasks.get(DIGITS)
+    trainer = trainer_lib.Trainer(task, 2, 2, eval_steps=[0], progress=False)
+    rates = (1e-9, 1.0)
+    runs = trainer.train(
+        [
+            dataclasses.replace(optimizers_lib.baseline("SGD", rate), name=str(rate))
+            for rate in rates
+        ]
+    )
+    a, b = (runs[str(rate)] for rate in rates)
+    np.testing.assert_array_equal(a.test_loss[:, 0], b.test_loss[:, 0])
+    np.testing.assert_array_equal(a.train_loss[:, 0], b.train_loss[:, 0])
+    assert not np.array_equal(a.train_loss[:, 1], b.train_loss[:, 1])
+
+
+def test_tuning_picks_the_rate_that_trains_best(monkeypatch):
+    rates = np.array([1e-4, 0.5, 1e3])  # Too slow, good, divergent.
+    found = dataclasses.replace(optimizers_lib.BASELINES["SGD"], learning_rates=rates)
+    monkeypatch.setattr(optimizers_lib, "BASELINES", {"SGD": found})
+    tuned = trainer_lib.tune("SGD", trainer_lib.Trainer(tasks.get(DIGITS), 1, 30, progress=False))
+    assert tuned.learning_rate == 0.5
