@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
 RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long
 
-.PHONY: quickstart test lint docs results stress matrix clean
+.PHONY: quickstart test lint docs results $(RESULTS:%=results/%) stress matrix clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -23,12 +23,12 @@ stress: $(VENV)/.installed
 	$(BIN)/python benchmarks/stress.py
 
 # Tables and figures of results/, numbers in README.md and docs/, from what is kept; computes nothing.
-results: $(VENV)/.installed
-	for part in $(RESULTS); do \
-	  $(BIN)/python -m regularized_lopt.reproduce --config_file=results/$$part/experiment.gin --out_dir=results/$$part \
-	    --optimizers_dir=results/paper/optimizers --rewrite || exit 1; \
-	done
+results: $(RESULTS:%=results/%)
 	$(BIN)/python docs/update_pages.py
+
+$(RESULTS:%=results/%): $(VENV)/.installed
+	$(BIN)/python -m regularized_lopt.reproduce --config_file=$@/experiment.gin --out_dir=$@ \
+	  --optimizers_dir=results/paper/optimizers --rewrite
 
 # Every Python that is found, each with constraints.txt and with pip's own choice; writes docs/compatibility.md.
 matrix:

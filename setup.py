@@ -19,7 +19,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
-    package_data={"regularized_lopt": ["py.typed", "zoo/entries/*/*"]},
+    package_data={"regularized_lopt": ["py.typed", "report/page.*", "zoo/entries/*/*"]},
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",
@@ -29,6 +29,7 @@ setuptools.setup(
         "gin-config>=0.5.0",
         "jax>=0.10",
         "jaxtyping>=0.3",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",

@@ -6,8 +6,8 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.measure.trial import Trial
+from regularized_lopt.report import plot_style
 from regularized_lopt.report import trials as report
-from regularized_lopt.report.plot_style import save_png
 from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import search as search_lib
 
@@ -23,7 +23,7 @@ def main() -> None:
     for tried in search_lib.search(what, out_dir):
         trials += tried
         report.write(trials, out_dir)
-        save_png(report.plot(trials), out_dir / "trials.png")
+        (out_dir / "trials.png").write_bytes(plot_style.to_png(report.plot(trials)))
     rows = [report.row(trial) for trial in trials]
     print_table("Trials", list(rows[0]), [list(row.values()) for row in rows])
 

@@ -85,7 +85,7 @@ def test_upstream_s_tools(run):
 def test_the_quickstart(run, tmp_path):
     output = run(REPOSITORY / "examples/quickstart.py", "--smallest", f"--out_dir={tmp_path}/out")
     assert "Done in" in output
-    assert "<svg" in (tmp_path / "out/report.html").read_text()
+    assert "<img" in (tmp_path / "out/report.html").read_text()
 
 
 def test_parts_of_one_s_own(run, tmp_path):

@@ -151,7 +151,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
         left.set_yticks(range(len(rows)), [one.name for _, one in rows])
         left.invert_yaxis()
         for axis in (left, right):
-            axis.axvline(0, color=plot_style.INK, linewidth=0.8)
+            axis.axvline(0, color="black", linewidth=0.8)
         left.set(xlabel="points")
         left.set_title(f"{plot_style.short(result.task)}: test accuracy against {result.reference}")
         right.set(
@@ -245,7 +245,7 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
             if finite[index].size:
                 plane = one.plane.T
                 axis.contour(one.at, one.at, plane, levels=levels, cmap="viridis", linewidths=1)
-                axis.plot(0, 0, "+", color=plot_style.INK)
+                axis.plot(0, 0, "+", color="black")
             else:
                 axis.text(0.5, 0.5, "diverged", ha="center", transform=axis.transAxes)
             axis.set_title(name)
@@ -271,7 +271,7 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
             # R^2 has no lower end: what is below -1 is drawn there.
             spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(fits.r2))
             left.plot(np.maximum(fits.r2, -1), index + spread, ".", color=color, markersize=4)
-            left.plot(np.median(fits.r2), index, "|", color=plot_style.INK, markersize=22)
+            left.plot(np.median(fits.r2), index, "|", color="black", markersize=22)
             right.ecdf(np.nan_to_num(fits.norm, nan=np.inf), color=color, linewidth=1.5)
         left.set_yticks(range(len(names)), names)
         for color, label in zip(plot_style.cycle(), left.get_yticklabels(), strict=False):
@@ -282,9 +282,7 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
         right.set_title("Norm of the params")
         for example, axis in enumerate(bottom.subplots(1, examples)):
             axis.plot(found.x[example], found.y[example], ".", color="#808080", markersize=5)
-            axis.plot(
-                found.grid, found.truth[example], color=plot_style.INK, linewidth=1, linestyle=":"
-            )
+            axis.plot(found.grid, found.truth[example], color="black", linewidth=1, linestyle=":")
             for color, fits in zip(plot_style.cycle(), found.fits.values(), strict=False):
                 axis.plot(found.grid, fits.fit[example], color=color, linewidth=1.3)
             axis.set(xlabel="x", title=f"Polynomial {example} (dotted: without noise)")

@@ -25,7 +25,7 @@ def _part(part: Part) -> list[str]:
             return [text]
         case Rows(header, rows):
             return [table(header, rows)]
-        case Figure(_, caption, file):
+        case Figure(caption=caption, file=file):
             return [] if file is None else [f"![{caption}]({file})\n\n*{caption}*"]
         case Claims(claims):
             return [_claim(number, claim) for number, claim in enumerate(claims, 1)]

@@ -47,12 +47,14 @@ class Figure:
     """A figure.
 
     Attributes:
-      svg: in the page's colours.
+      png: the file's bytes.
+      width: in CSS pixels, where the page has room.
       caption: below it.
-      file: its name as a PNG, for Markdown; None: it is left out there.
+      file: its name, for Markdown; None: it is left out there.
     """
 
-    svg: str
+    png: bytes
+    width: int
     caption: str
     file: str | None
 
@@ -99,14 +101,16 @@ class Page:
         self.table(table, title)
         self.note(note)
 
-    def figure(self, figure: mpl_figure.Figure, caption: str, file: str | None = None) -> str:
-        """A figure as inline SVG, in the page's colours; returns that SVG.
+    def figure(self, figure: mpl_figure.Figure, caption: str, file: str | None = None) -> bytes:
+        """A figure, which is in the page itself; returns it as PNG.
 
         In Markdown it is a link to `file`, which is not written here; None: it is left out.
         """
-        svg = plot_style.to_svg(figure)
-        self.parts.append(Figure(svg, caption, file))
-        return svg
+        png = plot_style.to_png(figure)
+        # So that letters are as large as the text.
+        width = round(125 * figure.get_figwidth())
+        self.parts.append(Figure(png, width, caption, file))
+        return png
 
     def claims(self, claims: Sequence[Claim], note: str) -> None:
         """A section that goes through the paper's claims, and what to know about the verdicts."""

@@ -312,8 +312,8 @@ class Reporter:
         )
 
     def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
-        (self._out_dir / f"{name}.svg").write_text(page.figure(figure, caption, f"{name}.png"))
-        plot_style.save_png(figure, self._out_dir / f"{name}.png")
+        png = page.figure(figure, caption, f"{name}.png")
+        (self._out_dir / f"{name}.png").write_bytes(png)
 
 
 def _with_short_names(table: Table) -> Table:
