@@ -32,6 +32,9 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
     the mean. Momenta, m <- decay m + (1 - decay) g, average before that, as inputs of later learned
     optimizers do (Metz et al. 2020, arXiv 2009.11243).
 
+    What it does depends on the scale of the loss: meta-trained on cross-entropies, it worked with
+    0.01 to 1 times these, and failed with 1e-4 and 100 times (benchmarks/RESULTS.md).
+
     The hidden state is (h, c) by layer, each [hidden_size, n]; then, where momenta are among the
     inputs, those, [decays, n]; then, with `hold_unseen`, 1 where a gradient was not 0, [1, n].
 
