@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long
+RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long
 
 .PHONY: quickstart test lint docs results $(RESULTS:%=results/%) stress matrix clean
 quickstart: $(VENV)/.installed

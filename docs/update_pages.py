@@ -174,7 +174,8 @@ def on_cnns() -> tuple[str, str]:
 def trained() -> str:
     """Trained optimizers and the test accuracies on their cards."""
     rows = []
-    for name in (*(f"mnist_mlp_{one}" for one in SHOWN), "mnist_mixture_none"):
+    lstms = [f"mnist_mlp_{one}" for one in SHOWN]
+    for name in ("mnist_star_none", *lstms, "mnist_mixture_none"):
         card = json.loads((ENTRIES / name / "card.json").read_text())
         reached = {
             figure["task"]: "{:.2f} ± {:.2f}".format(*figure["accuracy"])
@@ -240,6 +241,20 @@ def cnns() -> str:
     return markdown_table(["optimizer", "seeds", *names], rows)
 
 
+def stable() -> str:
+    """By task, what the optimizers of results/stable reach, and how many of their seeds fail."""
+    header, *rows = read(RESULTS / "stable" / "table_1.csv")
+    failed = {row[0]: row[1:] for row in read(RESULTS / "stable" / "failures.csv")}
+    titles, columns = ["network"], [list(map(short, header[1:]))]
+    for name, *cells in rows:
+        titles.append(f"`{name}`")
+        columns.append(cells)
+        if name in failed:
+            titles.append("fail")
+            columns.append(failed[name])
+    return markdown_table(titles, [list(row) for row in zip(*columns, strict=True)])
+
+
 def failing(part: str, optimizer: str) -> str:
     """How many of its seeds fail, summed over the tasks of a part of results/: "5 of 25"."""
     pairs = [tuple(map(int, cell.split(" of "))) for cell in of(part, "failures", optimizer)]
@@ -266,6 +281,7 @@ PAGES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "counts": counts,
         "cnns": cnns,
     },
+    "docs/stable.md": {"stable": stable},
     "docs/studies.md": {"relative radius": relative_radius},
     "docs/meta_training.md": {"minutes": minutes},
 }
