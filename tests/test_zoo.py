@@ -10,6 +10,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib import figure as mpl_figure
 
@@ -19,10 +20,11 @@ from regularized_lopt import (
     learned_optimizers,
     run_files,
     serialization,
+    tasks,
     upstream,
     zoo,
 )
-from regularized_lopt.measure import FlatnessConfig, update_curves
+from regularized_lopt.measure import FlatnessConfig, programs, update_curves
 from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
 
@@ -126,6 +128,33 @@ def test_every_entry_loads_and_applies_with_x64_and_without(name, x64):
         assert {leaf.dtype for leaf in jax.tree.leaves(loaded.theta)} == {params.dtype}
         assert moved.dtype == updates.dtype == params.dtype
         np.testing.assert_allclose(params + updates, moved, rtol=1e-6)
+
+
+def test_the_recommended_one_does_not_notice_the_scale_of_the_loss():
+    """On Digits, where `mnist_mlp_none` learns nothing from a loss of a millionth."""
+    task = tasks.get("ImageMLP_Digits_20_Relu")
+    train, test = (task.datasets.arrays(split) for split in ("train", "test"))
+    batches = np.random.default_rng(0).integers(len(train["label"]), size=(150, 128))
+    loaded = regularized_lopt.load("mnist_star_none")
+
+    @jax.jit
+    def accuracy(scale):
+        tx = optax.chain(optax.scale(scale), loaded.as_optax())
+
+        def step(carry, index):
+            params, state = carry
+            batch = task.datasets.normalize(jax.tree.map(lambda array: array[index], train))
+            grads = jax.grad(task.loss)(params, jax.random.PRNGKey(0), batch)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = task.init(jax.random.PRNGKey(0))
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
+        return 100 * programs.whole_split(task, params, test)[1]
+
+    found = [float(accuracy(scale)) for scale in (1e-6, 1.0, 1e6)]
+    assert min(found) > 85
+    assert np.ptp(found) < 1
 
 
 def test_a_file_without_its_constructor_s_arguments_is_refused(tmp_path):
