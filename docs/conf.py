@@ -136,6 +136,8 @@ def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str
         "../results/replication/RESULTS.md": "replication.md",
         "../results/ninefold/RESULTS.md": "ninefold.md",
         "../results/long/RESULTS.md": "long.md",
+        "../results/stable/RESULTS.md": "unseen.md",
+        "../results/stable_long/RESULTS.md": "stable_long.md",
         "../results/radius/RESULTS.md": "radius.md",
         "../results/mixture/RESULTS.md": "mixture.md",
         "../results/momentum/RESULTS.md": "momentum.md",
