@@ -222,7 +222,7 @@ else:
     class TruncatedStep:  # type: ignore[no-redef]
         """Main's interface to an inner problem; the wheel has none, so the base class is ours."""
 
-    class VectorizedTruncatedStep(TruncatedStep):  # type: ignore[no-redef]
+    class VectorizedTruncatedStep(TruncatedStep):  # type: ignore[no-redef,valid-type,misc]
         """Main's interface to a batch of inner problems."""
 
     @flax.struct.dataclass

@@ -171,9 +171,13 @@ def _check_names(cls: type, config: Mapping[str, Any]) -> None:
             )
 
 
+def _init(cls: type) -> Callable[..., None]:
+    return cls.__init__  # type: ignore[misc]  # Of the class itself, not of an instance.
+
+
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Of the constructor, less self."""
-    init = cls.__init__
+    init = _init(cls)
     if init is object.__init__:
         return {}
     return dict(list(inspect.signature(init).parameters.items())[1:])
@@ -233,7 +237,7 @@ def _kind(value: Any) -> str:
 
 def _noting(cls: type, *args: Any, **kwargs: Any) -> Any:
     """`LearnedOptimizer.__new__`: a new instance, with the arguments noted on it."""
-    if cls.__init__ is object.__init__ and (args or kwargs):
+    if _init(cls) is object.__init__ and (args or kwargs):
         raise TypeError(f"{cls.__name__}() takes no arguments")  # What object.__new__ would say.
     made: Any = object.__new__(cls)
     vars(made)[_NOTE] = _arguments(cls, args, kwargs)
@@ -266,11 +270,11 @@ def _arguments(cls: type, args: Any, kwargs: Any) -> dict[str, Any] | None:
 
 def _injected(cls: type) -> dict[str, Any]:
     """What gin gives the constructor where the caller gives nothing."""
-    constructor = inspect.unwrap(cls.__init__)
+    constructor = inspect.unwrap(_init(cls))
     found: dict[str, Any] = {}
     for base in reversed(inspect.getmro(cls)):
         # Of a class that inherits its constructor, gin wraps the one that it has wrapped before.
-        if inspect.unwrap(base.__init__) is constructor and _injects(base):
+        if inspect.unwrap(_init(base)) is constructor and _injects(base):
             first, again = (_encode(gin.get_bindings(base)) for _ in range(2))
             found |= {
                 name: value if value == again[name] else _Unwritable("another with every call")

@@ -276,7 +276,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         )
 
     def _update(
-        self, theta: Theta, heads: Sequence[jax.Array], given: features.Inputs
+        self, theta: Theta, heads: Sequence[jax.Array] | jax.Array, given: features.Inputs
     ) -> jax.Array:
         if self._bounded:
             heads = [jax.nn.soft_sign(head) for head in heads]

@@ -121,7 +121,7 @@ class OptaxBaseline(upstream.Optimizer):
             grad,
             opt_state.optax_state,
             opt_state.params,
-            grad_fn=grad_fn and (lambda params, _: grad_fn(params)),
+            grad_fn=None if grad_fn is None else (lambda params, _: grad_fn(params)),
         )
         return OptaxState(optax.apply_updates(opt_state.params, updates), model_state, optax_state)
 

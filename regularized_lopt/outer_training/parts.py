@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import gin
 import jax
@@ -31,7 +31,7 @@ from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
 
-AnyTask = str | upstream.Task | upstream.TaskFamily
+AnyTask: TypeAlias = str | upstream.Task | upstream.TaskFamily
 
 
 class Parts(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ def vdot(a: Tree, b: Tree) -> Scalar:
     """<a, b> over all leaves."""
     # Not jnp.vdot: it would round to the leaves' own dtype.
     products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(_wide(x) * _wide(y)), a, b))
-    return sum(products) if products else jnp.zeros(())
+    return functools.reduce(jnp.add, products) if products else jnp.zeros(())
 
 
 def norm(tree: Tree) -> Scalar:

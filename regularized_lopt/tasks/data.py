@@ -17,7 +17,7 @@ A task is either in phase "meta_train" or "meta_test". Upstream's four splits th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -158,7 +158,7 @@ class ResidentDatasets(upstream.Datasets):
             {name: jnp.take(value, index, axis=0) for name, value in arrays.items()}
         )
 
-    def normalize(self, raw: Batch) -> dict[str, Any]:
+    def normalize(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Raw examples as tasks take them: images in [0, 1] float32, labels int32."""
         images: Float[Array, "batch h w c"] = raw["image"].astype(np.float32) / np.float32(
             self._spec.max_value
@@ -171,7 +171,7 @@ class ResidentDatasets(upstream.Datasets):
         rng = np.random.default_rng(seed)
         while True:
             index = rng.integers(0, len(arrays["label"]), self.batch_size)
-            yield self.normalize({name: value[index] for name, value in arrays.items()})  # type: ignore[arg-type]
+            yield self.normalize({name: value[index] for name, value in arrays.items()})
 
 
 def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list[Any]:
