@@ -32,6 +32,12 @@ def no_tensor_is_small(monkeypatch):
     monkeypatch.setattr(star_mlp, "_SMALL", 0)
 
 
+def set_compiled(monkeypatch, name, value):
+    """A constant of `star_mlp`, read when programs are made: those that were, are forgotten."""
+    monkeypatch.setattr(star_mlp, name, value)
+    follow.clear_cache()
+
+
 def normal(tree, scale=1.0, steps=None):
     """Normal numbers of the shapes of a tree; with `steps`, as many of each."""
     leaves, treedef = jax.tree.flatten(tree)
@@ -145,7 +151,7 @@ def test_small_tensors_side_by_side_are_the_same_to_rounding(monkeypatch, small)
     theta, params = perturbed(MLP), params_of()
     grads = normal(params, 0.01, 5)
     alone = follow(MLP, theta, params, grads)
-    monkeypatch.setattr(star_mlp, "_SMALL", small)
+    set_compiled(monkeypatch, "_SMALL", small)
     chex.assert_trees_all_close(follow(MLP, theta, params, grads), alone, atol=2e-6)
 
 
@@ -301,6 +307,46 @@ def test_theta_s_gradient_is_finite_where_gradients_are_zero_or_subnormal(make, 
     slopes = jax.grad(last, argnums=(0, 1))(theta, 1.0)
     assert np.all(np.isfinite(flat(slopes)))
     assert np.any(flat(slopes[0]) != 0)
+
+
+def forgetful():
+    """Decays as meta-training makes them: sqrt(v) is forgotten sooner than the slow momentum."""
+    theta = perturbed(MLP)
+    theta["decays"]["momentum"] = jnp.asarray([0.0, -0.3, -0.4])
+    theta["decays"]["second_moment"] = jnp.asarray([0.4])
+    return theta
+
+
+@pytest.mark.parametrize("small", [0, 10_000])
+def test_a_tensor_without_gradient_waits_with_its_averages(monkeypatch, small):
+    """It is at each later step where it would be had the steps between not been."""
+    set_compiled(monkeypatch, "_SMALL", small)
+    theta, params = forgetful(), params_of(("matrix", "vector"))
+    grads = normal(params, 0.01, 420)
+    still = slice(10, 410)
+    moved = follow(MLP, theta, params, {**grads, "matrix": grads["matrix"].at[still].set(0)})
+    assert np.all(moved["matrix"][still] == moved["matrix"][9])
+    assert np.all(np.any(moved["vector"][1:] != moved["vector"][:-1], axis=1))
+    steps = jnp.abs(jnp.diff(moved["matrix"], axis=0)).max(axis=(1, 2))
+    assert steps[409:].max() < 2 * steps[:9].max()
+
+
+@pytest.mark.parametrize("small", [0, 10_000])
+def test_steps_are_bounded_where_gradients_fall(monkeypatch, small):
+    """By blackbox_scale e^2 / sqrt(epsilon) + 10 nominal_step e^2, whatever gradients do."""
+    set_compiled(monkeypatch, "_SMALL", small)
+    theta, params = forgetful(), params_of(("matrix", "vector"))
+    theta["nominal_scale"] = jnp.zeros(())
+    fall = 10.0 ** -(jnp.arange(600) / 60)
+    grads = jax.tree.map(lambda g: jax.vmap(jnp.multiply)(g, fall), normal(params, 1.0, 600))
+    moved = follow(MLP, theta, params, grads)
+    largest = max(float(jnp.abs(jnp.diff(leaf, axis=0)).max()) for leaf in moved.values())
+    bound = np.exp(2) * (1e-4 / np.sqrt(1e-2) + 10 * 1e-3)
+    assert bound / 100 < largest < bound
+    set_compiled(monkeypatch, "_STEEPEST", np.inf)
+    moved = follow(MLP, theta, params, grads)
+    assert float(jnp.abs(jnp.diff(moved["matrix"], axis=0)).max()) > 10 * bound
+    follow.clear_cache()
 
 
 @pytest.mark.parametrize("kind", NATIVE)

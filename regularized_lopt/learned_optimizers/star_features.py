@@ -52,6 +52,7 @@ class Form(NamedTuple):
     scale_free: bool
     bias_correction: bool
     epsilon: float
+    hold_unseen: bool
 
 
 class Inputs(NamedTuple):
@@ -71,6 +72,7 @@ class Inputs(NamedTuple):
       momentum_roots: the same with another floor.
       rows: by decay, factored second moments.
       columns: the same.
+      moves: whether the tensor has a gradient at this step, scalar or by coordinate.
     """
 
     gradient: jax.Array
@@ -82,6 +84,7 @@ class Inputs(NamedTuple):
     momentum_roots: tuple[tuple[jax.Array, jax.Array], ...]
     rows: tuple[jax.Array, ...]
     columns: tuple[jax.Array, ...]
+    moves: jax.Array
 
 
 def count(num_decays: int) -> int:
@@ -108,19 +111,42 @@ def of_tensor(scales: jax.Array, num_decays: int) -> jax.Array:
     return -jnp.log(scales[jnp.asarray(chosen)]) / _LOG_UNIT
 
 
-def averaged(old: Averages, gradient: jax.Array, decays: Decays) -> Averages:
-    """The averages with a gradient taken into them."""
+def averaged(
+    old: Averages, gradient: jax.Array, decays: Decays, form: Form
+) -> tuple[Averages, jax.Array]:
+    """(averages with a gradient taken into them, whether the tensor moves, a scalar)."""
     square = gradient * gradient
-    factored, mean_square = averages.update_factored(old.factored, square, decays.factored)
-    (decay,) = decays.second_moment
-    return Averages(
+    mean_second, factored, moves = _of_tensor(old, square, decays, form)
+    momentum, (decay,), _ = jax.tree.map(lambda one: jnp.where(moves, one, 1), decays)
+    new = Averages(
         momenta=tuple(
-            b * m + (1 - b) * gradient for b, m in zip(decays.momentum, old.momenta, strict=True)
+            b * m + (1 - b) * gradient for b, m in zip(momentum, old.momenta, strict=True)
         ),
         second=decay * old.second + (1 - decay) * square,
-        mean_second=decay * old.mean_second + (1 - decay) * mean_square,
+        mean_second=mean_second,
         factored=factored,
     )
+    return new, moves
+
+
+def _of_tensor(
+    old: Averages, square: jax.Array, decays: Decays, form: Form
+) -> tuple[jax.Array, averages.Factored, jax.Array]:
+    """(next mean of v, factored averages, whether the tensor moves).
+
+    Without any gradient a tensor waits, with its averages. They would fade, and the second moment
+    before the slow momenta: their ratio, and with it the steps that the tensor takes, would grow
+    without bound.
+    """
+    factored, mean_square = averages.update_factored(old.factored, square, decays.factored)
+    (decay,) = decays.second_moment
+    mean = decay * old.mean_second + (1 - decay) * mean_square
+    if not form.hold_unseen:
+        return mean, factored, jnp.asarray(True)
+    moves = mean_square > 0
+    kept = (old.mean_second, old.factored)
+    held = jax.tree.map(lambda new, one: jnp.where(moves, new, one), (mean, factored), kept)
+    return (*held, moves)
 
 
 def inputs(
@@ -130,6 +156,7 @@ def inputs(
     decays: Decays,
     step: jax.Array,
     form: Form,
+    moves: jax.Array,
 ) -> Inputs:
     """Of a tensor whose averages have the gradient in them; `step` counts those before it."""
     corrections = _corrections(decays, step, form)
@@ -147,6 +174,7 @@ def inputs(
         momentum_roots=tuple(zip(*averages.inverse_roots(factored, _MOMENTUM_FLOOR), strict=True)),
         rows=tuple(rows),
         columns=tuple(columns if columns.size else rows),
+        moves=moves,
     )
 
 
@@ -161,32 +189,38 @@ def side_by_side(
     """`averaged` and `inputs` of several tensors, whose coordinates are one axis of all arrays."""
     tensors = leaves.SideBySide([gradient.shape for gradient in gradients])
     gradient = tensors.join(gradients)
-    b, c = decays.momentum[:, None], decays.second_moment[0]
+    square = gradient * gradient
+    scalars = [
+        _of_tensor(old, squares, decays, form)
+        for old, squares in zip(olds, tensors.split(square), strict=True)
+    ]
+    moves = tensors.join([moving for _, _, moving in scalars])
+    b = jnp.where(moves, decays.momentum[:, None], 1)
+    c = jnp.where(moves, decays.second_moment[0], 1)
     stacks = [
         tensors.join(of_decay) for of_decay in zip(*(old.momenta for old in olds), strict=True)
     ]
     momenta = b * jnp.stack(stacks) + (1 - b) * gradient
-    square = gradient * gradient
     second = c * tensors.join([old.second for old in olds]) + (1 - c) * square
-    news = []
-    parts = (tensors.split(array) for array in (square, momenta, second))
-    for old, squares, of_decays, seconds in zip(olds, *parts, strict=True):
-        factored, mean = averages.update_factored(old.factored, squares, decays.factored)
-        mean = c * old.mean_second + (1 - c) * mean
-        news.append(Averages(tuple(of_decays), seconds, mean, factored))
+    news = [
+        Averages(tuple(of_decays), seconds, mean, factored)
+        for of_decays, seconds, (mean, factored, _) in zip(
+            tensors.split(momenta), tensors.split(second), scalars, strict=True
+        )
+    ]
 
     corrections = _corrections(decays, step, form)
     units = [_unit(new.mean_second, corrections, form) for new in news]
     unit = tensors.join(units)
     second = unit**2 * corrections.second_moment[0] * second
-    factored_ones = [
+    factors = [
         _factored(new.factored, one, corrections) for new, one in zip(news, units, strict=True)
     ]
-    rows = [one.rows for one in factored_ones]
-    columns = [one.columns if one.columns.size else one.rows for one in factored_ones]
+    rows = [one.rows for one in factors]
+    columns = [one.columns if one.columns.size else one.rows for one in factors]
 
     def roots(floor: float) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        pairs = (averages.inverse_roots(one, floor) for one in factored_ones)
+        pairs = (averages.inverse_roots(one, floor) for one in factors)
         first, other = zip(*pairs, strict=True)
         return ((tensors.join(first), tensors.join(other)),)
 
@@ -200,6 +234,7 @@ def side_by_side(
         momentum_roots=roots(_MOMENTUM_FLOOR),
         rows=(tensors.join(rows),),
         columns=(tensors.join(columns),),
+        moves=moves,
     )
     return news, given
 

@@ -17,6 +17,7 @@ from regularized_lopt.learned_optimizers.star_features import Averages
 from regularized_lopt.learned_optimizers.star_mlp_optimizer import StarMLPOptimizer, Theta
 
 _SMALL = 2048  # Coordinates; smaller tensors are updated side by side: see `update`.
+_STEEPEST = 10.0  # Bound of the nominal direction, which is of the order of 1 where all is well.
 _HEADS = ("direction", "magnitude", "nominal_magnitude")
 
 PAPER_FORM = {
@@ -99,11 +100,14 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
           tensor_features: whether the MLP reads logarithms of the root mean squares over the tensor
             of the params and of every m / sqrt(v), which the division of each feature by its own
             takes away. They tell how much of the gradients is noise.
-          bounded: bound d, m and n to (-1, 1) by `jax.nn.soft_sign`, so that on no network the
-            black box takes more than blackbox_scale e^magnitude_scale / sqrt(epsilon) at a step.
+          bounded: bound d, m and n to (-1, 1) by `jax.nn.soft_sign`, and a to [-10, 10], so that
+            on no network the black box takes more than blackbox_scale e^magnitude_scale /
+            sqrt(epsilon) at a step. Where the gradient falls by orders of magnitude, m / sqrt(v)
+            grows as sqrt(v) forgets sooner than m, as it does after most meta-trainings.
           scale_free: measure gradients in units of their tensor's root mean square.
           bias_correction: correct averages for their start at 0, as Adam does.
-          hold_unseen: leave coordinates where they are as long as all their gradients were 0.
+          hold_unseen: leave coordinates where they are as long as all their gradients were 0, and
+            a tensor, with its averages, at every step at which all of its gradient is 0.
           second_derivatives: differentiate through the gradients, too.
 
         Raises:
@@ -143,7 +147,7 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         self._precondition = precondition
         self._blackbox_scale = blackbox_scale
         self._magnitude_scale = magnitude_scale
-        self._form = features.Form(scale_free, bias_correction, epsilon)
+        self._form = features.Form(scale_free, bias_correction, epsilon, hold_unseen)
         self._tensor_features = tensor_features
         self._bounded = bounded
         self.second_derivatives = second_derivatives
@@ -227,13 +231,15 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
         """
         theta, gradient, param = _as(old.second.dtype, (theta, gradient, param))
         decays = self._decays(theta)
-        new = features.averaged(old, gradient, decays)
-        given = features.inputs(new, gradient, param, decays, step, self._form)
+        new, moves = features.averaged(old, gradient, decays, self._form)
+        given = features.inputs(new, gradient, param, decays, step, self._form, moves)
         scales = features.inverse_rms(features.features(given))
         # The barrier keeps the two passes apart: what both use is computed twice, which costs less
         # than to write and to read it.
-        new, gradient, param, scales = jax.lax.optimization_barrier((new, gradient, param, scales))
-        given = features.inputs(new, gradient, param, decays, step, self._form)
+        new, gradient, param, scales, moves = jax.lax.optimization_barrier(
+            (new, gradient, param, scales, moves)
+        )
+        given = features.inputs(new, gradient, param, decays, step, self._form, moves)
         rows, context = features.features(given), self._context(scales)
         heads = star_network.unit_by_unit(theta["network"], rows, scales, step, context)
         return jnp.broadcast_to(self._update(theta, heads, given), gradient.shape), new
@@ -291,8 +297,12 @@ class StarMLPLOpt(upstream.LearnedOptimizer):
             size = self._nominal_step * jnp.exp(theta["nominal_scale"])
             if self._controller:
                 size = size * jnp.exp(self._magnitude_scale * heads[2])
+            if self._bounded:
+                ascent = jnp.clip(ascent, -_STEEPEST, _STEEPEST)
             update = update - size * ascent
-        return jnp.where(given.second > 0, update, 0.0) if self.config["hold_unseen"] else update
+        if self._form.hold_unseen:
+            update = jnp.where(given.moves & (given.second > 0), update, 0.0)
+        return update
 
 
 def _as(dtype: Any, tree: Any) -> Any:
