@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-RESULTS := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long
+STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long
 
-.PHONY: quickstart test lint docs results $(RESULTS:%=results/%) stress matrix clean
+.PHONY: quickstart test lint docs results $(STUDIES:%=experiments/%) stress matrix clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -22,13 +22,12 @@ stress: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/test_resilience.py tests/test_bad_gin.py
 	$(BIN)/python benchmarks/stress.py
 
-# Tables and figures of results/, numbers in README.md and docs/, from what is kept; computes nothing.
-results: $(RESULTS:%=results/%)
+# Pages, tables and figures of experiments/, numbers in README.md and docs/, from the results that are kept.
+results: $(STUDIES:%=experiments/%)
 	$(BIN)/python docs/update_pages.py
 
-$(RESULTS:%=results/%): $(VENV)/.installed
-	$(BIN)/python -m regularized_lopt.reproduce --config_file=$@/experiment.gin --out_dir=$@ \
-	  --optimizers_dir=results/paper/optimizers --rewrite
+$(STUDIES:%=experiments/%): $(VENV)/.installed
+	$(BIN)/python -m regularized_lopt.reproduce --rewrite --out_dir=$@
 
 # Every Python that is found, each with constraints.txt and with pip's own choice; writes docs/compatibility.md.
 matrix:

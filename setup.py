@@ -27,6 +27,7 @@ setuptools.setup(
         "filelock>=3.16",
         "flax>=0.12",
         "gin-config>=0.5.0",
+        "h5netcdf>=1.6",
         "jax>=0.10",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -42,6 +43,7 @@ setuptools.setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6",  # TFDS imports it without requiring it.
         "tqdm>=4.66",
+        "xarray>=2025.6",
     ],
     extras_require={
         # TensorFlow reads TFDS the first time; afterwards the arrays are cached and nothing needs

@@ -1,8 +1,8 @@
 """Do runs on two devices agree? Accuracies of the same optimizers, inits and batches, side by side.
 
-    python benchmarks/devices.py results/h200/cells results/paper/cells
+    python benchmarks/devices.py experiments/h200 experiments/paper
 
-Compares the runs that two studies' directories of cells have in common, by task.
+Compares the runs that two studies have in common, by task.
 """
 
 from __future__ import annotations
@@ -15,29 +15,24 @@ import numpy as np
 import rich.console
 import rich.table
 
-from regularized_lopt import serialization
+from regularized_lopt.measure import results_file
+from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.report.plot_style import short
 
 
-def accuracies(path: pathlib.Path) -> tuple[np.ndarray, dict[str, str]]:
-    """[runs, evals], in per cent, and what the runs were made with."""
-    arrays, metadata = serialization.load_flat(path)
-    made_with = metadata["made_with"]
-    return 100 * arrays["['test_accuracy']"], {
-        "task": metadata["spec"]["task"],
-        "with": f"{made_with['device']}, JAX {made_with['jax']}",
-    }
-
-
 def pairs(
-    first: pathlib.Path, second: pathlib.Path
-) -> Iterator[tuple[str, str, str, np.ndarray, np.ndarray]]:
-    """(task, made with, made with, accuracies, accuracies) of each optimizer on each task."""
-    for path in sorted((first / "runs").glob("*.npz")):
-        other = second / "runs" / path.name
-        if other.is_file():
-            (one, about), (two, about_two) = accuracies(path), accuracies(other)
-            yield about["task"], about["with"], about_two["with"], one, two
+    first: StudyResults, second: StudyResults
+) -> Iterator[tuple[str, list[tuple[np.ndarray, np.ndarray]]]]:
+    """By task, the accuracies, [runs, evals] in per cent, of every optimizer and seed of both."""
+    others = {one.task: one for one in second.tasks}
+    for one in first.tasks:
+        found = []
+        for key, own in one.optimizers.items():
+            other = others[one.task].optimizers.get(key) if one.task in others else None
+            sides = zip(own.curves, other.curves if other else (), strict=False)
+            found += [(100 * a.test_accuracy, 100 * b.test_accuracy) for a, b in sides]
+        if found:
+            yield one.task, found
 
 
 def main() -> None:
@@ -46,14 +41,13 @@ def main() -> None:
     parser.add_argument("first", type=pathlib.Path)
     parser.add_argument("second", type=pathlib.Path)
     args = parser.parse_args()
-    by_task: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    made: set[tuple[str, str]] = set()
-    for task, with_first, with_second, one, two in pairs(args.first, args.second):
-        by_task.setdefault(task, []).append((one, two))
-        made.add((with_first, with_second))
+    first_study, second_study = (
+        results_file.load(path / results_file.FILE) for path in (args.first, args.second)
+    )
+    by_task = dict(pairs(first_study, second_study))
     if not by_task:
         parser.error(f"{args.first} and {args.second} have no runs in common.")
-    table = rich.table.Table(title="; ".join(" against ".join(each) for each in sorted(made)))
+    table = rich.table.Table(title=f"{first_study.title} against {second_study.title}")
     for column in (
         "task",
         "optimizers",

@@ -1,27 +1,37 @@
 """Writes measured numbers into README.md and docs/, so that none is copied by hand.
 
-What stands between `<!-- table 1 -->` and `<!-- end table 1 -->` is replaced by what the files in
-results/ and the zoo's cards say of it; `PAGES` has every page and the names of its marks.
+What stands between `<!-- table 1 -->` and `<!-- end table 1 -->` is replaced by what the results in
+experiments/ and the zoo's cards say of it; `PAGES` has every page and the names of its marks.
 
     python docs/update_pages.py
 """
 
-import csv
 import dataclasses
+import fnmatch
+import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from regularized_lopt.measure import results_file
+from regularized_lopt.measure.flatness import SCALES
+from regularized_lopt.measure.results import StudyResults
+from regularized_lopt.report import export, paper_claims, tables, verdicts
 from regularized_lopt.report.markdown import table as markdown_table
 from regularized_lopt.report.plot_style import short
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / "results"
-PAPER = RESULTS / "paper"
+EXPERIMENTS = REPOSITORY / "experiments"
+TABLES = {
+    "table_1": tables.table_1,
+    "failures": tables.failures,
+    "over_tasks": tables.over_tasks,
+}
 ENTRIES = REPOSITORY / "regularized_lopt" / "zoo" / "entries"
 SHOWN = ("none", "sam_optimizee", "gsam_optimizee", "gam_optimizee")
 """Of the zoo's `mnist_mlp_*`, what the README shows, before the one of two loss surfaces."""
@@ -32,24 +42,35 @@ TASKS = {
 }
 
 
-def read(path: pathlib.Path) -> list[list[str]]:
-    """The rows of a CSV file, the header first."""
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
+@functools.cache
+def study(name: str) -> StudyResults:
+    """The results of a study."""
+    return results_file.load(EXPERIMENTS / name / results_file.FILE)
+
+
+@functools.cache
+def read(name: str, table: str) -> list[list[str]]:
+    """The rows of one of `TABLES` of a study, the header first."""
+    header, rows = TABLES[table](study(name).tasks)
+    return [header, *rows]
 
 
 def by_task(name: str) -> str:
-    """A table of results/paper with a column per task."""
-    header, *rows = read(PAPER / f"{name}.csv")
+    """A table of the reproduction with a column per task."""
+    header, *rows = read("paper", name)
     return markdown_table([header[0], *map(short, header[1:])], rows)
 
 
 def claims() -> str:
     """The paper's claims and how they fared."""
-    found = json.loads((PAPER / "results.json").read_text())["claims"]
+    of = study("paper")
+    judged = verdicts.judge(of.tasks, of.primary, of.alpha, of.test)
     return markdown_table(
         ["claim", "verdict", "by what was declared beforehand, if another test"],
-        [[claim["text"], claim["verdict"], claim["declared"]] for claim in found],
+        [
+            [claim.text, claim.verdict, claim.declared]
+            for claim in paper_claims.check_claims(of.tasks, judged)
+        ],
     )
 
 
@@ -57,7 +78,7 @@ def counts() -> str:
     """How often a flatness term left its mark, and how often optimizers fail."""
     everywhere = ", ".join(
         f"{failing('paper', row[0])} with `{row[0]}`"
-        for row in read(PAPER / "failures.csv")[1:]
+        for row in read("paper", "failures")[1:]
         if row[0] != "none"
     )
     one, two, averages, without = (
@@ -81,12 +102,18 @@ def counts() -> str:
     )
 
 
+def measures() -> Iterator[dict[str, Any]]:
+    """What every optimizer of every study is judged by, see `export.measure_rows`."""
+    for path in sorted(EXPERIMENTS.glob(f"*/{results_file.FILE}")):
+        yield from export.measure_rows(study(path.parent.name).tasks)
+
+
 @dataclasses.dataclass(frozen=True)
 class Intervals:
     """How optimizers compare on the flatness that their own term asks for.
 
     Attributes:
-      total: the intervals, those of all parts of results/ once.
+      total: the intervals, those of all studies once.
       below: of `total`, those below zero: flatter than without the term.
       above: of `total`, those above zero.
       ratios: of `total`, those of a ratio.
@@ -104,20 +131,22 @@ class Intervals:
         return f"{0.05 * self.total:.0f}"
 
 
+@functools.cache
 def intervals() -> Intervals:
     """Those of the learned optimizers that have a flatness term."""
-    rows = {tuple(row.items()) for part in RESULTS.iterdir() for row in dicts(part, "measures")}
-    own = [row for row in map(dict, rows) if row["learned"] == row["targeted"] == "True"]
-    known = [row for row in own if row["low"] not in ("nan", "-inf")]
+    # Studies share tasks and optimizers; NaN, which is not equal to itself, as text.
+    rows = {repr(row): row for row in measures()}.values()
+    own = [row for row in rows if row["learned"] and row["targeted"]]
+    known = [row for row in own if math.isfinite(row["low"])]
     widths = [
-        (float(row["log_ratio_high"]) - float(row["log_ratio_low"])) / 2
+        (row["log_ratio_high"] - row["log_ratio_low"]) / 2
         for row in known
-        if row["log_ratio_low"] != "nan"
+        if not math.isnan(row["log_ratio_low"])
     ]
     return Intervals(
         len(known),
-        sum(float(row["high"]) < 0 for row in known),
-        sum(float(row["low"]) > 0 for row in known),
+        sum(row["high"] < 0 for row in known),
+        sum(row["low"] > 0 for row in known),
         len(widths),
         sum(width < math.log(1 / 0.7) for width in widths),
     )
@@ -130,7 +159,7 @@ def flatness() -> str:
         f"* Of {found.total} intervals, {found.below} lie below zero (flatter than without the "
         f"flatness term) and {found.above} above. With no difference at all, chance alone would "
         f"put about {found.by_chance()} outside zero. The intervals cover every measured task in "
-        "all parts of results/, absolute and relative radius, each at convergence and at "
+        "all studies, absolute and relative radius, each at convergence and at "
         "completion, and matched training loss; the measure is the rise of the loss nearby, for "
         "GAM that of the gradient's norm. Most are too wide to say more: of the "
         f"{found.ratios} that have a ratio, {found.narrow} could have shown a change of 30% (half "
@@ -163,10 +192,9 @@ def on_cnns() -> tuple[str, str]:
     """GSAM's difference with ten seeds, and that of ninefold meta-training: "+28.8 [+6, +55]"."""
 
     def difference(part: str, optimizer: str) -> str:
-        (row,) = (
-            row for row in dicts(RESULTS / part, "over_tasks") if row["optimizer"] == optimizer
-        )
-        return row["CNNs: vs none (points, 95%)"]
+        header, *rows = read(part, "over_tasks")
+        (row,) = (row for row in rows if row[0] == optimizer)
+        return row[header.index("CNNs: vs none (points, 95%)")]
 
     return difference("replication", "gsam_optimizee"), difference("ninefold", "none_ninefold")
 
@@ -188,19 +216,25 @@ def trained() -> str:
 
 def relative_radius() -> str:
     """How closely the rise in relative radius follows the norm of the params."""
-    runs = [
-        row
-        for row in dicts(PAPER, "runs")
-        if row["task"] == "ImageMLP_Mnist_20_Sigmoid"
-        and row["point"] == "completion"
-        and row["gsam_relative_r0.01"]
-    ]
-    columns = ("param_norm", "gsam_relative_r0.01", "gsam_absolute_r0.01")
-    norm, relative, absolute = np.log([[float(row[c]) for row in runs] for c in columns])
+    (own,) = (one for one in study("paper").tasks if one.task == "ImageMLP_Mnist_20_Sigmoid")
+    headline = own.flatness_config.headline
+    rises = {
+        scale: np.concatenate(
+            [
+                one.last("gsam", "completion", headline, scale).ravel()
+                for one in own.optimizers.values()
+            ]
+        )
+        for scale in SCALES
+    }
+    relative, absolute = np.log(rises["relative"]), np.log(rises["absolute"])
+    measured = len(own.reference_result.at["completion"][0].loss)
+    norms = [one.param_norm()[:, :measured].ravel() for one in own.optimizers.values()]
+    norm = np.log(np.concatenate(norms))
     return (
         "A relative radius follows the norm of the params. On the network of the meta-training, "
         "the log of the norm and the log of the rise within a relative radius have a correlation "
-        f"of {np.corrcoef(norm, relative)[0, 1]:.2f} over {len(runs)} networks (absolute radius: "
+        f"of {np.corrcoef(norm, relative)[0, 1]:.2f} over {len(norm)} networks (absolute radius: "
         f"{np.corrcoef(norm, absolute)[0, 1]:.2f}). Params with a larger norm look sharper in it, "
         "so a difference there may be a difference of norms."
     )
@@ -210,8 +244,12 @@ def minutes() -> str:
     """What a meta-training took."""
 
     def of(name: str) -> str:
-        directories = (PAPER / "optimizers").glob(f"{name}-seed*")
-        took = [float(dicts(one, "metrics")[-1]["seconds"]) / 60 for one in directories]
+        curves = study("paper").meta_training
+        took = [
+            metrics["seconds"][-1] / 60
+            for one in fnmatch.filter(curves, name)
+            for metrics in curves[one].values()
+        ]
         return f"{min(took):.1f} to {max(took):.1f}"
 
     return (
@@ -221,20 +259,11 @@ def minutes() -> str:
     )
 
 
-def dicts(part: pathlib.Path, table: str) -> list[dict[str, str]]:
-    """The rows of a CSV file of a part of results/; none where it has no such file."""
-    path = part / f"{table}.csv"
-    if not path.is_file():
-        return []
-    header, *rows = read(path)
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
 def cnns() -> str:
     """What seeds reach over CNNs on average, and how often they fail there."""
     rows = []
     for part, seeds in (("accuracy", "0 to 4"), ("replication", "0 to 9"), ("ninefold", "0 to 4")):
-        header, *found = read(RESULTS / part / "over_tasks.csv")
+        header, *found = read(part, "over_tasks")
         columns = [i for i, name in enumerate(header) if name.startswith("CNNs")]
         rows += [[row[0], seeds, *(row[i] for i in columns)] for row in found if row[columns[0]]]
     names = [header[i].removeprefix("CNNs: ") for i in columns]
@@ -242,9 +271,9 @@ def cnns() -> str:
 
 
 def stable() -> str:
-    """By task, what the optimizers of results/stable reach, and how many of their seeds fail."""
-    header, *rows = read(RESULTS / "stable" / "table_1.csv")
-    failed = {row[0]: row[1:] for row in read(RESULTS / "stable" / "failures.csv")}
+    """By task, what stable optimizers reach, and how many of their seeds fail."""
+    header, *rows = read("stable", "table_1")
+    failed = {row[0]: row[1:] for row in read("stable", "failures")}
     titles, columns = ["network"], [list(map(short, header[1:]))]
     for name, *cells in rows:
         titles.append(f"`{name}`")
@@ -256,19 +285,19 @@ def stable() -> str:
 
 
 def failing(part: str, optimizer: str) -> str:
-    """How many of its seeds fail, summed over the tasks of a part of results/: "5 of 25"."""
+    """How many of its seeds fail, summed over the tasks of a study: "5 of 25"."""
     pairs = [tuple(map(int, cell.split(" of "))) for cell in of(part, "failures", optimizer)]
     return f"{sum(failed for failed, _ in pairs)} of {sum(seeds for _, seeds in pairs)}"
 
 
 def accuracy(part: str, optimizer: str, task: int = 0) -> str:
-    """At completion on a task of a part of results/, counted from 0: "93.5 ± 0.3"."""
+    """At completion on a task of a study, counted from 0: "93.5 ± 0.3"."""
     return of(part, "table_1", optimizer)[task]
 
 
 def of(part: str, table: str, optimizer: str) -> list[str]:
-    """An optimizer's row in a table of results/, less the tasks that it has not."""
-    row = next(row for row in read(RESULTS / part / f"{table}.csv") if row[0] == optimizer)
+    """An optimizer's row in a table, less the tasks that it is not on."""
+    row = next(row for row in read(part, table) if row[0] == optimizer)
     return [cell for cell in row[1:] if cell]
 
 
@@ -302,7 +331,7 @@ def replaced(text: str, name: str, contents: str) -> str:
 
 
 def updated(text: str, page: str) -> str:
-    """The text of a page of `PAGES` with what results/ says today."""
+    """The text of a page of `PAGES` with what the results say today."""
     for name, contents in PAGES[page].items():
         text = replaced(text, name, contents())
     return text

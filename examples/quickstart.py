@@ -16,7 +16,7 @@ import time
 import gin
 
 from regularized_lopt import gin_files, launch, zoo
-from regularized_lopt.measure import FlatnessConfig
+from regularized_lopt.measure import FlatnessConfig, StudyResults
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.report import figures, html, terminal, write
 from regularized_lopt.run_files import load_metrics
@@ -54,7 +54,13 @@ def main() -> None:
         opts[name] = zoo.load(run_dir)
         curves[name] = {0: load_metrics(run_dir)}
 
-    page = write.Reporter(
+    results = StudyResults(
+        "Quickstart: two learned optimizers, one of them meta-trained with SAM",
+        "Two learned optimizers (StarLSTMLOpt) were meta-trained on scikit-learn's handwritten "
+        "digits with an MLP of 20 sigmoid units, one with the plain outer loss, one with SAM in "
+        "it. Here both train networks that they have not seen, an MLP with ReLU and a CNN, on an "
+        "ordinary loss, beside SGD and Adam with tuned learning rates. One seed each: it shows "
+        "how things work, not whether SAM wins.",
         [
             meta_test(
                 opts,
@@ -66,15 +72,8 @@ def main() -> None:
             )
             for task, (num_steps, measured) in TASKS.items()
         ],
-        args.out_dir,
-    ).write(
-        "Quickstart: two learned optimizers, one of them meta-trained with SAM",
-        "Two learned optimizers (StarLSTMLOpt) were meta-trained on scikit-learn's handwritten "
-        "digits with an MLP of 20 sigmoid units, one with the plain outer loss, one with SAM in "
-        "it. Here both train networks that they have not seen, an MLP with ReLU and a CNN, on an "
-        "ordinary loss, beside SGD and Adam with tuned learning rates. One seed each: it shows "
-        "how things work, not whether SAM wins.",
     )
+    page = write.write(results, args.out_dir)
     page.heading("Outer training")
     page.figure(
         figures.outer_training(curves),

@@ -1,7 +1,7 @@
 """Launcher: from gin files to results, or from an optimizer of the zoo to what its card says.
 
-python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR
-    [--dry_run [--measure] | --rewrite]
+python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run [--measure]]
+python -m regularized_lopt.reproduce --rewrite --out_dir=DIR
 python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 """
 
@@ -17,7 +17,7 @@ from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
 from regularized_lopt.study.dry_run import PlannedResult, plan
-from regularized_lopt.study_report import publish
+from regularized_lopt.study_report import publish, rewrite
 
 
 def _verify(name: str, only: Sequence[str]) -> None:
@@ -47,15 +47,6 @@ def _print_plan(planned: list[PlannedResult]) -> None:
     print(f"{', '.join(said)}.")
 
 
-def _check_complete(planned: list[PlannedResult], out_dir: str) -> None:
-    missing = [f"{one.stage} {one.label}" for one in planned if not one.cached]
-    if missing:
-        sys.exit(
-            f"{out_dir} lacks {len(missing)} of the {len(planned)} cells that --config_file asks "
-            f"for, e.g. {missing[0]!r}. Leave --rewrite out to compute them."
-        )
-
-
 def main() -> None:
     """Runs what is missing and writes the report, or verifies an optimizer of the zoo."""
     given = flags.FLAGS
@@ -66,6 +57,13 @@ def main() -> None:
             raise ValueError("--verify takes no --config_file or --gin_bindings: cards have none.")
         _verify(given.verify, given.task)
         return
+    if given.rewrite:
+        if given.config_file or given.gin_bindings:
+            raise ValueError(
+                "--rewrite takes no --config_file or --gin_bindings: results have all."
+            )
+        rewrite(pathlib.Path(given.out_dir))
+        return
     experiment = Experiment()
     study = Study(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
     study.check()
@@ -73,8 +71,6 @@ def main() -> None:
     if given.dry_run:
         _print_plan(plan(study, measure_rates=given.measure))
         return
-    if given.rewrite:
-        _check_complete(plan(study), given.out_dir)
     publish(study, _lead(study))
 
 
@@ -114,7 +110,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "rewrite",
         False,
-        "Write tables, figures and report anew from what is there; compute nothing.",
+        "Write tables, figures and report anew from the results that --out_dir has kept.",
     )
     flags.DEFINE_string(
         "verify", None, "Name in the zoo: meta-test it again and compare with its card."

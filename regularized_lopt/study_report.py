@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+import pathlib
+
+from regularized_lopt.measure import results_file
+from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.report import html, markdown, terminal
-from regularized_lopt.report.write import Reporter
+from regularized_lopt.report import write as write_lib
 from regularized_lopt.study.study import Study
 
 NOTES = "NOTES.md"
 
 
 def publish(study: Study, lead: str) -> None:
-    """Runs an experiment as far as it has not been run, and writes its whole report.
+    """Runs an experiment as far as it has not been run, keeps its results, and writes its report.
 
     Args:
       study: of the experiment.
       lead: of the page, below its title.
-
-    If the directory has a NOTES.md, RESULTS.md begins with it.
     """
-    experiment = study.experiment
-    reporter = Reporter(
-        study.run(),
-        study.out_dir,
+    results_file.save(results(study, lead), study.out_dir / results_file.FILE)
+    rewrite(study.out_dir)
+
+
+def results(study: Study, lead: str) -> StudyResults:
+    """All that the page is made from; what is missing is computed."""
+    experiment, owns = study.experiment, not study.borrows_optimizers
+    tasks = study.run()
+    return StudyResults(
+        experiment.title,
+        lead,
+        tasks,
         experiment.primary,
         experiment.alpha,
         experiment.test,
+        seconds_per_step={result.task: study.seconds_per_step(result) for result in tasks},
+        chosen=study.optimizers.chosen(),
+        meta_training=study.optimizers.curves() if owns else {},
+        validation_losses=study.optimizers.validation_losses() if owns else {},
+        updates=study.update_curves() if owns else {},
+        early_evidence=study.early_evidence(),
+        spent=dict(study.cache.spent.items()),
     )
-    page = reporter.write(experiment.title, lead, study.seconds_per_step, study.optimizers.chosen())
-    if not study.borrows_optimizers:
-        if curves := study.optimizers.curves():
-            reporter.meta_training(page, curves, study.optimizers.validation_losses())
-        if updates := study.update_curves():
-            reporter.smoothness(page, updates)
-    if (found := study.early_evidence()) is not None:
-        reporter.early_evidence(page, found)
-    if spent := dict(study.cache.spent.items()):
-        reporter.compute(page, spent)
-    html.write(page, study.out_dir / "report.html")
-    notes = study.out_dir / NOTES
+
+
+def rewrite(out_dir: pathlib.Path) -> None:
+    """Writes tables, figures and pages from the results that a study has kept; computes nothing.
+
+    If the directory has a NOTES.md, RESULTS.md begins with it.
+
+    Raises:
+      FileNotFoundError: there are no results.
+      serialization.FileFormatError: they are damaged.
+    """
+    page = write_lib.write(results_file.load(out_dir / results_file.FILE), out_dir)
+    html.write(page, out_dir / "report.html")
+    notes = out_dir / NOTES
     text = notes.read_text() if notes.is_file() else ""
-    markdown.write(page, study.out_dir / "RESULTS.md", text)
+    markdown.write(page, out_dir / "RESULTS.md", text)
     terminal.show(page)
-    print(f"Results, figures and report: {study.out_dir / 'report.html'}")
+    print(f"Results, figures and report: {out_dir / 'report.html'}")

@@ -1,7 +1,10 @@
 """Results with given losses, without training anything."""
 
+import dataclasses
+
 import numpy as np
 
+from regularized_lopt import tasks
 from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
 from regularized_lopt.measure.results import Matched, Result, TaskResult
 from regularized_lopt.measure.training_curves import TrainingCurves
@@ -21,7 +24,7 @@ def flatness(loss, absolute, relative):
 
     return Flatness(
         one * loss, one, ascents(absolute, relative), ascents(1.5, 1.5), one * np.nan, one * np.nan
-    )
+    ).kept(0)
 
 
 def curves():
@@ -47,6 +50,7 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
     return Result(
         name=own,
         own_property=own,
+        regularizer=own,
         gradients_per_step=1,
         learning_rate=learning_rate,
         curves=[curves() for _ in loss],
@@ -57,4 +61,6 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
 
 def measured_task(task, **optimizers):
     """All optimizers on a task; the reference is "none"."""
-    return TaskResult(task, 1, FLATNESS_CONFIG, "none", optimizers)
+    optimizers["none"] = dataclasses.replace(optimizers["none"], regularizer="none")
+    facts = tasks.get(task).facts
+    return TaskResult(task, 1, FLATNESS_CONFIG, "none", optimizers, facts)

@@ -1,6 +1,7 @@
 """Every gin parameter is given nonsense: a clear error at once, or the nonsense has a meaning."""
 
 import collections.abc
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -22,6 +23,7 @@ from helpers import CONSTANT, KEY, weights
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.measure import flatness
+from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.outer_training import (
     RegularizedTruncatedGrad,
     RegularizedTruncatedStep,
@@ -246,7 +248,8 @@ def _(made: experiment.Experiment):
     for task in made.tasks:
         assert made.measured_runs(task) > 0
         for name in made.optimizers_on(task):
-            assert made.property_of(name) in flatness.PROPERTIES
+            optimizer = dataclasses.replace(optimizers_lib.baseline("SGD", 1.0), name=name)
+            assert made.property_of(optimizer) in flatness.PROPERTIES
 
 
 class Reached(BaseException):

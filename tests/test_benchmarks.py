@@ -11,7 +11,9 @@ import pytest
 from conftest import REPOSITORY, script
 
 import regularized_lopt
-from regularized_lopt import serialization
+from regularized_lopt.measure import FlatnessConfig, StudyResults, TaskResult, results_file
+from regularized_lopt.measure.results import Result
+from regularized_lopt.measure.training_curves import TrainingCurves
 from regularized_lopt.optax_bridge import as_optax
 
 
@@ -201,17 +203,22 @@ def test_runs_on_two_devices_are_compared(tmp_path):
     accuracy = {name: rng.uniform(0.5, 0.9, (3, 4)) for name in ("a", "b", "c")}
     apart = {"a": np.array([0.0, 0.0, 0.03]), "b": np.array([-0.004, 0.004, 0.0])}
     for device, names in (("one", "abc"), ("two", "ab")):
+        found = {}
         for name in names:
             values = accuracy[name].copy()
             values[:, -1] += apart.get(name, 0) if device == "two" else 0
-            serialization.save(
-                tmp_path / device / f"runs/{name}.npz",
-                {"test_accuracy": values},
-                {"spec": {"task": "ImageMLP_Mnist_20_Relu"},
-                 "made_with": {"device": device, "jax": "1"}},
-            )  # fmt: skip
+            of, steps = np.ones((3, 4)), np.zeros(3, int)
+            curves = TrainingCurves(
+                np.arange(4), of, np.arange(4), of, values, of, of, steps, steps > 0, *[steps] * 3
+            )
+            found[name] = Result(name, "sam", 1, None, [curves], {}, [])
+        task = "ImageMLP_Mnist_20_Relu"
+        results = TaskResult(task, 4, FlatnessConfig(), "a", found)
+        (tmp_path / device).mkdir()
+        path = tmp_path / device / results_file.FILE
+        results_file.save(StudyResults(f"On device {device}", "", [results]), path)
     output = run("devices", tmp_path / "one", tmp_path / "two")
-    assert "one, JAX 1 against two, JAX 1" in output
+    assert "On device one against On device two" in output
     optimizers, first, second, means, runs, many = rows(output)["Mnist, Relu"]
     ends = 100 * np.stack([accuracy[name][:, -1] for name in "ab"])
     assert (optimizers, many) == ("2", "1 of 6")
@@ -221,6 +228,7 @@ def test_runs_on_two_devices_are_compared(tmp_path):
     assert float(runs) == pytest.approx(np.sqrt((9 + 2 * 0.16) / 6), abs=0.006)
     nothing = tmp_path / "three"
     nothing.mkdir()
+    results_file.save(StudyResults("None", "", []), nothing / results_file.FILE)
     done = subprocess.run(
         [sys.executable, REPOSITORY / "benchmarks/devices.py", tmp_path / "one", nothing],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,

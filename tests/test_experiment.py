@@ -1,8 +1,11 @@
 """What is compared on what."""
 
+import dataclasses
+
 import pytest
 from helpers_study import RELU, SAM, SIGMOID, experiment
 
+from regularized_lopt.measure.optimizers import TrainedWith, baseline
 from regularized_lopt.study import Experiment
 
 
@@ -16,11 +19,19 @@ def test_optimizers_may_have_different_numbers_of_seeds():
 
 
 def test_only_optimizers_of_a_property_speak_for_it():
-    names = ("none", "smoothing", "sam_optimizee", "gam", "mine")
-    what = dict.fromkeys(names, "gin_configs/digits_mlp_none.gin")
-    one = Experiment(optimizers=what, tasks=(RELU,), properties={"mine": "gsam"})
-    assert [one.is_targeted(name) for name in names] == [False, False, True, True, True]
-    assert [one.property_of(name) for name in names] == ["sam", "sam", "sam", "gam", "gsam"]
+    """By what they were trained with, whatever they are called."""
+    trained_with = {"none": "none", "a": "smoothing", "gam": "sam", "b": "gam", "mine": "none"}
+    one = Experiment(
+        optimizers=dict.fromkeys(trained_with, "gin_configs/digits_mlp_none.gin"),
+        tasks=(RELU,),
+        properties={"mine": "gsam"},
+    )
+    optimizers = [
+        dataclasses.replace(baseline("SGD", 0.1), name=name, trained_with=TrainedWith(regularizer))
+        for name, regularizer in trained_with.items()
+    ]
+    assert [one.is_targeted(of) for of in optimizers] == [False, False, True, True, True]
+    assert [one.property_of(of) for of in optimizers] == ["sam", "sam", "sam", "gam", "gsam"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""Which of several meta-training seeds is chosen."""
+"""Which of several meta-training seeds is chosen, and where optimizers come from."""
 
 import dataclasses
+import shutil
+import tarfile
 
 import numpy as np
+import pytest
 from helpers_study import RELU, make_study
 
 from regularized_lopt import run_files, serialization, zoo
@@ -41,3 +44,34 @@ def test_the_seed_that_validation_chose_is_shown_alone(tmp_path, monkeypatch):
     assert rows[0] == ["none", "100 ± 0"]
     assert rows[1:] == tables.table_1([both])[1][1:]
     assert tables.table_1([both])[1][0] != rows[0]
+
+
+def finder(directory):
+    what = Experiment(optimizers={"none": "none.gin"}, tasks=(RELU,))
+    return MetaTrainedOptimizers(what, directory, {}, False, lambda *_: None)
+
+
+def test_an_archive_is_unpacked_where_its_directory_is_missing(tmp_path):
+    """Once: what is there is not written over."""
+    directory = tmp_path / "optimizers"
+    shutil.copytree(zoo.ENTRIES / "mnist_star_none", directory / "one")
+    with tarfile.open(tmp_path / "optimizers.tar.xz", "w:xz") as archive:
+        archive.add(directory, "optimizers")
+    shutil.rmtree(directory)
+    finder(directory)
+    zoo.load(directory / "one" / run_files.THETA_FILE)
+    (directory / "one" / run_files.THETA_FILE).unlink()
+    finder(directory)
+    assert not (directory / "one" / run_files.THETA_FILE).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["optimizers", "optimizers.tar.xz"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5])
+def test_a_damaged_archive_is_named(tmp_path, share):
+    with tarfile.open(tmp_path / "optimizers.tar.xz", "w:xz") as archive:
+        archive.add(zoo.ENTRIES / "mnist_star_none", "optimizers")
+    content = (tmp_path / "optimizers.tar.xz").read_bytes()
+    (tmp_path / "optimizers.tar.xz").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(serialization.FileFormatError, match=r"optimizers.tar.xz is damaged .*git"):
+        finder(tmp_path / "optimizers")
+    assert not (tmp_path / "optimizers").exists()

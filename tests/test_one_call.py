@@ -2,15 +2,16 @@
 
 import base64
 import csv
-import json
 import subprocess
 import sys
 
+import chex
+import jax
 import pytest
 from conftest import REPOSITORY
 
-from regularized_lopt import tasks, upstream
-from regularized_lopt.measure import flatness
+from regularized_lopt import serialization, tasks, upstream
+from regularized_lopt.measure import flatness, results_file
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.study import meta_test
 
@@ -35,12 +36,12 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
         cwd=REPOSITORY,
         capture_output=True,
     )
-    content = json.loads((tmp_path / "results.json").read_text())
-    found = content["tasks"][DIGITS]["contestants"]
-    assert set(found) == {"a", "b", "SGD"}
+    (result,) = results_file.load(tmp_path / results_file.FILE).tasks
+    found = result.optimizers
+    assert (result.task, list(found)) == (DIGITS, ["a", "b", "SGD"])
     # The same optimizer under two names, the same inits and batches: no difference at all.
-    assert found["a"]["runs"] == found["b"]["runs"]
-    assert found["a"]["at"] == found["b"]["at"]
+    for one, other in ((found["a"].curves, found["b"].curves), (found["a"].at, found["b"].at)):
+        chex.assert_trees_all_equal(*jax.tree.map(serialization.fields, (one, other)))
     rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     assert len(rows) == 3 * 2 * 2
     table = list(csv.DictReader((tmp_path / "table.csv").open()))

@@ -12,6 +12,7 @@ from conftest import REPOSITORY
 from helpers_study import RELU, table
 
 from regularized_lopt import gin_files, run_files, serialization, zoo
+from regularized_lopt.measure import results_file
 from regularized_lopt.study import Experiment
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 
@@ -79,52 +80,58 @@ def test_the_launcher_plans_meta_trains_meta_tests_and_reports(reproduced):
         assert text in page
 
 
-def test_results_are_remade_from_what_is_kept(reproduced, tmp_path):
-    """Without params and checkpoints, and beside notes, which are not touched: the same bytes."""
-    out_dir = tmp_path / "kept"
-    ignored = shutil.ignore_patterns("ends", "checkpoints", "events*", "locks", "*.lock")
-    shutil.copytree(reproduced[0], out_dir, ignore=ignored)
-    files = [path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()]
-    (out_dir / "NOTES.md").write_text("What to make of it.\n")
-    run_module("reproduce", *reproduction(out_dir), "--rewrite")
-    text = (out_dir / "RESULTS.md").read_text()
+def test_results_are_remade_from_the_one_file_that_is_kept(reproduced, tmp_path):
+    """Without cells, optimizers and data, beside notes, which are not touched: the same bytes."""
+    shutil.copyfile(reproduced[0] / results_file.FILE, tmp_path / results_file.FILE)
+    (tmp_path / "NOTES.md").write_text("What to make of it.\n")
+    run_module("reproduce", "--rewrite", f"--out_dir={tmp_path}")
+    text = (tmp_path / "RESULTS.md").read_text()
     assert text.split("\n\n")[2] == "What to make of it."
     assert len(re.findall(r"^\| none \|", text, re.MULTILINE)) >= 2
     for link in re.findall(r"\]\((.*?)\)", text):
-        assert (out_dir / link).is_file()
-    (out_dir / "RESULTS.md").write_text(text.replace("What to make of it.\n\n", ""))
-    (out_dir / "NOTES.md").unlink()
-    for path in files:
-        assert (out_dir / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
-    assert sorted(files) == sorted(
-        path.relative_to(out_dir)
-        for path in out_dir.rglob("*")
-        if path.is_file() and path.suffix != ".lock"
-    )
+        assert (tmp_path / link).is_file()
+    (tmp_path / "RESULTS.md").write_text(text.replace("What to make of it.\n\n", ""))
+    (tmp_path / "NOTES.md").unlink()
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(made) > 12
+    for path in made:
+        assert (tmp_path / path).read_bytes() == (reproduced[0] / path).read_bytes(), path
+    computed = {"cells", "optimizers", "locks"}
+    pages = {
+        path.relative_to(reproduced[0])
+        for path in reproduced[0].rglob("*")
+        if path.is_file() and path.suffix not in (".json", ".lock")
+    }
+    assert made == {path for path in pages if path.parts[0] not in computed}
 
 
-def test_rewriting_computes_nothing(reproduced, tmp_path):
-    (tmp_path / "cells").mkdir()
-    shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), r"results.nc.xz does not exist: run the study \(without --rewrite\)"),
+        (("--gin_bindings=Experiment.num_runs = 1",), "--rewrite takes no --config_file or"),
+    ],
+)
+def test_rewriting_computes_nothing(tmp_path, flags, message):
     done = subprocess.run(
-        command("reproduce", *reproduction(tmp_path), shared, "--rewrite"),
+        command("reproduce", f"--out_dir={tmp_path}", "--rewrite", *flags),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert re.search(r"lacks \d+ of the \d+ cells .* 'tune ImageMLP_Digits", done.stderr)
-    assert not list((tmp_path / "cells").iterdir())
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduced, tmp_path):
     shutil.copytree(reproduced[0] / "cells", tmp_path / "cells")
     shared = f"--optimizers_dir={reproduced[0] / 'optimizers'}"
     without = "--gin_bindings=Experiment.baselines = ()"
-    run_module("reproduce", *reproduction(tmp_path), without, shared, "--rewrite")
+    run_module("reproduce", *reproduction(tmp_path), without, shared)
     assert "\nnone, sam on 1 task: 2 paired" in (tmp_path / "RESULTS.md").read_text()
-    run_module("reproduce", *reproduction(tmp_path), shared, "--rewrite")
+    run_module("reproduce", *reproduction(tmp_path), shared)
     pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
     assert ["## Meta-training" in page for page in pages] == [True, False]
     assert (tmp_path / "table_1.csv").read_bytes() == (reproduced[0] / "table_1.csv").read_bytes()

@@ -23,7 +23,7 @@ from test_tasks import poisoned
 import regularized_lopt
 from regularized_lopt import serialization, zoo
 from regularized_lopt.interruption import Interrupted
-from regularized_lopt.measure import flatness
+from regularized_lopt.measure import StudyResults, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
@@ -375,7 +375,7 @@ def test_runs_that_diverge_are_called_so_and_leave_no_nan_in_the_report(tmp_path
         flatness_config=FlatnessConfig(radii=(0.01,), num_steps=2, num_examples=64, num_probes=1),
         progress=False,
     )
-    page = write.Reporter([result], tmp_path).write("Diverged", "")
+    page = write.write(StudyResults("Diverged", "", [result]), tmp_path)
     html.write(page, tmp_path / "report.html")
     text = re.sub(r"<img.*?>|<style>.*?</style>", "", (tmp_path / "report.html").read_text())
     words = set(re.findall(r"[a-z]+", text.lower()))

@@ -187,11 +187,12 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     assert all(line.cached for line in dry_run.plan(alone))
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"runs", "tune"}
     written = {path.name for path in tmp_path.iterdir()}
-    assert {"table.csv", "runs.csv", "results.json", "report.html", "RESULTS.md"} <= written
+    assert {"table.csv", "runs.csv", "results.nc.xz", "report.html", "RESULTS.md"} <= written
     assert not {"properties.csv", "verdicts.csv"} & written
     page = (tmp_path / "RESULTS.md").read_text()
     assert "Test accuracy in detail" in page
-    assert f"{RELU}/training_curves.png" in page
+    assert "seeds.png" not in page  # There is one of each.
+    assert (tmp_path / RELU / "training_curves.png").is_file()
     for word in ("property", "radius", "ascent"):
         assert word not in page.replace("negative in a radius: flatter than that", "")
     header = (tmp_path / "runs.csv").read_text().splitlines()[0]
@@ -205,7 +206,11 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
 
 
 def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(tmp_path):
-    learned = dataclasses.replace(optimizers_lib.baseline("SGD", 0.1), learning_rate=None)
+    learned = dataclasses.replace(
+        optimizers_lib.baseline("SGD", 0.1),
+        learning_rate=None,
+        trained_with=optimizers_lib.TrainedWith("sam", "meta"),
+    )
     who = {**SAM, "b": learned}
     mixed = make_study(
         tmp_path,

@@ -34,10 +34,11 @@ def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     results_ = [
         dataclasses.replace(
             found,
-            task=task,
+            task=f"task {i}",
             optimizers={k: trained(rows[i]) for k, rows in accuracy.items() if rows[i]},
+            facts={"architecture": architecture},
         )
-        for i, task in enumerate(("Conv_A", "Conv_B", "ImageMLP_A"))
+        for i, architecture in enumerate(("Conv", "LeNet", "MLP"))
     ]
     header, rows = tables.over_tasks(results_)
     # A single MLP is no more than its own column.

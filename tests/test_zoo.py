@@ -24,7 +24,17 @@ from regularized_lopt import (
     upstream,
     zoo,
 )
-from regularized_lopt.measure import FlatnessConfig, programs, update_curves
+from regularized_lopt.measure import (
+    FlatnessConfig,
+    StudyResults,
+    TaskResult,
+    programs,
+    results_file,
+    update_curves,
+)
+from regularized_lopt.measure.flatness import SCALES, Flatness
+from regularized_lopt.measure.results import POINTS, Result
+from regularized_lopt.measure.training_curves import TrainingCurves
 from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
 
@@ -201,25 +211,44 @@ def test_the_command_lists_entries_and_prints_cards(capsys):
     assert zoo.card(zoo.names()[0]).sha256 in capsys.readouterr().out
 
 
+def published_tasks():
+    """Four runs of two seeds, the properties of three; and a task of too few runs for a card."""
+    config = FlatnessConfig(
+        radii=(0.01,), num_examples=512, headline_starts=2, num_probes=0, num_steps=1
+    )
+
+    def curves(accuracies, norms):
+        ends = [np.array([[one] for one in of]) for of in (accuracies, norms)]
+        one, step = np.ones_like(ends[0]), np.zeros(len(norms), int)
+        return TrainingCurves(
+            np.zeros(1), one, np.ones(1), one, *ends, one, step, step > 0, step, step, step
+        )
+
+    def around(rises):
+        loss = np.zeros(len(rises))
+        ascents = dict.fromkeys(SCALES, np.array(rises)[:, None, None])
+        return Flatness(loss, loss, ascents, ascents, loss, loss).kept(0)
+
+    def result(seeds, rises):
+        at = [around(of) for of in rises]
+        return Result("mine", "sam", 1, None, seeds, dict.fromkeys(POINTS, at), [])
+
+    first = curves([0.1] * 4, [9] * 4)
+    second = curves([0.9, 0.8, 0.7, 0.8], [7, 9, 9, 9])
+    mine = result([first, second], [[9.0] * 3, [0.2, 0.3, 0.4]])
+    few = result([curves([0.9] * 2, [7] * 2)] * 2, [[0.2] * 2] * 2)
+    return [
+        TaskResult("T", 100, config, "mine", {"mine": mine, "other": mine}),
+        TaskResult("U", 100, config, "mine", {"mine": few}),
+    ]
+
+
 def test_publishing_a_run_makes_an_entry(tmp_path):
     """From an entry's own files, as a run has them, and a table of some runs of each seed."""
     name = zoo.names()[0]
     results = tmp_path / "results"
     results.mkdir()
-    (results / "runs.csv").write_text(
-        "task,optimizer,meta_training_seed,point,step,held_out_loss,test_accuracy,"
-        "gsam_absolute_r0.01,param_norm\n"
-        "T,mine,1,poc,50,1,,0.3,\nT,mine,1,completion,100,1,0.9,0.2,7\n"
-        "T,mine,1,completion,100,1,0.8,0.3,9\nT,mine,1,completion,100,1,0.7,0.4,9\n"
-        "T,mine,1,completion,100,,0.8,,9\nT,mine,0,completion,100,1,0.1,9,9\n"
-        "T,other,1,completion,100,1,0.1,9,9\n"
-        # Of too few runs to state anything.
-        "U,mine,1,completion,100,1,0.9,0.2,7\nU,mine,1,completion,100,1,0.9,0.2,7\n"
-    )
-    measurement = {"num_examples": 512, "headline_starts": 2}
-    (results / "results.json").write_text(
-        json.dumps({"tasks": {"T": {"measurement": measurement}}})
-    )
+    results_file.save(StudyResults("", "", published_tasks()), results / results_file.FILE)
     # Seed 0 has the higher validation loss, so that seed 1 is taken.
     run, worse, into = zoo.ENTRIES / name, tmp_path / "worse", tmp_path / "entries"
     shutil.copytree(run, worse)
@@ -240,8 +269,11 @@ def test_publishing_a_run_makes_an_entry(tmp_path):
         publish.publish([run], "again", results, "theirs", "", entries=tmp_path)
     with pytest.raises(errors.UnknownNameError, match=r"meta-training seed of mine .*'2'.*0, 1"):
         publish.publish([worse, worse, run], "again", results, "mine", "", entries=tmp_path)
+    few = tmp_path / "few"
+    few.mkdir()
+    results_file.save(StudyResults("", "", published_tasks()[1:]), few / results_file.FILE)
     with pytest.raises(ValueError, match="no task on which the properties of mine, seed 0"):
-        publish.publish([run], "again", results, "mine", "", entries=tmp_path)
+        publish.publish([run], "again", few, "mine", "", entries=tmp_path)
     # The smoothing term is on the card, too.
     metadata["smoothing"] = {"strength": 2.0}
     metadata["stage"]["best_loss"] -= 0.2

@@ -19,6 +19,39 @@ SAM_RHO = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainedWith:
+    """The regularizer of an optimizer's training.
+
+    Attributes:
+      regularizer: "none", its name, or that of the first of several.
+      space: "meta", "optimizee", "update" (smoothing), or "params" (of a baseline); "none".
+      strength: its weight in the objective; None: there is none.
+    """
+
+    regularizer: str = "none"
+    space: str = "none"
+    strength: float | None = None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> TrainedWith:
+        """From theta's metadata, as `serialization.load_flat` has it."""
+        for space in ("optimizee", "meta"):
+            found = metadata.get(f"regularizer_{space}_space") or {}
+            while "terms" in found:  # Of a sum the first.
+                found = found["terms"][0][1]
+            if found.get("name", "none") != "none":
+                return cls(found["name"], space, _number(found.get("weight")))
+        if smoothing := metadata.get("smoothing"):
+            return cls("smoothing", "update", _number(smoothing.get("strength")))
+        return cls()
+
+
+def _number(value: Any) -> float | None:
+    """None for a schedule, of which metadata has the name alone."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluatedOptimizer:
     """An optimizer as a pure function of what tells it from others of its kind.
 
@@ -32,6 +65,7 @@ class EvaluatedOptimizer:
       gradients_per_step: gradients of the loss that a step takes.
       learning_rate: of a baseline, else None.
       lasting: `kind` says the same in another process, which may then read results stored here.
+      trained_with: what it was trained with.
     """
 
     name: str
@@ -41,6 +75,7 @@ class EvaluatedOptimizer:
     gradients_per_step: int = 1
     learning_rate: float | None = None
     lasting: bool = True
+    trained_with: TrainedWith = TrainedWith()
 
     @property
     def label(self) -> str:
@@ -49,8 +84,20 @@ class EvaluatedOptimizer:
         return self.name if rate is None else f"{self.name} (lr {rate:.2g})"
 
 
-def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> EvaluatedOptimizer:
-    """A learned optimizer with its weights; results of one that cannot be saved are not stored."""
+def learned(
+    name: str,
+    learned_opt: upstream.LearnedOptimizer,
+    theta: Any,
+    metadata: Mapping[str, Any] | None = None,
+) -> EvaluatedOptimizer:
+    """A learned optimizer with its weights; results of one that cannot be saved are not stored.
+
+    Args:
+      name: in tables and figures.
+      learned_opt: the optimizer.
+      theta: its weights.
+      metadata: how it was trained, as its file has it; default: nothing is known of that.
+    """
     try:
         described = learned_optimizers.describe(learned_opt)
     except ValueError:
@@ -60,7 +107,10 @@ def learned(name: str, learned_opt: upstream.LearnedOptimizer, theta: Any) -> Ev
         kind = f"{module}{described['learned_opt']} {sorted(described['config'].items())}"
         lasting = True
     hyper = jax.tree.map(jnp.asarray, theta)
-    return EvaluatedOptimizer(name, kind, learned_opt.opt_fn, hyper, lasting=lasting)
+    trained_with = TrainedWith.of(metadata or {})
+    return EvaluatedOptimizer(
+        name, kind, learned_opt.opt_fn, hyper, lasting=lasting, trained_with=trained_with
+    )
 
 
 def fixed(name: str, opt: upstream.Optimizer) -> EvaluatedOptimizer:
@@ -139,22 +189,25 @@ class Baseline:
       make: learning rate -> transformation.
       learning_rates: the grid that is searched.
       gradients_per_step: gradients of the loss that a step takes.
+      trained_with: see `EvaluatedOptimizer`.
     """
 
     make: Callable[[Any], optax.GradientTransformation]
     learning_rates: np.ndarray
     gradients_per_step: int = 1
+    trained_with: TrainedWith = TrainedWith()
 
 
 _SGD_RATES = np.geomspace(0.01, 10.0, 10)
+_WITH_SAM = TrainedWith("sam", "params")
 _ADAM_RATES = np.geomspace(1e-4, 0.1, 10)
 
 BASELINES: Mapping[str, Baseline] = {
     "SGD": Baseline(optax.sgd, _SGD_RATES),
     "Momentum": Baseline(lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
     "Adam": Baseline(optax.adam, _ADAM_RATES),
-    "SGD+SAM": Baseline(lambda rate: _sam(optax.sgd(rate)), _SGD_RATES, 2),
-    "Adam+SAM": Baseline(lambda rate: _sam(optax.adam(rate)), _ADAM_RATES, 2),
+    "SGD+SAM": Baseline(lambda rate: _sam(optax.sgd(rate)), _SGD_RATES, 2, _WITH_SAM),
+    "Adam+SAM": Baseline(lambda rate: _sam(optax.adam(rate)), _ADAM_RATES, 2, _WITH_SAM),
 }
 """Baselines by name, each with a grid of ten rates over three decades."""
 
@@ -174,4 +227,5 @@ def baseline(name: str, learning_rate: float) -> EvaluatedOptimizer:
         jnp.asarray(learning_rate, jnp.float32),
         found.gradients_per_step,
         float(learning_rate),
+        trained_with=found.trained_with,
     )

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
+from regularized_lopt.measure.cubic_regression import EarlyEvidence
+from regularized_lopt.measure.flatness import FlatnessConfig, KeptFlatness
 from regularized_lopt.measure.loss_slices import LossSlices
 from regularized_lopt.measure.training_curves import TrainingCurves
+from regularized_lopt.measure.update_curves import UpdateCurve
 
 POINTS = ("poc", "completion")
 
@@ -28,8 +30,8 @@ class Matched:
     level: np.ndarray
     own_step: np.ndarray
     reference_step: np.ndarray
-    own: Flatness
-    reference: Flatness
+    own: KeptFlatness
+    reference: KeptFlatness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Result:
         measured.
       slices: of the loss around the PoC of the first run, if they were asked for.
       targeted: whether it was trained for its own property, which else is merely what to show.
+      regularizer, space, strength: of its training, see `optimizers.TrainedWith`.
     """
 
     name: str
@@ -54,10 +57,13 @@ class Result:
     gradients_per_step: int
     learning_rate: float | None
     curves: Sequence[TrainingCurves]
-    at: Mapping[str, Sequence[Flatness]]
+    at: Mapping[str, Sequence[KeptFlatness]]
     matched: Sequence[Matched]
     slices: LossSlices | None = None
     targeted: bool = True
+    regularizer: str = "none"
+    space: str = "none"
+    strength: float | None = None
 
     @property
     def is_learned(self) -> bool:
@@ -99,6 +105,7 @@ class TaskResult:
       flatness_config: what was measured.
       reference: name (key) of the optimizer that others are compared with.
       optimizers: by key.
+      facts: of the task, see `tasks.ImageTask`.
     """
 
     task: str
@@ -106,6 +113,7 @@ class TaskResult:
     flatness_config: FlatnessConfig
     reference: str
     optimizers: Mapping[str, Result]
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_measured(self) -> bool:
@@ -128,15 +136,45 @@ class TaskResult:
         return self.optimizers[self.reference]
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyResults:
+    """All that the page of a study is made from.
+
+    Attributes:
+      title, lead: of the page.
+      primary: (optimizer, property) of the declared tests, or None.
+      alpha, test: of these, see `statistics.decide`.
+      tasks: the results, task by task.
+      seconds_per_step: by task and optimizer, of one inner step of one run, where it was timed.
+      chosen: by optimizer, the place of the meta-training seed that validation chose.
+      meta_training: the curves of meta-training, by optimizer and seed, see `load_metrics`.
+      validation_losses: of meta-training (nats), by optimizer, one per seed.
+      updates: updates by gradient, by optimizer, meta-training seed and scale.
+      early_evidence: the regression on cubic polynomials, if it was asked for.
+      spent: seconds of computing, by kind of result.
+    """
+
+    title: str
+    lead: str
+    tasks: Sequence[TaskResult]
+    primary: tuple[str, str] | None = None
+    alpha: float = 0.05
+    test: str = "auto"
+    seconds_per_step: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    chosen: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    meta_training: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]] = dataclasses.field(
+        default_factory=dict
+    )
+    validation_losses: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    updates: Mapping[str, Sequence[Sequence[UpdateCurve]]] = dataclasses.field(default_factory=dict)
+    early_evidence: EarlyEvidence | None = None
+    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 def names(results: Sequence[TaskResult]) -> list[str]:
     """Keys of all optimizers in order of appearance, the learned ones before the baselines."""
     learned = {k: one.is_learned for result in results for k, one in result.optimizers.items()}
     return sorted(learned, key=lambda name: not learned[name])
-
-
-def trained_with(name: str) -> str:
-    """What an optimizer was meta-trained with, by its name: "none" of `none_momentum`."""
-    return name.split("_", maxsplit=1)[0]
 
 
 def seed_pairs(own: int, reference: int) -> list[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt import serialization, statistics
-from regularized_lopt.measure.flatness import PROPERTIES, SCALES, Flatness
-from regularized_lopt.measure.results import POINTS, Result, TaskResult
-from regularized_lopt.report import tables
+from regularized_lopt import statistics
+from regularized_lopt.measure.flatness import PROPERTIES, SCALES, KeptFlatness
+from regularized_lopt.measure.results import POINTS, TaskResult
+from regularized_lopt.report import paper_claims, tables
 from regularized_lopt.report.paper_claims import Claim
 from regularized_lopt.report.verdicts import (
     MEASURES,
@@ -32,13 +31,13 @@ def write(
     claims: Sequence[Claim],
     out_dir: pathlib.Path,
 ) -> None:
-    """Writes the results as CSV files and results.json.
+    """Writes the results as CSV files.
 
     table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
     properties.csv every property at every radius with its interval, measures.csv by each measure
     what every optimizer is judged by, with its difference and its ratio to the reference, runs.csv
-    one row per run and point, results.json the curves on the evaluation grid and along the ascents
-    at the headline radius. A table without rows is not written.
+    one row per run and point, claims.csv what became of the paper's. A table without rows is not
+    written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
@@ -47,13 +46,13 @@ def write(
         "table.csv": tables.accuracy_table(results),
         "over_tasks.csv": tables.over_tasks(results),
         "verdicts.csv": tables.verdict_table(judged),
+        "claims.csv": paper_claims.table(claims),
     }
     for name, (header, rows) in as_seen.items():
         write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
     write_csv(out_dir / "properties.csv", property_rows(results))
     write_csv(out_dir / "measures.csv", measure_rows(results))
     write_csv(out_dir / "runs.csv", run_rows(results))
-    (out_dir / "results.json").write_text(json.dumps(to_json(results, claims)))
 
 
 def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
@@ -148,7 +147,7 @@ def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                         yield row
 
 
-def _around(around: Flatness, run: int) -> dict[str, Any]:
+def _around(around: KeptFlatness, run: int) -> dict[str, Any]:
     """At the params of a run; empty cells for one that was not measured."""
     found = {
         "held_out_loss": around.loss,
@@ -159,7 +158,7 @@ def _around(around: Flatness, run: int) -> dict[str, Any]:
     return {name: float(values[run]) if run < len(values) else "" for name, values in found.items()}
 
 
-def _nearby(around: Flatness, run: int, radii: Sequence[float]) -> dict[str, Any]:
+def _nearby(around: KeptFlatness, run: int, radii: Sequence[float]) -> dict[str, Any]:
     """Every property in every ball around them."""
     row: dict[str, Any] = {}
     for name in PROPERTIES:
@@ -170,78 +169,6 @@ def _nearby(around: Flatness, run: int, radii: Sequence[float]) -> dict[str, Any
                     float(last[run, index]) if run < len(last) else ""
                 )
     return row
-
-
-def to_json(results: Sequence[TaskResult], claims: Sequence[Claim]) -> dict[str, Any]:
-    """Curves on the evaluation grid, ascents and claims, as JSON types (NaN and inf: null)."""
-    return _jsonable(
-        {
-            "reference": results[0].reference,
-            "claims": [serialization.fields(claim) for claim in claims],
-            "tasks": {
-                result.task: {
-                    "num_steps": result.num_steps,
-                    "measurement": serialization.fields(result.flatness_config),
-                    "contestants": {
-                        key: _optimizer(one, result.flatness_config.headline)
-                        for key, one in result.optimizers.items()
-                    },
-                }
-                for result in results
-            },
-        }
-    )
-
-
-def _optimizer(one: Result, radius: int) -> dict[str, Any]:
-    curves = (
-        "eval_steps",
-        "test_loss",
-        "test_accuracy",
-        "param_norm",
-        "update_norm",
-        "final_train_loss",
-        "poc_step",
-        "poc_declared",
-        "best_step",
-    )
-    return {
-        "name": one.name,
-        "gradients_per_step": one.gradients_per_step,
-        "runs": [{name: getattr(of_seed, name) for name in curves} for of_seed in one.curves],
-        "at": {point: [_ascents(s, radius) for s in of] for point, of in one.at.items()},
-        "matched": [
-            {
-                "training_loss": matched.level,
-                "own_step": matched.own_step,
-                "reference_step": matched.reference_step,
-                "own": _ascents(matched.own, 0),  # Measured at the headline radius alone.
-                "reference": _ascents(matched.reference, 0),
-            }
-            for matched in one.matched
-        ],
-    }
-
-
-def _ascents(at: Flatness, radius: int) -> dict[str, Any]:
-    """Without what runs.csv has: the ends of ascents at other radii."""
-    ascents = {
-        name: {scale: curves[:, radius] for scale, curves in getattr(at, name).items()}
-        for name in ("loss_ascent", "grad_norm_ascent")
-    }
-    return {**serialization.fields(at), **ascents}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _jsonable(value.tolist())
-    if isinstance(value, float):
-        return float(_digits(value)) if math.isfinite(value) else None
-    return value
 
 
 def _digits(value: float) -> str:

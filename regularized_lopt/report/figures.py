@@ -98,7 +98,6 @@ def property_by_radius(
 
 def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
     """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
-    index = result.flatness_config.headline
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
         axes = figure.subplots(2, len(PROPERTIES), sharex=True)
@@ -106,7 +105,7 @@ def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Fig
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
                 for style, one in plot_style.styled(result):
-                    curve = np.concatenate([s.curve(name, scale)[:, index] for s in one.at[point]])
+                    curve = np.concatenate([s.ascent(name, scale) for s in one.at[point]])
                     plot_style.band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
                 if row == 0:
                     axis.set_title(LABELS[name])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from regularized_lopt import statistics
 from regularized_lopt.measure.flatness import LABELS
-from regularized_lopt.measure.results import POINTS, Result, TaskResult, trained_with
+from regularized_lopt.measure.results import POINTS, Result, TaskResult
 from regularized_lopt.report.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -55,6 +55,11 @@ class Claim:
         return self.verdict + (f" (declared beforehand: {self.declared})" if self.declared else "")
 
 
+def table(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
+    """One row per claim: what became of it."""
+    return ["claim", "outcome"], [[claim.text, claim.outcome] for claim in claims]
+
+
 def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
     """All six, in the paper's order."""
     accuracy = _accuracy(results)
@@ -67,7 +72,7 @@ def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> li
             "sam",
             results,
             judged,
-            lambda task: "MLP" in task,
+            lambda facts: facts["architecture"] == "MLP",
         ),
         _learned(
             "GSAM's property holds at one of the two points; weakly for the MLP with ReLU at "
@@ -75,7 +80,7 @@ def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> li
             "gsam",
             results,
             judged,
-            lambda task: True,
+            lambda facts: True,
             either_point=True,
         ),
         _learned(
@@ -83,7 +88,7 @@ def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> li
             "gam",
             results,
             judged,
-            lambda task: task.startswith("Conv") and "Cifar10" not in task,
+            lambda facts: facts["architecture"] == "Conv" and facts["dataset"] != "Cifar10",
         ),
         _relu(results),
         _radius(results),
@@ -95,7 +100,7 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
     signs, evidence = [], []
     for result in results:
         for key, one in result.learned:
-            if trained_with(key) == trained_with(result.reference):  # No regularizer, either.
+            if one.regularizer == result.reference_result.regularizer:  # None, either.
                 continue
             difference = compare(one.accuracy(), result.reference_result.accuracy())
             signs.append(difference.sign)
@@ -120,7 +125,7 @@ def _learned(
     name: str,
     results: Sequence[TaskResult],
     judged: Sequence[Verdict],
-    claimed: Callable[[str], bool],
+    claimed: Callable[[Mapping[str, str]], bool],
     either_point: bool = False,
 ) -> Claim:
     """Whether optimizers that were trained for a property have it, where the paper says so."""
@@ -141,14 +146,14 @@ def _learned(
     ]
     by_task = {result.task: result for result in results}
     evidence += [_growth(by_task[task], key, by) for (task, key), by in sorted(owners.items())]
-    wanted = [v for v in relevant if claimed(v.task)]
+    wanted = [v for v in relevant if claimed(by_task[v.task].facts)]
     if not wanted:
         return Claim(text, NOT_MEASURED, tuple(evidence))
     at = [v for v in wanted if either_point or v.point == "completion"]
     tested = [
         v.declared()
         for v in judged
-        if v.decision and (v.task, v.optimizer) in owners and claimed(v.task)
+        if v.decision and (v.task, v.optimizer) in owners and claimed(by_task[v.task].facts)
     ]
     return Claim(text, _by_measure(at), tuple(evidence), _tally(tested) if tested else "")
 
@@ -199,11 +204,12 @@ def _strongest(found: Sequence[str]) -> str:
 def _relu(results: Sequence[TaskResult]) -> Claim:
     """By the ratio, paired by optimizer; the unpaired difference is what was declared."""
     text = "The MLP with ReLU shows a much higher maximum loss nearby than the one with sigmoid."
-    by_task = {result.task: result for result in results}
+    by_facts = {tuple(sorted(result.facts.items())): result for result in results}
     evidence, found, declared = [], [], []
-    for task, result in by_task.items():
-        sigmoid = by_task.get(task.replace("_Relu", "_Sigmoid"))
-        if "_Relu" not in task or sigmoid is None:
+    for result in results:
+        other = {**result.facts, "activation": "Sigmoid"}
+        sigmoid = by_facts.get(tuple(sorted(other.items())))
+        if result.facts["activation"] != "Relu" or sigmoid is None:
             continue
         high, low = (
             r.reference_result.last("sam", "completion", r.flatness_config.headline)
@@ -215,8 +221,8 @@ def _relu(results: Sequence[TaskResult]) -> Claim:
         found.append(_HIGHER[ratio.sign])
         declared.append(_HIGHER[difference.sign])
         evidence.append(
-            f"{task}, {result.reference}: {ratio} times as high, paired by optimizer, higher in "
-            f"{np.sum(pair[0] > pair[1])} of {len(pair[0])}; {np.mean(high):.3g} against "
+            f"{result.task}, {result.reference}: {ratio} times as high, paired by optimizer, "
+            f"higher in {np.sum(pair[0] > pair[1])} of {len(pair[0])}; {np.mean(high):.3g} against "
             f"{np.mean(low):.3g} nats, difference {difference}, unpaired."
         )
     if not found:

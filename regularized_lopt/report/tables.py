@@ -104,7 +104,7 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
     ]
     rows: list[list[str]] = [[key] for key in keys]
     for name, inside in (("MLPs", True), ("CNNs", False)):
-        group = [result for result in results if ("MLP" in result.task) is inside]
+        group = [r for r in results if (r.facts["architecture"] == "MLP") is inside]
         if len(group) < 2:
             continue
         columns = ("tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import figure as mpl_figure
 
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
-from regularized_lopt.measure.results import POINTS, TaskResult
+from regularized_lopt.measure.results import POINTS, StudyResults, TaskResult
 from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report import (
     export,
@@ -24,45 +24,46 @@ from regularized_lopt.report import verdicts as verdicts_lib
 from regularized_lopt.report.sections import Page, Table
 
 
+def write(study: StudyResults, out_dir: pathlib.Path) -> Page:
+    """Writes tables and figures of a study, and returns its page, not written yet.
+
+    The paper's claims are gone through if a test was declared.
+    """
+    reporter = Reporter(study, out_dir)
+    page = reporter.write()
+    if study.meta_training:
+        reporter.meta_training(page, study.meta_training, study.validation_losses)
+    if study.updates:
+        reporter.smoothness(page, study.updates)
+    if study.early_evidence is not None:
+        reporter.early_evidence(page, study.early_evidence)
+    if study.spent:
+        reporter.compute(page, study.spent)
+    return page
+
+
 class Reporter:
     """Writes the results of an experiment: files, figures, and a page."""
 
-    def __init__(
-        self,
-        results: Sequence[TaskResult],
-        out_dir: pathlib.Path,
-        primary: tuple[str, str] | None = None,
-        alpha: float = 0.05,
-        test: str = "auto",
-    ):
+    def __init__(self, study: StudyResults, out_dir: pathlib.Path):
         """Judges the results; the declared tests are those of `verdicts.judge`."""
-        self._results = results
+        self._study = study
+        self._results = study.tasks
         self._out_dir = out_dir
-        self._primary = primary
-        self.judged = verdicts_lib.judge(results, primary, alpha, test)
-        self.claims = paper_claims.check_claims(results, self.judged)
+        self._primary = study.primary
+        self.judged = verdicts_lib.judge(study.tasks, study.primary, study.alpha, study.test)
+        self.claims = paper_claims.check_claims(study.tasks, self.judged)
 
-    def write(
-        self,
-        title: str,
-        lead: str,
-        seconds_per_step: Callable[[str, str], float | None] | None = None,
-        chosen: Mapping[str, int] | None = None,
-    ) -> Page:
-        """Writes files and figures, and returns the page, not written yet.
-
-        Args:
-          title, lead: of the page; the paper's claims are gone through if a test was declared.
-          seconds_per_step: (task, optimizer) -> what an inner step of one run took, if known.
-          chosen: by optimizer, the place of the meta-training seed that one would take.
-        """
-        export.write(self._results, self.judged, self.claims, self._out_dir)
-        page = Page(title, lead)
+    def write(self) -> Page:
+        """Writes files and figures, and returns the page, without the studies' own sections."""
+        claims = self.claims if self._primary is not None else []
+        export.write(self._results, self.judged, claims, self._out_dir)
+        page = Page(self._study.title, self._study.lead)
         self._accuracy(page)
         if any(len(one.curves) > 1 for result in self._results for _, one in result.learned):
             self._seeds(page)
-        if chosen:
-            self._chosen(page, chosen)
+        if self._study.chosen:
+            self._chosen(page, self._study.chosen)
         if self._primary is not None:
             page.claims(self.claims, paper_claims.NOTE)
         self._accuracy_in_detail(page)
@@ -71,7 +72,7 @@ class Reporter:
         self._against_sam(page)
         self._properties(page)
         for result in self._results:
-            self._task(page, result, seconds_per_step)
+            self._task(page, result, self._study.seconds_per_step.get(result.task, {}))
         return page
 
     def _accuracy(self, page: Page) -> None:
@@ -173,7 +174,7 @@ class Reporter:
         self,
         page: Page,
         result: TaskResult,
-        seconds_per_step: Callable[[str, str], float | None] | None,
+        seconds_per_step: Mapping[str, float],
     ) -> None:
         directory = self._out_dir / result.task
         directory.mkdir(parents=True, exist_ok=True)
@@ -184,15 +185,12 @@ class Reporter:
             figures_lib.training_curves(result),
             f"{result.task}/training_curves",
             "Mean over runs; bands: one standard deviation.",
+            detail=True,
         )
         if result.is_measured:
             self._flatness(page, result)
-        costs = (
-            [(one, seconds_per_step(result.task, key)) for key, one in result.optimizers.items()]
-            if seconds_per_step
-            else []
-        )
-        if any(seconds is not None for _, seconds in costs):
+        if seconds_per_step:
+            costs = [(one, seconds_per_step.get(key)) for key, one in result.optimizers.items()]
             page.note("What a step of one run costs, compilation excluded, evaluations included:")
             rows = [
                 [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
@@ -207,6 +205,7 @@ class Reporter:
             figures_lib.differences(result, self.judged),
             f"{result.task}/differences",
             "Dots: mean paired difference; lines: 95% interval.",
+            detail=True,
         )
         for point in POINTS:
             page.note(f"Properties at {point}, radius {radius:g}:")
@@ -217,6 +216,7 @@ class Reporter:
             figures_lib.ascent_curves(result),
             f"{result.task}/ascent_curves",
             "Along the ascent from a random start in the ball.",
+            detail=True,
         )
         slices = {one.name: one.slices for one in result.optimizers.values() if one.slices}
         if slices:
@@ -225,6 +225,7 @@ class Reporter:
                 figures_lib.loss_slices(slices, result.task),
                 f"{result.task}/loss_slices",
                 "Around the PoC of run 0; 1 is as far as the filters are long.",
+                detail=True,
             )
 
     def meta_training(
@@ -311,8 +312,11 @@ class Reporter:
             "Dots: one polynomial each. Below: the first fits, in the same colours.",
         )
 
-    def _add(self, page: Page, figure: mpl_figure.Figure, name: str, caption: str) -> None:
-        png = page.figure(figure, caption, f"{name}.png")
+    def _add(
+        self, page: Page, figure: mpl_figure.Figure, name: str, caption: str, detail: bool = False
+    ) -> None:
+        """To the page and as a file; details are left out in Markdown, which stays short."""
+        png = page.figure(figure, caption, None if detail else f"{name}.png")
         (self._out_dir / f"{name}.png").write_bytes(png)
 
 

@@ -9,7 +9,7 @@ from regularized_lopt import errors, statistics
 from regularized_lopt.configurable import configurable
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure.results import trained_with
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 
 GIVEN = "given"
 """In `Experiment.optimizers`: the optimizer is handed to the study as an object."""
@@ -31,7 +31,7 @@ class Experiment:
       primary: (optimizer, property) of the declared tests, one per measured task, at most 9; or
         None.
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
-        its own name where that is one, else "sam".
+        the regularizer of its training where that is one, else "sam".
       baselines: of `optimizers.BASELINES`, their learning rates tuned first.
       task_optimizers: tasks that have only these of `optimizers` and of all baselines, among them
         `reference`.
@@ -205,15 +205,12 @@ class Experiment:
         """How many runs of a task have their properties measured."""
         return min(self.runs_of(task), self.property_runs.get(task, self.runs_of(task)))
 
-    def property_of(self, name: str) -> str:
+    def property_of(self, optimizer: EvaluatedOptimizer) -> str:
         """The property that an optimizer should have learned."""
-        base = _base(name)
-        return self.properties.get(name, base if base in flatness.PROPERTIES else "sam")
+        own = optimizer.trained_with.regularizer
+        return self.properties.get(optimizer.name, own if own in flatness.PROPERTIES else "sam")
 
-    def is_targeted(self, name: str) -> bool:
-        """Whether that is said of it: by its own name, or by `properties`."""
-        return name in self.properties or _base(name) in flatness.PROPERTIES
-
-
-def _base(name: str) -> str:
-    return trained_with(name).rsplit("+", maxsplit=1)[-1].lower()
+    def is_targeted(self, optimizer: EvaluatedOptimizer) -> bool:
+        """Whether it was trained for that, by `properties` or by its regularizer."""
+        own = optimizer.trained_with.regularizer
+        return optimizer.name in self.properties or own in flatness.PROPERTIES

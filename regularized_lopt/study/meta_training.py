@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import lzma
 import pathlib
+import tarfile
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -32,7 +35,8 @@ class MetaTrainedOptimizers:
 
     Attributes:
       experiment: names them.
-      directory: those that are meta-trained here are in <name>-seed<seed>-<digest> in it.
+      directory: those that are meta-trained here are in <name>-seed<seed>-<digest> in it. If there
+        is none, but <directory>.tar.xz, as in the repository, that is unpacked.
       given: those that the experiment says are given.
       progress: show progress bars.
       record_seconds: told (what, seconds) after each meta-training.
@@ -43,6 +47,9 @@ class MetaTrainedOptimizers:
     given: Mapping[str, EvaluatedOptimizer]
     progress: bool
     record_seconds: Callable[[str, float], None]
+
+    def __post_init__(self) -> None:
+        _unpack(self.directory)
 
     def seeds(self, name: str) -> tuple[int, ...]:
         """The meta-training seeds of an optimizer of the experiment."""
@@ -99,7 +106,7 @@ class MetaTrainedOptimizers:
             with self.configured(source, seed):
                 _check_configuration(directory)
         loaded = zoo.load(directory or source)
-        return optimizers_lib.learned(name, loaded.learned_opt, loaded.theta)
+        return optimizers_lib.learned(name, loaded.learned_opt, loaded.theta, loaded.metadata)
 
     def train(self, name: str, source: str, seed: int) -> EvaluatedOptimizer:
         """A learned optimizer, meta-trained now unless it is there."""
@@ -151,6 +158,24 @@ class MetaTrainedOptimizers:
             for name, source in self.experiment.optimizers.items()
             if source.endswith(".gin")
         }
+
+
+def _unpack(directory: pathlib.Path) -> None:
+    """Unpacks the archive beside it, if there is no such directory; two processes may try."""
+    archive = directory.parent / f"{directory.name}.tar.xz"
+    if directory.exists() or not archive.is_file():
+        return
+    with tempfile.TemporaryDirectory(dir=directory.parent) as aside:
+        try:
+            with tarfile.open(archive, "r:xz") as packed:
+                packed.extractall(aside, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            raise serialization.FileFormatError(
+                f"{archive} is damaged ({errors.reason(error)}): restore it, e.g. from git, or "
+                "delete it to meta-train again."
+            ) from error
+        with contextlib.suppress(OSError):  # Another process was first.
+            (pathlib.Path(aside) / directory.name).rename(directory)
 
 
 def _gin_lines() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 
@@ -93,8 +94,10 @@ def train(
             curves=[trainer.train([one])[name]],
             at={},
             matched=[],
+            **dataclasses.asdict(one.trained_with),
         )
-    return TaskResult(task, num_steps, flatness.FlatnessConfig(), next(iter(opts)), found)
+    facts = image_task(task).facts
+    return TaskResult(task, num_steps, flatness.FlatnessConfig(), next(iter(opts)), found, facts)
 
 
 def _evaluated(
@@ -103,5 +106,5 @@ def _evaluated(
     if isinstance(opt, EvaluatedOptimizer):
         return opt
     if isinstance(opt, zoo.LoadedLOpt):
-        return optimizers_lib.learned(name, opt.learned_opt, opt.theta)
+        return optimizers_lib.learned(name, opt.learned_opt, opt.theta, opt.metadata)
     return optimizers_lib.fixed(name, opt)

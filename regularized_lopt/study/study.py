@@ -184,9 +184,11 @@ class Study:
                 found.setdefault(name, []).append(curves)
         return found
 
-    def seconds_per_step(self, task: str, optimizer: str) -> float | None:
-        """Wall-clock of one inner step of one run, as measured when it was computed."""
-        return self.cache.timings.get(f"step {task} {optimizer}")
+    def seconds_per_step(self, result: TaskResult) -> dict[str, float]:
+        """Wall-clock of one inner step of one run by optimizer, where it was timed."""
+        steps = {key: f"step {result.task} {key}" for key in result.optimizers}
+        timings = {key: self.cache.timings.get(step) for key, step in steps.items()}
+        return {key: seconds for key, seconds in timings.items() if seconds is not None}
 
 
 def _update_curves(optimizer: EvaluatedOptimizer) -> dict[str, Any]:

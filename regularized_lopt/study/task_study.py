@@ -66,6 +66,7 @@ class TaskStudy:
             self.keys.flatness_config_of(self.name),
             self.experiment.reference,
             found,
+            self._task.facts,
         )
 
     def trainer(self, learned: Sequence[EvaluatedOptimizer]) -> trainer_lib.Trainer:
@@ -119,21 +120,25 @@ class TaskStudy:
         own, first = optimizers[name], optimizers[name][0]
         result = Result(
             name=first.label,
-            own_property=self.experiment.property_of(name),
-            targeted=self.experiment.is_targeted(name),
+            own_property=self.experiment.property_of(first),
+            targeted=self.experiment.is_targeted(first),
             gradients_per_step=first.gradients_per_step,
             learning_rate=first.learning_rate,
             curves=curves[name],
             at={},
             matched=[],
+            **dataclasses.asdict(first.trained_with),
         )
         if not self.experiment.measures(self.name):
             return result
+        headline = self.keys.flatness_config_of(self.name).headline
         is_matched = self.experiment.matches(name, self.name)
         is_learned = name in self.experiment.optimizers
         return dataclasses.replace(
             result,
-            at={point: [self._measure(one, point) for one in own] for point in POINTS},
+            at={
+                point: [self._measure(one, point).kept(headline) for one in own] for point in POINTS
+            },
             matched=self._matched(name, optimizers, curves) if is_matched else [],
             slices=self._slices(first) if is_learned else None,
         )
@@ -246,7 +251,7 @@ class TaskStudy:
 
         tree = self.cache.get(key, f"match {self.name}", compute)
         for side in ("own", "reference"):
-            tree[side] = flatness.Flatness(**tree[side])
+            tree[side] = flatness.Flatness(**tree[side]).kept(0)  # Of one radius alone.
         return Matched(**tree)
 
     def _slices(self, optimizer: EvaluatedOptimizer) -> loss_slices.LossSlices:

@@ -21,10 +21,36 @@ class ImageTask(upstream.Task):
     """Softmax classification of images by a Haiku network.
 
     Batches are dicts of image, float32 [batch, h, w, c] in [0, 1], and label, int32 [batch].
+
+    Attributes:
+      facts: what a reader of results may group tasks by, in words: "dataset", and of the networks
+        "architecture", "sizes" and "activation".
     """
 
-    def __init__(self, name: str, network: networks.Network, datasets: data.ResidentDatasets):
+    def __init__(
+        self,
+        name: str,
+        network: networks.Network,
+        datasets: data.ResidentDatasets,
+        architecture: str = "",
+        sizes: str = "",
+        activation: str = "",
+    ):
+        """Initializer.
+
+        Args:
+          name: of the task.
+          network: images -> logits.
+          datasets: what it is trained and tested on.
+          architecture, sizes, activation: see `facts`; "": not known.
+        """
         self._name = name
+        self.facts: Mapping[str, str] = {
+            "dataset": datasets.dataset,
+            "architecture": architecture,
+            "sizes": sizes,
+            "activation": activation,
+        }
         self._network = hk.without_apply_rng(hk.transform(network))
         self.datasets: data.ResidentDatasets = datasets
 
@@ -74,9 +100,9 @@ TaskFactory = Callable[..., ImageTask]
 FACTORIES: dict[str, TaskFactory] = {}
 
 
-def _register(name: str, dataset: str, network: networks.Network) -> None:
+def _register(name: str, dataset: str, network: networks.Network, *facts: str) -> None:
     def factory(phase: str = "meta_test", batch_size: int = 128) -> ImageTask:
-        return ImageTask(name, network, data.ResidentDatasets(dataset, phase, batch_size))
+        return ImageTask(name, network, data.ResidentDatasets(dataset, phase, batch_size), *facts)
 
     factory.__name__ = factory.__qualname__ = name
     factory.__doc__ = (
@@ -87,12 +113,25 @@ def _register(name: str, dataset: str, network: networks.Network) -> None:
 
 for _dataset, _spec in sources.SPECS.items():
     # The paper's 20 units; twice as wide; twice as deep.
-    for _sizes in ([20], [40], [20, 20]):
-        _name = f"ImageMLP_{_dataset}_{'x'.join(map(str, _sizes))}"
-        _register(f"{_name}_Sigmoid", _dataset, networks.mlp(_sizes, jax.nn.sigmoid))
-        _register(f"{_name}_Relu", _dataset, networks.mlp(_sizes, jax.nn.relu))
+    for _hidden in ([20], [40], [20, 20]):
+        _sizes = "x".join(map(str, _hidden))
+        for _activation, _function in (("Sigmoid", jax.nn.sigmoid), ("Relu", jax.nn.relu)):
+            _register(
+                f"ImageMLP_{_dataset}_{_sizes}_{_activation}",
+                _dataset,
+                networks.mlp(_hidden, _function),
+                *("MLP", _sizes, _activation),
+            )
     # Later convolutions do not fit what is left of an 8x8 image.
     _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
-    _register(f"Conv_{_dataset}_16x32", _dataset, networks.conv_16x32(_padding))
-    _register(f"Conv_{_dataset}_32x32x32", _dataset, networks.conv_32x32x32(_padding))
-    _register(f"LeNet_{_dataset}", _dataset, networks.lenet(_padding))
+    for _name, _sizes, _network in (
+        ("Conv", "16x32", networks.conv_16x32),
+        ("Conv", "32x32x32", networks.conv_32x32x32),
+        ("LeNet", "", networks.lenet),
+    ):
+        _register(
+            f"{_name}_{_dataset}" + (f"_{_sizes}" if _sizes else ""),
+            _dataset,
+            _network(_padding),
+            *(_name, _sizes, "Relu"),
+        )

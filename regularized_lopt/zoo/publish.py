@@ -6,15 +6,13 @@
 copies the run's weights, configuration and curves to zoo/entries/NAME and writes its card. Of
 several runs, one per meta-training seed and in their order, it takes the one with the lowest
 validation loss in the last stage of its curriculum. The figures on the card are those of optimizer
-KEY and that seed in runs.csv and results.json, which a meta-test or a study wrote into DIR,
-on all tasks there on which it has at least three runs and the properties of three: of fewer, the
-interval that `reproduce --verify` checks them against says nothing.
+KEY and that seed in the results that a meta-test or a study kept in DIR, on all tasks there on
+which it has at least three runs and the properties of three: of fewer, the interval that
+`reproduce --verify` checks them against says nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -24,6 +22,8 @@ import numpy as np
 from absl import flags
 
 from regularized_lopt import errors, launch, run_files, serialization, zoo
+from regularized_lopt.measure import results_file
+from regularized_lopt.measure.results import names
 from regularized_lopt.zoo import cards
 
 _LEAST_RUNS = 3
@@ -86,44 +86,40 @@ def _regularizer(description: dict[str, Any]) -> str:
 
 
 def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str, Any]]:
-    measured = json.loads((results / "results.json").read_text())["tasks"]
-    with (results / "runs.csv").open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["point"] == "completion"]
-    errors.check_name("optimizer in runs.csv", optimizer, {row["optimizer"] for row in rows})
-    rows = [row for row in rows if row["optimizer"] == optimizer]
-    seeds = {row["meta_training_seed"] for row in rows}
-    errors.check_name(f"meta-training seed of {optimizer} in runs.csv", str(seed), seeds)
-    rows = [row for row in rows if row["meta_training_seed"] == str(seed)]
+    tasks = results_file.load(results / results_file.FILE).tasks
+    errors.check_name(f"optimizer in {results}", optimizer, names(tasks))
     found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        of_task = [row for row in rows if row["task"] == task]
-        measured_runs = sum(row["held_out_loss"] != "" for row in of_task)
-        if measured_runs < _LEAST_RUNS:
+    for one in (one for one in tasks if optimizer in one.optimizers and one.is_measured):
+        own = one.optimizers[optimizer]
+        seeds = list(map(str, range(len(own.curves))))
+        errors.check_name(f"meta-training seed of {optimizer} on {one.task}", str(seed), seeds)
+        rise = own.at["completion"][seed].last("gsam")[:, one.flatness_config.headline]
+        if len(rise) < _LEAST_RUNS:
             continue
         found.append(
             {
-                "task": task,
-                "num_steps": int(of_task[0]["step"]),
-                "num_runs": len(of_task),
-                "measured_runs": measured_runs,
-                "num_examples": measured[task]["measurement"]["num_examples"],
-                "starts": measured[task]["measurement"]["headline_starts"],
-                "accuracy": [100 * x for x in _mean_and_std(of_task, "test_accuracy")],
-                "rise": _mean_and_std(of_task, "gsam_absolute_r0.01"),
-                "norm": _mean_and_std(of_task, "param_norm"),
+                "task": one.task,
+                "num_steps": one.num_steps,
+                "num_runs": len(own.curves[seed].train_loss),
+                "measured_runs": len(rise),
+                "num_examples": one.flatness_config.num_examples,
+                "starts": one.flatness_config.headline_starts,
+                "accuracy": _mean_and_std(own.accuracy()[seed]),
+                "rise": _mean_and_std(rise),
+                "norm": _mean_and_std(own.param_norm()[seed]),
             }
         )
     if not found:
         raise ValueError(
-            f"{results}/runs.csv has no task on which the properties of {optimizer}, seed {seed}, "
-            f"were measured on {_LEAST_RUNS} runs: raise Experiment.property_runs."
+            f"{results} has no task on which the properties of {optimizer}, seed {seed}, were "
+            f"measured on {_LEAST_RUNS} runs: raise Experiment.property_runs."
         )
     return found
 
 
-def _mean_and_std(rows: Sequence[dict[str, str]], column: str) -> list[float]:
-    values = np.array([float(row[column]) for row in rows if row[column]])
-    return [float(values.mean()), float(values.std(ddof=1))]  # Of at least `_LEAST_RUNS`.
+def _mean_and_std(values: np.ndarray) -> list[float]:
+    wide = np.asarray(values, np.float64)
+    return [float(wide.mean()), float(wide.std(ddof=1))]  # Of at least `_LEAST_RUNS`.
 
 
 def main() -> None:
@@ -150,10 +146,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "results",
         None,
-        "Directory with the runs.csv of a meta-test or a study.",
+        "Directory of a meta-test or a study, with its results.",
         required=True,
     )
-    flags.DEFINE_string("optimizer", None, "Name of the optimizer in runs.csv.", required=True)
+    flags.DEFINE_string("optimizer", None, "Name of the optimizer there.", required=True)
     flags.DEFINE_string("measured_by", None, "The command that wrote these results.", required=True)
 
 

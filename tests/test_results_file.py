@@ -1,0 +1,143 @@
+"""The one file of a study: what is written is read again, and damage is told."""
+
+import dataclasses
+import lzma
+
+import chex
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from helpers_results import measured_task, optimizer
+from helpers_study import RELU
+
+from regularized_lopt import serialization
+from regularized_lopt.measure import StudyResults, results_file
+from regularized_lopt.measure.cubic_regression import EarlyEvidence, Fits
+from regularized_lopt.measure.update_curves import UpdateCurve
+
+RNG = np.random.default_rng(0)
+
+
+def everything():
+    """A study of which there is one of each, of different numbers of seeds and rows."""
+    ones = [0.1, 0.2, 0.3]
+    task = measured_task(RELU, none=optimizer(ones, ones), sam=optimizer(ones[:2], ones[:2]))
+    metrics = {
+        seed: {name: np.arange(float(rows)) for name in ("outer_step", "loss", "seconds")}
+        for seed, rows in ((5, 3), (6, 2))
+    }
+    curves = [[UpdateCurve(*RNG.normal(size=(2, 7))) for _ in range(2)] for _ in range(3)]
+    values = RNG.normal(size=(4, 6))
+    fits = Fits(*RNG.normal(size=(3, 4)), np.arange(4), np.arange(6.0), values)
+    return StudyResults(
+        "A study",
+        "Of one task.",
+        [task],
+        ("sam", "gsam"),
+        seconds_per_step={RELU: {"none": 0.5}},
+        chosen={"none": 2},
+        meta_training={"none": metrics},
+        validation_losses={"none": [0.5, float("inf")]},
+        updates={"none": curves, "sam": curves[:1]},
+        early_evidence=EarlyEvidence(values, values, np.arange(6.0), values, {"L2": fits}),
+        spent={"train": 12.5},
+    )
+
+
+def plain(value):
+    """Dataclasses as dicts, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def without_levels(study):
+    found = plain(study)
+    for task in found["tasks"]:
+        for one in task["optimizers"].values():
+            for curves in one["curves"]:
+                curves["level"] = curves["level_step"] = curves["saved_params"] = None
+    return found
+
+
+def unread(kept):
+    """What is not in the file of matched losses: what no page reads."""
+    for task in kept["tasks"]:
+        for one in task["optimizers"].values():
+            for pair in one["matched"]:
+                for side in ("own", "reference"):
+                    for name in (
+                        "loss_ascent",
+                        "grad_norm_ascent",
+                        "loss_highest",
+                        "grad_norm_highest",
+                    ):
+                        del pair[side][name]
+    return kept
+
+
+def test_all_of_a_study_comes_back(tmp_path):
+    study, path = everything(), tmp_path / results_file.FILE
+    results_file.save(study, path)
+    found = results_file.load(path)
+    chex.assert_trees_all_equal(*(unread(without_levels(one)) for one in (found, study)))
+    assert [leaf.dtype for leaf in jax.tree.leaves(plain(found)) if hasattr(leaf, "dtype")]
+
+
+def test_the_same_results_leave_the_file_alone_and_others_do_not(tmp_path):
+    study, path = everything(), tmp_path / results_file.FILE
+    results_file.save(study, path)
+    before = path.read_bytes()
+    results_file.save(everything(), path)
+    # Numbers are drawn anew, but for the tasks'.
+    assert path.read_bytes() != before
+    again = results_file.load(path)
+    before = path.read_bytes()
+    results_file.save(again, path)
+    assert path.read_bytes() == before
+
+
+def test_anyone_s_xarray_reads_it(tmp_path):
+    path = tmp_path / results_file.FILE
+    results_file.save(everything(), path)
+    plain_file = tmp_path / "results.nc"
+    plain_file.write_bytes(lzma.decompress(path.read_bytes()))
+    with xr.open_datatree(plain_file, engine="h5netcdf") as tree:
+        task = tree[f"tasks/{RELU}"].to_dataset()
+        assert task.attrs["architecture"] == "MLP"
+        assert list(task["optimizer"].values) == ["none", "sam"]
+        assert float(task["around_loss"].sel(optimizer="sam", point="poc")[1, 0]) == 0.2
+        assert np.isnan(task["around_loss"].sel(optimizer="sam").isel(seed=2)).all()
+
+
+@pytest.mark.parametrize("harm", ["cut", "bit", "empty", "foreign"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, harm):
+    path = tmp_path / results_file.FILE
+    results_file.save(everything(), path)
+    content = bytearray(path.read_bytes())
+    if harm == "bit":
+        content[len(content) // 2] ^= 4
+    path.write_bytes(
+        {"cut": bytes(content[:-9]), "empty": b"", "foreign": b"PK\3\4 not ours"}.get(
+            harm, bytes(content)
+        )
+    )
+    with pytest.raises(
+        serialization.FileFormatError, match=r"results.nc.xz is damaged \(.*git"
+    ) as told:
+        results_file.load(path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_newer_file_is_refused_by_its_version(tmp_path, monkeypatch):
+    path = tmp_path / results_file.FILE
+    monkeypatch.setattr(results_file, "FORMAT_VERSION", 9)
+    results_file.save(everything(), path)
+    monkeypatch.undo()
+    with pytest.raises(serialization.FileFormatError, match=r"has format version 9, .* reads 1:"):
+        results_file.load(path)
