@@ -261,7 +261,7 @@ def early_evidence(found: EarlyEvidence, examples: int = 3) -> mpl_figure.Figure
     """R^2 and norms over all polynomials, and the first fits with the data."""
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.4), layout="constrained")
-        top, bottom = figure.subfigures(2, 1)
+        top, bottom = np.asarray(figure.subfigures(2, 1))
         left, right = top.subplots(1, 2)
         names = list(found.fits)
         for index, (color, fits) in enumerate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
@@ -103,7 +104,7 @@ class _Plan:
                 f"{task}, {name}",
                 tuned is not None,
                 f"tune {task} {name}",
-                lambda rates, name=name: rates.tuning(task, name),
+                functools.partial(Rates.tuning, task=task, name=name),
             )
         reference = optimizers[self._experiment.reference]
         for name in self._experiment.optimizers_on(task):
