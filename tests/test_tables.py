@@ -42,16 +42,19 @@ def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     ]
     header, rows = tables.over_tasks(results_)
     # A single MLP is no more than its own column.
-    columns = ("tasks", "accuracy (%)", "fail", "vs none (points, 95%)")
+    columns = ("tasks", "accuracy (%)", "IQM (95%)", "fail", "vs none (points, 95%)")
     assert header == ["optimizer", *(f"CNNs: {column}" for column in columns)]
     by_name = {name: others for name, *others in rows}
     means = {k: 100 * np.mean(v[:2], axis=0) for k, v in accuracy.items() if k != "gam"}
     difference = statistics.paired_difference(means["sam"], means["none"])
-    assert by_name["none"] == ["2", str(statistics.summarize(means["none"])), "4 of 6", ""]
-    assert by_name["sam"] == [
-        "2", str(statistics.summarize(means["sam"])), "2 of 6", str(difference)
-    ]  # fmt: skip
-    assert by_name["gam"] == [""] * 4
+    middle = {
+        k: str(statistics.interquartile_mean(100 * np.array(accuracy[k][:2]), shared_units=True))
+        for k in means
+    }
+    summaries = {k: str(statistics.summarize(of)) for k, of in means.items()}
+    assert by_name["none"] == ["2", summaries["none"], middle["none"], "4 of 6", ""]
+    assert by_name["sam"] == ["2", summaries["sam"], middle["sam"], "2 of 6", str(difference)]
+    assert by_name["gam"] == [""] * 5
     assert tables.over_tasks(results_[:1])[1] == []
 
 

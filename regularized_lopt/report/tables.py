@@ -94,7 +94,8 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
     """One row per optimizer that has several seeds: its mean over the MLPs, and over the CNNs.
 
     A seed's accuracy is averaged over the tasks, two at least, that the optimizer and the reference
-    are on; seeds are the units of the paired difference.
+    are on; seeds are the units of the paired difference. Beside the mean stands the interquartile
+    mean (IQM) of all pairs of a seed and a task, see `statistics.interquartile_mean`.
     """
     header, reference = ["optimizer"], results[0].reference
     keys = [
@@ -107,11 +108,11 @@ def over_tasks(results: Sequence[TaskResult]) -> Table:
         group = [r for r in results if (r.facts["architecture"] == "MLP") is inside]
         if len(group) < 2:
             continue
-        columns = ("tasks", "accuracy (%)", "fail", f"vs {reference} (points, 95%)")
+        columns = ("tasks", "accuracy (%)", "IQM (95%)", "fail", f"vs {reference} (points, 95%)")
         header += [f"{name}: {column}" for column in columns]
         for key, row in zip(keys, rows, strict=True):
             own = [result for result in group if key in result.optimizers]
-            row.extend(_over(own, key) if len(own) > 1 else [""] * 4)
+            row.extend(_over(own, key) if len(own) > 1 else [""] * len(columns))
     return header, rows if len(header) > 1 else []
 
 
@@ -123,11 +124,13 @@ def _over(results: Sequence[TaskResult], key: str) -> list[str]:
         by_task = [result.optimizers[name].accuracy().mean(axis=1) for result in results]
         return np.mean(by_task, axis=0)[:, None]
 
+    scores = np.stack([result.optimizers[key].accuracy().mean(axis=1) for result in results])
     fail = sum(int(np.sum(_failing(result, key))) for result in results)
     reference = results[0].reference
     return [
         str(len(results)),
         summary(seeds(key)),
+        str(statistics.interquartile_mean(scores, shared_units=True)),
         f"{fail} of {len(results) * len(seeds(key))}",
         "" if key == reference else str(compare(seeds(key), seeds(reference))),
     ]

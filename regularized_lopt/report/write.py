@@ -102,6 +102,8 @@ class Reporter:
                 "Over several tasks",
                 over,
                 "Test accuracy at completion, of each meta-training seed the mean over tasks. "
+                "IQM: the mean of the middle half of all pairs of a seed and a task, which a "
+                "failure does not move, with a stratified bootstrap that draws seeds. "
                 "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
                 "a task.",
             )
