@@ -18,8 +18,15 @@ setuptools.setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
-    package_data={"regularized_lopt": ["py.typed", "report/page.*", "zoo/entries/*/*"]},
+    packages=[
+        *setuptools.find_packages(include=["regularized_lopt", "regularized_lopt.*"]),
+        "regularized_lopt.gin_configs",
+    ],
+    package_dir={"regularized_lopt.gin_configs": "gin_configs"},
+    package_data={
+        "regularized_lopt": ["py.typed", "report/page.*", "zoo/entries/*/*"],
+        "regularized_lopt.gin_configs": ["*.gin"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.90",

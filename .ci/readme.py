@@ -115,6 +115,7 @@ FORMS = (
         lacks=MAIN,
     ),
     Form("pip install", installs=True),
+    Form("python -c"),
     Form("-m pytest", ("--collect-only", "--quiet")),
     Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
     Form(

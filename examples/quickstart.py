@@ -8,7 +8,6 @@ Offline: the digits come with scikit-learn. Takes a few minutes on two cores.
 """
 
 import argparse
-import contextlib
 import pathlib
 import shutil
 import time
@@ -47,8 +46,7 @@ def main() -> None:
     opts, curves = {}, {}
     for name, config in CONFIGS.items():
         gin.clear_config()
-        with contextlib.chdir(REPOSITORY):  # What the configuration includes is named from there.
-            gin_files.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
+        gin_files.parse_gin([config], [f"outer_train.num_outer_steps = {outer_steps}"])
         run_dir = args.out_dir / pathlib.Path(config).stem
         outer_train(run_dir)
         opts[name] = zoo.load(run_dir)

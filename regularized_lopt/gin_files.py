@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import inspect
 import pathlib
@@ -18,6 +19,15 @@ import gin
 from gin import config_parser
 
 from regularized_lopt import errors, upstream
+
+_PACKAGE = pathlib.Path(__file__).parent
+ROOT = _PACKAGE if (_PACKAGE / "gin_configs").is_dir() else _PACKAGE.parent
+"""Where gin_configs/ lies: in the package, if it was installed, or beside it, in a checkout."""
+# After files as they are named, which come first, and before gin looks for packages of such a name:
+# it fails on a folder that is none.
+gin.config._FILE_READERS.insert(
+    1, (lambda file: (ROOT / file).open(), lambda file: (ROOT / file).is_file())
+)
 
 _MACRO = "gin.macro"
 _LONGEST = 80
@@ -115,12 +125,16 @@ def _parse(config_files: list[str], bindings: list[str]) -> None:
 
 def _check_file(file: str) -> None:
     """Gin takes the folder of a missing file for a package, and fails on that."""
-    folders = ["", *gin.config._LOCATION_PREFIXES]
-    if not any(pathlib.Path(folder, file).is_file() for folder in folders):
-        raise FileNotFoundError(
-            f"There is no gin file {file} (in {pathlib.Path.cwd()}). What a file includes is "
-            "looked for from there, too: configurations of this project are named from its root."
-        )
+    folders = [ROOT, *gin.config._LOCATION_PREFIXES]
+    if any(pathlib.Path(folder, file).is_file() for folder in folders):
+        return
+    known = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("gin_configs/*.gin")]
+    nearest = difflib.get_close_matches(str(file), known, n=1)
+    raise FileNotFoundError(
+        f"There is no gin file {file}, neither in {pathlib.Path.cwd()} nor in {ROOT}."
+        + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+        + " What a file includes is looked for in the same places."
+    )
 
 
 def _import(module: str) -> None:

@@ -24,6 +24,7 @@ def installed(tmp_path_factory):
         source / "regularized_lopt",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
+    shutil.copytree(REPOSITORY / "gin_configs", source / "gin_configs")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -63,6 +64,30 @@ def test_the_wheel_has_the_package_and_its_data(run, installed):
     (licence,) = installed.glob("*.dist-info/**/LICENSE")
     assert "Apache License" in licence.read_text()
     assert "License-Expression: Apache-2.0" in (licence.parents[1] / "METADATA").read_text()
+
+
+def test_the_wheel_brings_its_configurations(run, installed, tmp_path):
+    """They and what they include are found from an empty directory; one's own come first."""
+    short = [
+        *("outer_train.num_outer_steps = 2", "RegularizedTruncatedGrad.unroll_length = 5"),
+        *("Curriculum.train_lengths = (5,)", "Curriculum.validation_period = 1"),
+        "Curriculum.num_validation_tasks = 1",
+    ]
+    bindings = [f"--gin_bindings={one}" for one in short]
+    launch = [
+        "-m",
+        "regularized_lopt.outer_train",
+        "--config_file=gin_configs/digits_star_none.gin",
+    ]
+    run(*launch, *bindings, "--train_log_dir=one")
+    assert (tmp_path / "one/theta.npz").is_file()
+    found = run("-c", "from regularized_lopt import gin_files; print(gin_files.ROOT)").strip()
+    assert found == str(installed / "regularized_lopt")
+    (tmp_path / "gin_configs").mkdir()
+    own = tmp_path / "gin_configs/common.gin"
+    own.write_text("outer_train.seed = 7\n")
+    run(*launch, *bindings, "--train_log_dir=two")
+    assert "outer_train.seed = 7" in (tmp_path / "two/config.gin").read_text()
 
 
 @pytest.mark.parametrize("name", ["haiku_loop", "optax_loop"])
