@@ -41,7 +41,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	  { echo "Python 3.11 or newer is needed; choose one with: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tfds,dev,docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[study,tfds,dev,docs]'
 	$(BIN)/pip install --quiet --no-deps learned_optimization==0.0.1
 	@touch $@
 

@@ -34,25 +34,27 @@ setuptools.setup(
         "filelock>=3.16",
         "flax>=0.12",
         "gin-config>=0.5.0",
-        "h5netcdf>=1.6",
         "jax>=0.10",
         "jaxtyping>=0.3",
-        "jinja2>=3.1",
-        "matplotlib>=3.9",
         "numpy>=2.0",
         "optax>=0.2.6",
-        "pillow>=11",
         "rich>=13.9",
         "scikit-learn>=1.6",
         "scipy>=1.15",
-        "tensorboard>=2.18",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6",  # TFDS imports it without requiring it.
         "tqdm>=4.66",
-        "xarray>=2025.6",
     ],
     extras_require={
+        # Studies: meta-tests, comparisons, their results, pages and figures.
+        "study": [
+            "h5netcdf>=1.6",
+            "jinja2>=3.1",
+            "matplotlib>=3.9",
+            "pillow>=11",
+            "xarray>=2025.6",
+        ],
         # TensorFlow reads TFDS the first time; afterwards the arrays are cached and nothing needs
         # it.
         "tfds": [

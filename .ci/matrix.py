@@ -93,7 +93,9 @@ def install(python: pathlib.Path, constrained: bool) -> bool:
     pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
     constraints = ("--constraint", "constraints.txt") if constrained else ()
     tensorflow = ("--dry-run", "--no-deps", "--only-binary=:all:", "tensorflow-cpu>=2.20")
-    extras = "tfds,dev" if run(python, *pip, "install", *constraints, *tensorflow) else "dev"
+    extras = "study,dev"
+    if run(python, *pip, "install", *constraints, *tensorflow):
+        extras += ",tfds"
     return (
         run(python, *pip, "install", "--upgrade", "pip")
         and run(python, *pip, "install", *constraints, "--editable", f".[{extras}]")

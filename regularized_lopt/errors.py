@@ -7,6 +7,7 @@ under `jax.jit`, was checked when it was given.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -39,6 +40,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     found = difflib.get_close_matches(str(given).lower(), by_lower, n=1, cutoff=0.0)
     hint = f"Did you mean {by_lower[found[0]]!r}? " if found else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def check_installed(extra: str, *modules: str) -> None:
+    """Raises ModuleNotFoundError unless all modules are there; the message names the extra."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{', '.join(missing)} is needed here and not installed: "
+            f"pip install 'regularized_lopt[{extra}]' (from a clone '.[{extra}]').",
+            name=missing[0],
+        )
 
 
 def is_traced(value: Any) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib import figure as mpl_figure
+from typing import TYPE_CHECKING, Any
 
 from regularized_lopt import run_files, zoo
 from regularized_lopt.report import figures, update_figures
 from regularized_lopt.study import train
+
+if TYPE_CHECKING:
+    from matplotlib import figure as mpl_figure
 
 
 def update(loaded: zoo.LoadedLOpt, scale: float = 1e-2, num_steps: int = 10) -> mpl_figure.Figure:

@@ -66,6 +66,53 @@ def test_the_wheel_has_the_package_and_its_data(run, installed):
     assert "License-Expression: Apache-2.0" in (licence.parents[1] / "METADATA").read_text()
 
 
+WITHOUT = """
+import importlib.abc, runpy, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        extras = ("matplotlib", "PIL", "jinja2", "xarray", "h5netcdf", "tensorflow")
+        if name.split(".")[0] in extras:
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_without_extras_optimizers_load_train_and_are_listed(run):
+    code = """
+import jax, jax.numpy as jnp, optax, regularized_lopt
+tx = regularized_lopt.load("mnist_star_none").as_optax(num_steps=50)
+params = {"w": jnp.ones(3)}
+state = tx.init(params)
+for _ in range(50):
+    updates, state = tx.update(jax.grad(lambda p: jnp.sum(p["w"] ** 2))(params), state, params)
+    params = optax.apply_updates(params, updates)
+assert jnp.sum(params["w"] ** 2) < 3
+import regularized_lopt.outer_train
+runpy.run_module("regularized_lopt.zoo", run_name="zoo")["main"](["mnist_star_none"])
+"""
+    assert "sha256" in run("-c", WITHOUT + code)
+
+
+@pytest.mark.parametrize("module", ["report.html", "study_report", "zoo.publish", "plots"])
+def test_what_an_extra_brings_is_named_where_it_is_missing(run, module):
+    code = f"""
+import importlib
+import regularized_lopt
+del sys.meta_path[0]
+importlib.util.find_spec = lambda name: None
+for name in ("xarray", "matplotlib"):
+    sys.modules[name] = None
+try:
+    importlib.import_module("regularized_lopt.{module}")
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    told = run("-c", WITHOUT + "import importlib.util" + code)
+    assert "is needed here and not installed: pip install 'regularized_lopt[study]'" in told
+
+
 def test_the_wheel_brings_its_configurations(run, installed, tmp_path):
     """They and what they include are found from an empty directory; one's own come first."""
     short = [

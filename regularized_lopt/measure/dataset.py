@@ -22,13 +22,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from regularized_lopt import serialization
+from regularized_lopt import errors, serialization
 from regularized_lopt.measure.flatness import SCALES, FlatnessConfig, KeptFlatness
 from regularized_lopt.measure.loss_slices import LossSlices
 from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult
 from regularized_lopt.measure.training_curves import TrainingCurves
+
+try:
+    import xarray as xr
+except ModuleNotFoundError:
+    errors.check_installed("study", "xarray", "h5netcdf")
+    raise
+
 
 _SIDES = ("own", "reference")
 _FACTS = ("name", "own_property", "gradients_per_step", "targeted", "regularizer", "space")

@@ -10,12 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from regularized_lopt import serialization
+from regularized_lopt import errors, serialization
 from regularized_lopt.measure import cubic_regression, dataset
 from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.measure.update_curves import UpdateCurve
+
+try:
+    import xarray as xr
+except ModuleNotFoundError:
+    errors.check_installed("study", "xarray", "h5netcdf")
+    raise
+
 
 FILE = "results.nc.xz"
 FORMAT_VERSION = 1
