@@ -1,6 +1,7 @@
 """Every gin configuration that is shipped: it parses, and its outer step can be traced."""
 
 import dataclasses
+import re
 import warnings
 
 import gin
@@ -36,13 +37,31 @@ EXPERIMENTS = [
 ]
 
 
-def test_each_regularizer_has_one_in_each_space_on_each_dataset():
-    for dataset in ("digits", "mnist"):
-        assert f"{dataset}_mlp_smoothing.gin" in CONFIGS
-        for name in regularizers.names():
-            if name in registry._BUILT_IN:
-                assert f"{dataset}_mlp_{name}.gin" in CONFIGS
-                assert name == "none" or f"{dataset}_mlp_{name}_optimizee.gin" in CONFIGS
+def started():
+    """What docs/regularizers.md tells to start from: (regularizer, space, bindings)."""
+    text = (REPOSITORY / "docs/regularizers.md").read_text()
+    for name, *cells in re.findall(
+        r"^\| `(\w+)` \| (`\w+\.\w+ = .*) \| (`.*) \|$", text, re.MULTILINE
+    ):
+        for space, cell in zip(("meta", "optimizee"), cells, strict=True):
+            yield name, space, re.findall(r"`(.*?)`", cell)
+
+
+def test_the_page_says_how_to_start_with_each_regularizer():
+    assert {name for name, _, _ in started()} == {*registry._BUILT_IN} - {"none"}
+
+
+@pytest.mark.parametrize(("name", "space", "bindings"), list(started()))
+def test_a_regularizer_joins_a_configuration(name, space, bindings):
+    where = {"meta": "RegularizedTruncatedGrad", "optimizee": "RegularizedTruncatedStep"}[space]
+    gin_files.parse_gin(
+        ["gin_configs/digits_mlp_none.gin"],
+        ["LSTMLOpt.hidden_size = 3", f'{where}.regularizer = "{name}"', *bindings],
+    )
+    assert not check_bindings()
+    assert traced("ImageMLP_Digits_20_Sigmoid") == {
+        "meta": "none", "optimizee": "none", "smoothing": False, space: name
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [one for one in CONFIGS if not one.startswith("upstream_")])
@@ -124,7 +143,19 @@ def test_is_a_whole_experiment(config):
     """Traced with Digits in the place of MNIST, so that no data are needed."""
     gin.add_config_file_search_path(str(REPOSITORY))
     gin_files.parse_gin([f"gin_configs/{config}"], ["LSTMLOpt.hidden_size = 3"])
-    named = gin.query_parameter("outer_train.task")
+    found = traced(gin.query_parameter("outer_train.task"))
+
+    # It does what its name says.
+    words = config.removesuffix(".gin").split("_mlp_")[-1]
+    space = "optimizee" if words.endswith("_optimizee") else "meta"
+    name = words.removesuffix("_optimizee")
+    assert found.pop("smoothing") == (name == "smoothing")
+    if name in regularizers.names():
+        assert found == {"meta": "none", "optimizee": "none", space: name}
+
+
+def traced(named):
+    """Traces the outer step of what gin has; the names of its terms."""
     several = isinstance(named, tuple)
     steps = [
         RegularizedTruncatedStep(
@@ -141,15 +172,8 @@ def test_is_a_whole_experiment(config):
         estimator.estimate, theta, state, KEY, estimator.get_datas(), weights(theta).outer_state
     )
     assert jax.tree.structure(out.grad) == jax.tree.structure(theta)
-
-    # It does what its name says.
-    words = config.removesuffix(".gin").split("_mlp_")[-1]
-    space = "optimizee" if words.endswith("_optimizee") else "meta"
-    name = words.removesuffix("_optimizee")
-    if name in regularizers.names():
-        found = {
-            "meta": estimator.regularizer.name,
-            "optimizee": steps[0].regularizer.name,
-        }
-        assert found == {"meta": "none", "optimizee": "none", space: name}
-    assert (estimator.smoothing is not None) == (name == "smoothing")
+    return {
+        "meta": estimator.regularizer.name,
+        "optimizee": steps[0].regularizer.name,
+        "smoothing": estimator.smoothing is not None,
+    }

@@ -1,14 +1,16 @@
 """Which of several meta-training seeds is chosen, and where optimizers come from."""
 
 import dataclasses
+import pathlib
 import shutil
 import tarfile
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from helpers_study import RELU, make_study
 
-from regularized_lopt import run_files, serialization, zoo
+from regularized_lopt import gin_files, run_files, serialization, zoo
 from regularized_lopt.report import (
     tables,
 )
@@ -75,3 +77,22 @@ def test_a_damaged_archive_is_named(tmp_path, share):
     with pytest.raises(serialization.FileFormatError, match=r"optimizers.tar.xz is damaged .*git"):
         finder(tmp_path / "optimizers")
     assert not (tmp_path / "optimizers").exists()
+
+
+EXPERIMENTS = REPOSITORY / "experiments"
+
+
+@pytest.mark.parametrize("study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/*.gin")))
+def test_the_optimizers_of_each_study_are_in_the_archive(study, monkeypatch):
+    """By the digest of their configurations, which other includes must not change."""
+    monkeypatch.chdir(REPOSITORY)
+    with tarfile.open(EXPERIMENTS / "paper/optimizers.tar.xz") as archive:
+        kept = {pathlib.PurePath(name).parent.name for name in archive.getnames()}
+    gin_files.parse_gin([f"experiments/{study}/experiment.gin"], [])
+    what = Experiment()
+    optimizers = MetaTrainedOptimizers(what, pathlib.Path("nowhere"), {}, False, lambda *_: None)
+    for name, source in what.optimizers.items():
+        for seed in optimizers.seeds(name):
+            directory = optimizers.directory_of(name, source, seed)
+            assert directory is not None
+            assert directory.name in kept
