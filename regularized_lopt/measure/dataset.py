@@ -258,7 +258,7 @@ def _scales(values: Any) -> np.ndarray:
 
 
 def padded(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """[optimizers, seeds, *shape] of arrays whose number differs by optimizer."""
+    """Arrays whose number differs by optimizer as one, `[optimizers, seeds, ...]`."""
     arrays = [array for of in rows for array in of]
     dtype = np.result_type(*arrays)
     missing = {"f": np.nan, "i": -1}.get(dtype.kind, False)
