@@ -56,8 +56,9 @@ setuptools.setup(
             "xarray>=2025.6",
         ],
         # TensorFlow reads TFDS the first time; afterwards the arrays are cached and nothing needs
-        # it.
+        # it. Upstream's own launchers log with both.
         "tfds": [
+            "tensorboard>=2.18",
             "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         ],

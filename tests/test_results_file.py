@@ -115,23 +115,26 @@ def test_anyone_s_xarray_reads_it(tmp_path):
         assert np.isnan(task["around_loss"].sel(optimizer="sam").isel(seed=2)).all()
 
 
-@pytest.mark.parametrize("harm", ["cut", "bit", "empty", "foreign"])
+HARMS = {
+    "cut": lambda content: content[:-9],
+    "a bit": lambda content: content[:300] + bytes([content[300] ^ 4]) + content[301:],
+    "empty": lambda content: b"",
+    "longer": lambda content: content + b"more",
+    "foreign": lambda content: b"PK no such file",
+    "foreign within": lambda content: lzma.compress(b"no netCDF"),
+    "cut within": lambda content: lzma.compress(lzma.decompress(content)[:-3000]),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, harm):
     path = tmp_path / results_file.FILE
     results_file.save(everything(), path)
-    content = bytearray(path.read_bytes())
-    if harm == "bit":
-        content[len(content) // 2] ^= 4
-    path.write_bytes(
-        {"cut": bytes(content[:-9]), "empty": b"", "foreign": b"PK\3\4 not ours"}.get(
-            harm, bytes(content)
-        )
-    )
-    with pytest.raises(
-        serialization.FileFormatError, match=r"results.nc.xz is damaged \(.*git"
-    ) as told:
-        results_file.load(path)
-    assert "\n" not in str(told.value)
+    path.write_bytes(HARMS[harm](path.read_bytes()))
+    for act in (results_file.load, lambda path: results_file.save(everything(), path)):
+        with pytest.raises(serialization.FileFormatError, match=r"is damaged \(.*git") as told:
+            act(path)
+        assert "\n" not in str(told.value)
 
 
 def test_a_newer_file_is_refused_by_its_version(tmp_path, monkeypatch):
@@ -141,3 +144,5 @@ def test_a_newer_file_is_refused_by_its_version(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(serialization.FileFormatError, match=r"has format version 9, .* reads 1:"):
         results_file.load(path)
+    with pytest.raises(serialization.FileFormatError, match="has format version 9"):
+        results_file.save(everything(), path)

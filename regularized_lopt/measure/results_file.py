@@ -156,9 +156,12 @@ def save(study: StudyResults, path: pathlib.Path) -> None:
     """Writes netCDF-4, compressed by xz with a SHA-256; leaves a file as it is that says the same.
 
     `xz -d` makes a file of it that `xarray.open_datatree` opens.
+
+    Raises:
+      serialization.FileFormatError: the file that is there is damaged, or of another version.
     """
     written = tree(study)
-    if path.is_file() and written.identical(_read(path)):
+    if path.is_file() and written.identical(_checked(path)):
         return  # HDF5 has the time in it: the bytes would be others.
     content = bytes(written.to_netcdf(engine="h5netcdf"))
     packed = lzma.compress(content, check=lzma.CHECK_SHA256, preset=9 | lzma.PRESET_EXTREME)
@@ -176,23 +179,31 @@ def load(path: pathlib.Path) -> StudyResults:
         raise FileNotFoundError(
             f"{path} does not exist: run the study (without --rewrite), which writes it."
         )
+    return study_results(_checked(path))
+
+
+def _checked(path: pathlib.Path) -> xr.DataTree:
     found = _read(path)
     version = int(found.attrs.get("format_version", 0))
     if version != FORMAT_VERSION:
         raise serialization.FileFormatError(
             f"{path} has format version {version}, and this package reads {FORMAT_VERSION}: "
-            "install the version of regularized_lopt that wrote it, or run its study again."
+            "install the version of regularized_lopt that wrote it, or delete it and run its study "
+            "again."
         )
-    return study_results(found)
+    return found
 
 
 def _read(path: pathlib.Path) -> xr.DataTree:
+    unpack = lzma.LZMADecompressor()
     try:
-        content = lzma.decompress(path.read_bytes())
-    except (lzma.LZMAError, EOFError) as error:
+        content = unpack.decompress(path.read_bytes())
+        if not unpack.eof or unpack.unused_data:
+            raise ValueError("it is cut, or longer than it was")
+        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as opened:
+            return opened.load()
+    except (lzma.LZMAError, EOFError, OSError, ValueError) as error:
         raise serialization.FileFormatError(
-            f"{path} is damaged ({error}): restore it, e.g. from git, or delete it and run its "
-            "study again."
+            f"{path} is damaged ({errors.reason(error)}): restore it, e.g. from git, or delete it "
+            "and run its study again."
         ) from error
-    with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as opened:
-        return opened.load()
