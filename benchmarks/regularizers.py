@@ -1,14 +1,13 @@
 """Time of one outer step with each regularizer, in both spaces, relative to none.
 
 The inner problem is that of `outer_step.py`: MLP-20, T = 20, batch 128. All are timed in turn,
-round by round, in one process; medians and their ratios to none are printed. Regularizers have the
-parameters of their gin configurations.
+round by round, in one process; medians and their ratios to none are printed. Regularizers have
+their defaults, and in meta space the few probes of docs/regularizers.md.
 
     python benchmarks/regularizers.py [--rounds=5] [--dataset=Mnist] [--only=meta ...]
 """
 
 import argparse
-import pathlib
 from collections.abc import Callable
 
 import gin
@@ -19,8 +18,6 @@ from outer_step import TRAJECTORY, UNROLL, measure, stepper
 import regularized_lopt
 from regularized_lopt import gin_files, launch, regularizers, tasks, upstream
 from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # What each may cost, times none. In meta space: one more gradient for SAM, three for GAM's
 # differences; third derivatives of the unroll for the Hessian, to which no bound is set.
@@ -61,11 +58,17 @@ def run_for(
     return stepper(estimator, lopt)[1]
 
 
-def configured(dataset: str, name: str, space: str) -> regularizers.Regularizer:
-    """The regularizer with the parameters of its configuration."""
-    suffix = "_optimizee" if space == "optimizee" else ""
+FEW = {
+    "hessian_trace": "HessianTrace.num_probes = 1",
+    "hessian_top": "HessianTop.num_iterations = 3",
+    "hessian_frobenius": "HessianFrobenius.num_probes = 1",
+}
+
+
+def configured(name: str, space: str) -> regularizers.Regularizer:
+    """The regularizer with the parameters that it is timed with."""
     gin.clear_config()
-    gin_files.parse_gin([f"gin_configs/{dataset.lower()}_mlp_{name}{suffix}.gin"], [])
+    gin_files.parse_gin([], [FEW[name]] if space == "meta" and name in FEW else [])
     return regularizers.get(name)
 
 
@@ -79,13 +82,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     launch.reuse_freed_memory()
-    gin.add_config_file_search_path(str(REPOSITORY))
     task = tasks.get(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train")
 
     runs: dict[tuple[str, str], Callable[[], None]] = {("", "none"): run_for(task)}
     for name in regularizers.names()[1:]:
         for space in ("meta", "optimizee"):
-            regularizer = configured(args.dataset, name, space)
+            regularizer = configured(name, space)
             if space == "meta":
                 runs[space, name] = run_for(task, meta=regularizer)
             else:
