@@ -17,7 +17,6 @@ import rich.table
 
 from regularized_lopt.measure import results_file
 from regularized_lopt.measure.results import StudyResults
-from regularized_lopt.report.plot_style import short
 
 
 def pairs(
@@ -32,7 +31,7 @@ def pairs(
             sides = zip(own.curves, other.curves if other else (), strict=False)
             found += [(100 * a.test_accuracy, 100 * b.test_accuracy) for a, b in sides]
         if found:
-            yield one.task, found
+            yield one.label, found
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
         first, second = (np.stack(side)[..., -1] for side in zip(*found, strict=True))
         apart = first - second
         table.add_row(
-            short(task),
+            task,
             str(len(found)),
             f"{first.mean():.2f}",
             f"{second.mean():.2f}",

@@ -13,7 +13,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from regularized_lopt.measure.flatness import SCALES
 from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.report import export, paper_claims, tables, verdicts
 from regularized_lopt.report.markdown import table as markdown_table
-from regularized_lopt.report.plot_style import short
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -58,7 +57,13 @@ def read(name: str, table: str) -> list[list[str]]:
 def by_task(name: str) -> str:
     """A table of the reproduction with a column per task."""
     header, *rows = read("paper", name)
-    return markdown_table([header[0], *map(short, header[1:])], rows)
+    return markdown_table([header[0], *labels("paper", header[1:])], rows)
+
+
+def labels(name: str, tasks: Iterable[str]) -> list[str]:
+    """Short names of tasks of a study."""
+    of = {one.task: one.label for one in study(name).tasks}
+    return [of[task] for task in tasks]
 
 
 def claims() -> str:
@@ -274,7 +279,7 @@ def stable() -> str:
     """By task, what stable optimizers reach, and how many of their seeds fail."""
     header, *rows = read("stable", "table_1")
     failed = {row[0]: row[1:] for row in read("stable", "failures")}
-    titles, columns = ["network"], [list(map(short, header[1:]))]
+    titles, columns = ["network"], [labels("stable", header[1:])]
     for name, *cells in rows:
         titles.append(f"`{name}`")
         columns.append(cells)

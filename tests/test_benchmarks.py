@@ -11,6 +11,7 @@ import pytest
 from conftest import REPOSITORY, script
 
 import regularized_lopt
+from regularized_lopt import tasks
 from regularized_lopt.measure import FlatnessConfig, StudyResults, TaskResult, results_file
 from regularized_lopt.measure.results import Result
 from regularized_lopt.measure.training_curves import TrainingCurves
@@ -213,7 +214,7 @@ def test_runs_on_two_devices_are_compared(tmp_path):
             )
             found[name] = Result(name, "sam", 1, None, [curves], {}, [])
         task = "ImageMLP_Mnist_20_Relu"
-        results = TaskResult(task, 4, FlatnessConfig(), "a", found)
+        results = TaskResult(task, 4, FlatnessConfig(), "a", found, tasks.get(task).facts)
         (tmp_path / device).mkdir()
         path = tmp_path / device / results_file.FILE
         results_file.save(StudyResults(f"On device {device}", "", [results]), path)

@@ -87,3 +87,18 @@ def test_what_an_optimizer_was_trained_with_is_read_from_theta_s_metadata():
     assert of(summed) == optimizers.TrainedWith("sam", "meta", 1.0)
     smoothing = {"regularizer_meta_space": none, "smoothing": {"strength": "linear_schedule"}}
     assert of(smoothing) == optimizers.TrainedWith("smoothing", "update", None)
+
+
+def test_labels_are_made_of_facts():
+    labels = {
+        "ImageMLP_Mnist_20_Relu": "Mnist, Relu",
+        "ImageMLP_Digits_20x20_Sigmoid": "Digits, 20x20, Sigmoid",
+        "Conv_Cifar10_16x32": "Conv, Cifar10",
+        "Conv_Mnist_32x32x32": "Conv, Mnist, 32x32x32",
+        "LeNet_FashionMnist": "LeNet, FashionMnist",
+    }
+    for name, label in labels.items():
+        plain = measured_task(RELU, none=optimizer([0.0], [1.0]))
+        task = dataclasses.replace(plain, task="any", facts=tasks.get(name).facts)
+        assert dataset.task_result(dataset.of_task(task)).label == label
+    assert dataclasses.replace(task, facts={}).label == "any"

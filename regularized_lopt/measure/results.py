@@ -15,6 +15,7 @@ from regularized_lopt.measure.training_curves import TrainingCurves
 from regularized_lopt.measure.update_curves import UpdateCurve
 
 POINTS = ("poc", "completion")
+_USUAL_SIZES = {"MLP": "20", "Conv": "16x32"}  # The paper's, which labels leave out.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,20 @@ class TaskResult:
     reference: str
     optimizers: Mapping[str, Result]
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Its name where there is little room, of what its facts say: "Mnist, Sigmoid"."""
+        facts = {"architecture": "", "dataset": "", "sizes": "", "activation": "", **self.facts}
+        is_mlp = facts["architecture"] == "MLP"
+        usual = facts["sizes"] == _USUAL_SIZES.get(facts["architecture"])
+        parts = [
+            "" if is_mlp else facts["architecture"],
+            facts["dataset"],
+            "" if usual else facts["sizes"],
+            facts["activation"] if is_mlp else "",
+        ]
+        return ", ".join(part for part in parts if part) if facts["architecture"] else self.task
 
     @property
     def is_measured(self) -> bool:

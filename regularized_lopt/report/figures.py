@@ -85,7 +85,7 @@ def property_by_radius(
                     )
                 axis.set(xscale="log", yscale="log")
                 if row == 0:
-                    axis.set_title(plot_style.short(result.task))
+                    axis.set_title(result.label)
                 else:
                     axis.set_xlabel(
                         "radius" if scale == "absolute" else "radius / rms of the filter"
@@ -152,7 +152,7 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
         for axis in (left, right):
             axis.axvline(0, color="black", linewidth=0.8)
         left.set(xlabel="points")
-        left.set_title(f"{plot_style.short(result.task)}: test accuracy against {result.reference}")
+        left.set_title(f"{result.label}: test accuracy against {result.reference}")
         right.set(
             xlabel=f"% of {result.reference}'s",
             title="Rise nearby at completion (left is flatter)",
@@ -187,7 +187,7 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
                     markersize=5,
                     markeredgewidth=1.2,
                 )
-            axis.set(title=plot_style.short(result.task), xlabel="test error (%)")
+            axis.set(title=result.label, xlabel="test error (%)")
             plot_style.log_if_some_fail(axis, "x")
         axes[0].set_yticks(range(len(keys)), keys)
         axes[0].invert_yaxis()
@@ -214,14 +214,14 @@ def validation(
                         losses[key], _error(one), "o", color=colors[key], alpha=0.75,
                         markersize=5, label=one.name,
                     )  # fmt: skip
-            axis.set(title=plot_style.short(result.task), xlabel="validation loss (nats)")
+            axis.set(title=result.label, xlabel="validation loss (nats)")
             plot_style.log_if_some_fail(axis, "y")
         axes[0].set_ylabel("test error (%)")
         plot_style.legend_below(figure, *axes)
     return figure
 
 
-def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figure:
+def loss_slices(slices: Mapping[str, LossSlices], label: str) -> mpl_figure.Figure:
     """The loss on a line and on a plane through the PoC of run 0, by optimizer.
 
     Directions are random and normalized by filter (Li et al. 2018), the same for all optimizers.
@@ -252,7 +252,7 @@ def loss_slices(slices: Mapping[str, LossSlices], task: str) -> mpl_figure.Figur
             axis.set_xlabel("direction 1")
             axis.grid(False)
         axes[0].set(yscale="log", xlabel="direction 1", ylabel="held-out loss (nats)")
-        axes[0].set_title(plot_style.short(task))
+        axes[0].set_title(label)
         plot_style.legend_below(figure, axes[0])
     return figure
 

@@ -139,13 +139,6 @@ def legend_below(figure: mpl_figure.Figure, *axes: Any) -> None:
     )
 
 
-def short(task: str) -> str:
-    """The name of a task where there is little room: "Mnist, Sigmoid"."""
-    return (
-        task.replace("ImageMLP_", "").replace("_20_", ", ").replace("_16x32", "").replace("_", ", ")
-    )
-
-
 def to_png(figure: mpl_figure.Figure) -> bytes:
     """The figure on white, in 256 colours, a third of the bytes of all."""
     drawn, quantized = io.BytesIO(), io.BytesIO()

@@ -15,7 +15,6 @@ from regularized_lopt.report import (
     export,
     optimizer_tables,
     paper_claims,
-    plot_style,
     tables,
     update_figures,
 )
@@ -92,7 +91,7 @@ class Reporter:
         )
         page.table_section(
             "Meta-training seeds that fail",
-            _with_short_names(tables.failures(self._results)),
+            self._labelled(tables.failures(self._results)),
             f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
             "seeds and baselines. Where some do, means over seeds, and their intervals, say "
             "little.",
@@ -109,7 +108,13 @@ class Reporter:
             )
 
     def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
-        return _with_short_names(tables.table_1(self._results, seeds))
+        return self._labelled(tables.table_1(self._results, seeds))
+
+    def _labelled(self, table: Table) -> Table:
+        """With short names of the tasks, which head the columns."""
+        header, rows = table
+        labels = {result.task: result.label for result in self._results}
+        return [header[0], *(labels[task] for task in header[1:])], rows
 
     def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
@@ -224,7 +229,7 @@ class Reporter:
         if slices:
             self._add(
                 page,
-                figures_lib.loss_slices(slices, result.task),
+                figures_lib.loss_slices(slices, result.label),
                 f"{result.task}/loss_slices",
                 "Around the PoC of run 0; 1 is as far as the filters are long.",
                 detail=True,
@@ -320,9 +325,3 @@ class Reporter:
         """To the page and as a file; details are left out in Markdown, which stays short."""
         png = page.figure(figure, caption, None if detail else f"{name}.png")
         (self._out_dir / f"{name}.png").write_bytes(png)
-
-
-def _with_short_names(table: Table) -> Table:
-    """Of the tasks, which head the columns."""
-    header, rows = table
-    return [header[0], *map(plot_style.short, header[1:])], rows
