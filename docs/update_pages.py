@@ -208,7 +208,7 @@ def trained() -> str:
     """Trained optimizers and the test accuracies on their cards."""
     rows = []
     lstms = [f"mnist_mlp_{one}" for one in SHOWN]
-    for name in ("mnist_star_none", *lstms, "mnist_mixture_none"):
+    for name in ("mnist_star_lstm_none", "mnist_star_none", *lstms, "mnist_mixture_none"):
         card = json.loads((ENTRIES / name / "card.json").read_text())
         reached = {
             figure["task"]: "{:.2f} ± {:.2f}".format(*figure["accuracy"])

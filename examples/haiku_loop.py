@@ -1,6 +1,6 @@
 """A trained optimizer in an ordinary Haiku training loop.
 
-    python examples/haiku_loop.py --lopt=mnist_star_none
+    python examples/haiku_loop.py --lopt=mnist_star_lstm_none
 
 Your loss has no regularizer and your loop no learning rate: what the optimizer learned about flat
 minima is in its weights.
@@ -21,7 +21,9 @@ import regularized_lopt
 def main() -> None:
     """Trains an MLP on digits and prints its test accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lopt", default="mnist_star_none", help="trained optimizer: name or path")
+    parser.add_argument(
+        "--lopt", default="mnist_star_lstm_none", help="trained optimizer: name or path"
+    )
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
 

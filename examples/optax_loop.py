@@ -1,6 +1,6 @@
 """A trained optimizer where an optax optimizer is expected: here in Flax's TrainState.
 
-    python examples/optax_loop.py --lopt=mnist_star_none
+    python examples/optax_loop.py --lopt=mnist_star_lstm_none
 
 `as_optax()` is an `optax.GradientTransformation`: chain it, mask it, accumulate gradients for it,
 or hand it to Flax, NNX or Equinox. It takes no learning rate.
@@ -30,7 +30,9 @@ class MLP(nn.Module):
 def main() -> None:
     """Trains the MLP on digits and prints its test accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lopt", default="mnist_star_none", help="trained optimizer: name or path")
+    parser.add_argument(
+        "--lopt", default="mnist_star_lstm_none", help="trained optimizer: name or path"
+    )
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """A trained optimizer in learned_optimization's own tools, beside its Adam.
 
-    python examples/upstream_tools.py --lopt=mnist_star_none
+    python examples/upstream_tools.py --lopt=mnist_star_lstm_none
 
 `load(...).opt()` is an `Optimizer` of upstream's and `load(...).learned_opt` a `LearnedOptimizer`:
 whatever takes one of those takes ours. The last two tools exist on upstream's main branch only.
@@ -26,7 +26,9 @@ from learned_optimization.learned_optimizers import base as lopt_base  # isort: 
 def main() -> None:
     """Trains the same network with each and prints its loss on the test set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lopt", default="mnist_star_none", help="trained optimizer: name or path")
+    parser.add_argument(
+        "--lopt", default="mnist_star_lstm_none", help="trained optimizer: name or path"
+    )
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
 

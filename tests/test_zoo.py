@@ -140,12 +140,13 @@ def test_every_entry_loads_and_applies_with_x64_and_without(name, x64):
         np.testing.assert_allclose(params + updates, moved, rtol=1e-6)
 
 
-def test_the_recommended_one_does_not_notice_the_scale_of_the_loss():
+@pytest.mark.parametrize("name", ["mnist_star_lstm_none", "mnist_star_none"])
+def test_stable_ones_do_not_notice_the_scale_of_the_loss(name):
     """On Digits, where `mnist_mlp_none` learns nothing from a loss of a millionth."""
     task = tasks.get("ImageMLP_Digits_20_Relu")
     train, test = (task.datasets.arrays(split) for split in ("train", "test"))
     batches = np.random.default_rng(0).integers(len(train["label"]), size=(150, 128))
-    loaded = regularized_lopt.load("mnist_star_none")
+    loaded = regularized_lopt.load(name)
 
     @jax.jit
     def accuracy(scale):
