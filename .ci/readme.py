@@ -39,7 +39,7 @@ SHORT = (
 )
 TWO_STEPS = tuple(f"--gin_bindings={one}" for one in SHORT)
 SMALL_EXPERIMENT = (
-    "--gin_bindings=Experiment.num_runs = 2",
+    "--gin_bindings=TaskPlan.runs = 2",
     "--gin_bindings=Experiment.num_steps = 20",
     "--gin_bindings=Experiment.tasks = ('ImageMLP_Digits_20_Relu',)",
     "--gin_bindings=Experiment.baselines = ()",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from regularized_lopt import launch
-from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study import Experiment, Study, task_plan
 from regularized_lopt.study_report import publish
 
 
@@ -20,10 +20,9 @@ def main(values: Sequence[str]) -> None:
     experiment = Experiment(
         title=" against ".join(optimizers),
         optimizers=optimizers,
-        tasks=(given.task,),
+        tasks=(task_plan(given.task, runs=given.num_runs),),
         reference=next(iter(optimizers)),
         baselines=(),
-        num_runs=given.num_runs,
         num_steps=given.num_steps,
     )
     study = Study(experiment, given.out_dir)

@@ -4,7 +4,7 @@ from absl import flags
 
 from regularized_lopt import launch
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study import Experiment, Study, task_plan
 from regularized_lopt.study_report import publish
 
 
@@ -15,10 +15,9 @@ def main() -> None:
     experiment = Experiment(
         title="Meta-test",
         optimizers=optimizers,
-        tasks=tuple(given.task),
+        tasks=tuple(task_plan(task, runs=given.num_runs) for task in given.task),
         reference=next(iter(optimizers)),
         baselines=tuple(name for name in given.baselines if name),
-        num_runs=given.num_runs,
         num_steps=given.num_steps,
         seed=given.seed,
     )

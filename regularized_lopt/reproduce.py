@@ -5,6 +5,7 @@ python -m regularized_lopt.reproduce --rewrite --out_dir=DIR
 python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 """
 
+import functools
 import pathlib
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from regularized_lopt import launch, zoo
+from regularized_lopt import errors, gin_files, launch, zoo
 from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
@@ -67,23 +68,32 @@ def main() -> None:
     experiment = Experiment()
     study = Study(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
     study.check()
-    launch.check_read(launch.of_meta_training("Experiment.bindings"))
+    launch.check_read(functools.partial(_advice, experiment))
     if given.dry_run:
         _print_plan(plan(study, measure_rates=given.measure))
         return
     publish(study, _lead(study))
 
 
+def _advice(experiment: Experiment, binding: gin_files.Binding) -> str | None:
+    """On a binding that nothing reads."""
+    if binding.configurable == "TaskPlan" and binding.scope not in ("", *experiment.plans):
+        return f"Experiment.tasks has no {binding.scope!r}. " + errors.nearest(
+            binding.scope, experiment.plans
+        )
+    return launch.of_meta_training("Experiment.bindings")(binding)
+
+
 def _lead(study: Study) -> str:
     """What is compared on what, in a sentence."""
     experiment = study.experiment
-    tasks = experiment.tasks
+    plans = experiment.plans
     seeds = {len(study.optimizers.seeds(name)) for name in experiment.optimizers}
-    baselines = " and tuned baselines" if any(map(experiment.baselines_on, tasks)) else ""
+    baselines = " and tuned baselines" if any(map(experiment.baselines_on, plans)) else ""
     return (
-        f"{', '.join(experiment.optimizers)}{baselines} on {_count({len(tasks)}, 'task')}: "
-        f"{_count(set(map(experiment.runs_of, tasks)), 'paired run')} of {experiment.num_steps} "
-        f"steps, meta-trained with {_count(seeds, 'seed')}."
+        f"{', '.join(experiment.optimizers)}{baselines} on {_count({len(plans)}, 'task')}: "
+        f"{_count({plan.runs for plan in plans.values()}, 'paired run')} of "
+        f"{experiment.num_steps} steps, meta-trained with {_count(seeds, 'seed')}."
     )
 
 

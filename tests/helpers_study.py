@@ -6,7 +6,7 @@ import numpy as np
 
 from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study import Experiment, Study, task_plan
 from regularized_lopt.study.experiment import GIVEN
 
 RELU, SIGMOID = "ImageMLP_Digits_20_Relu", "ImageMLP_Digits_20_Sigmoid"
@@ -18,15 +18,14 @@ def given(**others):
     return {"none": optimizers_lib.baseline("SGD", 0.5), **others}
 
 
-def experiment(names, **kwargs):
-    settings = {
-        "tasks": (RELU,),
-        "baselines": (),
-        "num_runs": 2,
-        "num_steps": 30,
-        "parallelism": (1, 1),
-    }
-    return Experiment(optimizers=dict.fromkeys(names, GIVEN), **{**settings, **kwargs})
+def experiment(names, tasks=(RELU,), plan=None, **kwargs):
+    """Tasks are names, each with two runs or what `plan` says, or plans."""
+    settings = {"baselines": (), "num_steps": 30, "parallelism": (1, 1), **kwargs}
+    plans = [
+        task_plan(task, **{"runs": 2, **(plan or {})}) if isinstance(task, str) else task
+        for task in tasks
+    ]
+    return Experiment(optimizers=dict.fromkeys(names, GIVEN), tasks=tuple(plans), **settings)
 
 
 SAM = given(sam=optimizers_lib.baseline("SGD+SAM", 0.5))

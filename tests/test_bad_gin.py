@@ -69,6 +69,7 @@ ARGUMENTS = {
         "trials": {"none": (("outer_train.num_outer_steps = 5",),)},
     },
     "Sum": {"terms": ((1.0, "sam"), (1.0, "l2"))},
+    "TaskPlan": {"name": TASK},
     "meta_splits": {"num_train": 100},
     "meta_test": {"opts": {"mine": upstream.SGD()}, "task": TASK},
     "outer_train": {"train_log_dir": "unused", "task": TASK, "learned_opt": LOPT},
@@ -245,11 +246,16 @@ def _(made: flatness.FlatnessConfig):
 
 @use.register
 def _(made: experiment.Experiment):
-    for task in made.tasks:
-        assert made.measured_runs(task) > 0
+    for task, plan in made.plans.items():
+        use(plan)
         for name in made.optimizers_on(task):
             optimizer = dataclasses.replace(optimizers_lib.baseline("SGD", 1.0), name=name)
             assert made.property_of(optimizer) in flatness.PROPERTIES
+
+
+@use.register
+def _(made: experiment.TaskPlan):
+    assert 0 <= made.num_measured <= made.runs
 
 
 class Reached(BaseException):
@@ -362,9 +368,9 @@ def problem_with(selector, name, value):
             "None.",
         ),
         (
-            lambda: experiment.Experiment(property_runs={TASK: "x"}),
-            f"Experiment.property_runs = {{'{TASK}': 'x'}}: it must be a dict (each key a string, "
-            "each value an integer).",
+            lambda: experiment.Experiment(properties={"mine": 3}),
+            "Experiment.properties = {'mine': 3}: it must be a dict (each key a string, each value "
+            "a string).",
         ),
         (
             lambda: RegularizedTruncatedStep(FAMILY, regularized_lopt.LSTMLOpt),

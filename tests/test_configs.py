@@ -29,11 +29,11 @@ from regularized_lopt.study.search import Search
 RELU = "ImageMLP_Digits_20_Relu"
 STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
 CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
+INCLUDED = ("base.gin", "common.gin", "ninefold.gin", "paper.gin", "stable.gin")
 EXPERIMENTS = [
     name
     for name in CONFIGS
-    if name not in ("base.gin", "ninefold.gin", "common.gin")
-    and not name.startswith(("upstream_", "reproduce_", "search_"))
+    if name not in INCLUDED and not name.startswith(("upstream_", "reproduce_", "search_"))
 ]
 
 
@@ -67,7 +67,7 @@ def test_a_regularizer_joins_a_configuration(name, space, bindings):
 @pytest.mark.parametrize("config", [one for one in CONFIGS if not one.startswith("upstream_")])
 def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    if config in ("base.gin", "ninefold.gin", "common.gin"):
+    if config in INCLUDED:
         pytest.skip("included by the others")
     kinds = {"reproduce": _check_study, "search": _check_search}
     check = kinds.get(config.split("_")[0], lambda _: check_bindings())
@@ -107,7 +107,7 @@ def test_is_an_experiment_of_the_study(config):
     gin_files.parse_gin([f"gin_configs/{config}"], [])
     experiment = Experiment()
     assert FlatnessConfig().num_examples > 0
-    for task in experiment.tasks:
+    for task in experiment.plans:
         assert task_study.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()

@@ -41,7 +41,7 @@ def test_what_seeds_have_found_comes_back_without_the_padding(seeds):
 
 def test_tables_of_what_was_kept_are_those_of_what_was_found(tmp_path):
     """Really trained and measured, properties on the first of two runs."""
-    study = make_study(tmp_path, who=SAM, property_runs={RELU: 1}, baselines=("SGD",))
+    study = make_study(tmp_path, who=SAM, plan={"measured_runs": 1}, baselines=("SGD",))
     (result,) = study.run()
     (again,) = [dataset.task_result(dataset.of_task(result))]
     assert again.flatness_config == result.flatness_config

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import gin
 import pytest
 from helpers_study import RELU, SAM, SIGMOID, experiment
 
 from regularized_lopt.measure.optimizers import TrainedWith, baseline
-from regularized_lopt.study import Experiment
+from regularized_lopt.study import Experiment, TaskPlan
 
 
 def test_optimizers_may_have_different_numbers_of_seeds():
@@ -46,23 +47,54 @@ def test_only_optimizers_of_a_property_speak_for_it():
             {"primary": ("sam", "sma")},
             "Unknown property of Experiment.primary 'sma'. Did you mean 'sam'",
         ),
-        ({"primary": ("sam", "sam"), "tasks": (RELU,) * 10}, "more than 9 cannot be decided"),
-        ({"primary": ("sam", "sam"), "measured": False}, "has none measured: set one of them"),
-        ({"primary": ("sam", "sam"), "measured": ()}, "has none measured: set one of them"),
-        ({"measured": (SIGMOID,)}, "Unknown task of Experiment.measured"),
+        (
+            {"primary": ("sam", "sam"), "tasks": tuple("ABCDEFGHIJ")},
+            "more than 9 cannot be decided",
+        ),
+        (
+            {"primary": ("sam", "sam"), "plan": {"measured_runs": 0}},
+            "TaskPlan.measured_runs = 0 has none measured on any task: set one of them",
+        ),
+        ({"tasks": (RELU, SIGMOID, RELU)}, f"Experiment.tasks has '{RELU}' twice: name it once"),
         ({"baselines": ("Adma",)}, "Unknown Experiment.baselines 'Adma'. Did you mean 'Adam'"),
-        ({"num_runs": 0}, "Experiment.num_runs = 0"),
+        ({"num_steps": 0}, "Experiment.num_steps = 0"),
         ({"tasks": ()}, "must name at least one each"),
-        ({"property_runs": {SIGMOID: 1}}, "Unknown task of Experiment.property_runs"),
-        ({"property_runs": {RELU: 0}}, "Experiment.property_runs"),
-        ({"task_runs": {SIGMOID: 1}}, "Unknown task of Experiment.task_runs"),
-        ({"task_optimizers": {SIGMOID: ()}}, "Unknown task of Experiment.task_optimizers"),
-        ({"task_optimizers": {RELU: ("none", "SDG")}}, "'SDG'. Did you mean 'SGD'"),
-        ({"task_optimizers": {RELU: ("sam",)}}, "lacks 'none', the reference"),
-        ({"tuning_steps": {RELU: 0}}, "Experiment.tuning_steps"),
-        ({"property_examples": {RELU: 0}}, "Experiment.property_examples"),
+        (
+            {"plan": {"optimizers": ("none", "SDG")}},
+            f"Unknown TaskPlan.optimizers of '{RELU}' 'SDG'. Did you mean 'SGD'",
+        ),
+        ({"plan": {"optimizers": ("sam",)}}, "lacks 'none', the reference"),
+        ({"plan": {"runs": 0}}, "TaskPlan.runs = 0"),
+        ({"plan": {"measured_runs": -1}}, "TaskPlan.measured_runs = -1"),
+        ({"plan": {"tuning_steps": 0}}, "TaskPlan.tuning_steps = 0"),
+        ({"plan": {"examples": 0}}, "TaskPlan.examples = 0"),
     ],
 )
 def test_refuses_bad_experiments(parameters, message):
     with pytest.raises(ValueError, match=message):
         experiment(SAM, **parameters)
+
+
+def test_gin_plans_all_tasks_or_one():
+    """A task's name is its scope; of plans that are given, what they leave out is for all."""
+    gin.parse_config(
+        f"""
+        Experiment.tasks = ("{RELU}", "{SIGMOID}")
+        TaskPlan.runs = 5
+        TaskPlan.measured_runs = 3
+        {SIGMOID}/TaskPlan.measured_runs = 0
+        {SIGMOID}/TaskPlan.optimizers = ("none", "Adam")
+        """
+    )
+    optimizers = {"none": "gin_configs/digits_mlp_none.gin"}
+    one = Experiment(optimizers=optimizers)
+    assert one.plans == {
+        RELU: TaskPlan(RELU, 5, 3),
+        SIGMOID: TaskPlan(SIGMOID, 5, 0, optimizers=("none", "Adam")),
+    }
+    assert [plan.num_measured for plan in one.plans.values()] == [3, 0]
+    assert one.baselines_on(SIGMOID) == ("Adam",)
+    assert not one.matches("Adam", SIGMOID)
+    given = Experiment(optimizers=optimizers, tasks=(TaskPlan(SIGMOID, runs=2),))
+    assert given.plans == {SIGMOID: TaskPlan(SIGMOID, 2, 3)}
+    assert dataclasses.replace(given, num_steps=1).plans == given.plans

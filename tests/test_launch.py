@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import errors, gin_files, launch
-from regularized_lopt.study import Experiment, Study
+from regularized_lopt.study import Experiment, Study, TaskPlan
 from regularized_lopt.study.dry_run import plan
 
 NONE = "gin_configs/digits_mlp_none.gin"
@@ -68,7 +68,7 @@ def test_a_plan_is_made_of_what_was_timed_before(tmp_path, monkeypatch):
     rates = {f"outer step {NONE}": 0.5, f"inner step {TASK} SGD": 0.001}
     (tmp_path / "rates.json").write_text(json.dumps(rates))
     experiment = Experiment(
-        optimizers={"none": NONE}, tasks=(TASK,), baselines=("SGD",), num_runs=2, num_steps=10
+        optimizers={"none": NONE}, tasks=(TaskPlan(TASK, runs=2),), baselines=("SGD",), num_steps=10
     )
     found = {(c.stage, c.label): c.seconds for c in plan(Study(experiment, tmp_path))}
     assert found["meta-train", "none, seed 0"] == 1000 * 0.5
@@ -146,6 +146,15 @@ def test_a_directory_that_cannot_be_written_to_is_refused_first(tmp_path, monkey
                 "--gin_bindings=SAM.rho = 0.5",
             ],
             "Write Experiment.bindings = ('SAM.rho = 0.5',).",
+        ),
+        (
+            "reproduce",
+            [
+                "--config_file=gin_configs/reproduce_digits.gin",
+                "--dry_run",
+                "--gin_bindings=ImageMLP_Digits_20_Rleu/TaskPlan.runs = 1",
+            ],
+            f"Experiment.tasks has no 'ImageMLP_Digits_20_Rleu'. Did you mean '{TASK}'?",
         ),
         ("compare", ["--num_runs=x", "a", "b"], "flag --num_runs=x: "),
     ],

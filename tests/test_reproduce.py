@@ -19,7 +19,7 @@ from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 TINY = [
     "Experiment.optimizers = {'none': 'gin_configs/digits_mlp_none.gin',"
     " 'sam': 'gin_configs/digits_mlp_sam.gin'}",
-    "Experiment.num_runs = 2",
+    "TaskPlan.runs = 2",
     "Experiment.num_steps = 25",
     f"Experiment.tasks = ('{RELU}',)",
     "Experiment.baselines = ('SGD',)",
@@ -109,7 +109,7 @@ def test_results_are_remade_from_the_one_file_that_is_kept(reproduced, tmp_path)
     ("flags", "message"),
     [
         ((), r"results.nc.xz does not exist: run the study \(without --rewrite\)"),
-        (("--gin_bindings=Experiment.num_runs = 1",), "--rewrite takes no --config_file or"),
+        (("--gin_bindings=TaskPlan.runs = 1",), "--rewrite takes no --config_file or"),
     ],
 )
 def test_rewriting_computes_nothing(tmp_path, flags, message):

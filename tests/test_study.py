@@ -24,6 +24,7 @@ from regularized_lopt.report import (
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import dry_run
 from regularized_lopt.study.cache_keys import identity
+from regularized_lopt.study.experiment import TaskPlan
 from regularized_lopt.study_report import publish
 
 
@@ -91,7 +92,7 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
 
 def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
     (every,) = make_study(tmp_path).run()
-    fewer = make_study(tmp_path, property_runs={RELU: 1})
+    fewer = make_study(tmp_path, plan={"measured_runs": 1})
     assert {line.stage for line in dry_run.plan(fewer) if not line.cached} == {"measure", "match"}
     (first,) = fewer.run()
     for point in POINTS:
@@ -104,7 +105,7 @@ def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
 
 def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     both = (RELU, SIGMOID)
-    less = make_study(tmp_path, tasks=both, task_runs={SIGMOID: 1}, property_examples={SIGMOID: 32})
+    less = make_study(tmp_path, tasks=(RELU, TaskPlan(SIGMOID, 1, examples=32)))
     first, second = less.run()
     assert [r.optimizers["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
     assert [r.flatness_config.num_examples for r in (first, second)] == [64, 32]
@@ -120,9 +121,9 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
 
 
 def test_a_task_may_have_other_optimizers(tmp_path):
-    both = (RELU, SIGMOID)
-    what = {"tuning_runs": 1, "num_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
-    study = make_study(tmp_path, tasks=both, **what, task_optimizers={RELU: ("none", "SGD+SAM")})
+    both = (TaskPlan(RELU, 1, optimizers=("none", "SGD+SAM")), TaskPlan(SIGMOID, 1))
+    what = {"tuning_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
+    study = make_study(tmp_path, tasks=both, **what)
     first, second = study.run()
     assert list(first.optimizers) == ["none", "SGD+SAM"]
     assert list(second.optimizers) == ["none", "sam", "SGD", "Adam"]
@@ -153,9 +154,9 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
         return tune(name, trainer, num_steps, *args)
 
     monkeypatch.setattr(trainer_lib, "tune", noted)
-    what = {"baselines": ("SGD",), "tuning_runs": 1, "num_runs": 1}
-    (short,) = make_study(tmp_path, **what, tuning_steps={RELU: 5}).run()
-    (long,) = make_study(tmp_path, **what).run()  # Not the same key.
+    what = {"baselines": ("SGD",), "tuning_runs": 1}
+    (short,) = make_study(tmp_path, **what, plan={"runs": 1, "tuning_steps": 5}).run()
+    (long,) = make_study(tmp_path, **what, plan={"runs": 1}).run()  # Not the same key.
     assert lengths == [5, 30]
     # In five steps a lower rate gets nowhere.
     assert short.optimizers["SGD"].learning_rate >= long.optimizers["SGD"].learning_rate
@@ -179,8 +180,8 @@ def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
 
 def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     who = {**SAM, "b": optimizers_lib.baseline("SGD", 0.1)}
-    tasks_ = {"tasks": (RELU, SIGMOID), "measured": False, "baselines": ("Adam",)}
-    alone = make_study(tmp_path, who=who, **tasks_)
+    what = {"who": who, "tasks": (RELU, SIGMOID), "baselines": ("Adam",)}
+    alone = make_study(tmp_path, **what, plan={"measured_runs": 0})
     planned = dry_run.plan(alone)
     assert {line.stage for line in planned} == {"meta-train", "tune", "train"}
     publish(alone, "")
@@ -199,7 +200,7 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     assert "test_accuracy" in header
     assert "hessian" not in header
     # The same runs as those of a study that measures.
-    make_study(tmp_path / "measuring", who=who, **tasks_ | {"measured": True}).run()
+    make_study(tmp_path / "measuring", **what).run()
     for path in sorted((tmp_path / "cells/runs").iterdir()):
         same, _ = serialization.load_flat(tmp_path / "measuring/cells/runs" / path.name)
         chex.assert_trees_all_equal(same, serialization.load_flat(path)[0])
@@ -215,8 +216,7 @@ def test_tasks_that_are_measured_stand_beside_others_with_their_accuracy_alone(t
     mixed = make_study(
         tmp_path,
         who=who,
-        tasks=(SIGMOID, RELU),
-        measured=(RELU,),
+        tasks=(TaskPlan(SIGMOID, 2, measured_runs=0), RELU),
         primary=("b", "sam"),
         baselines=("SGD+SAM",),
     )

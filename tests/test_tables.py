@@ -16,7 +16,7 @@ from regularized_lopt.report import (
 
 def test_seeds_are_compared_over_all_tasks_of_a_kind(tmp_path):
     """Accuracies are given: [tasks, seeds]; one optimizer has not been on the second CNN."""
-    (found,) = make_study(tmp_path, measured=False).run()
+    (found,) = make_study(tmp_path, plan={"measured_runs": 0}).run()
     none = found.optimizers["none"]
     accuracy = {
         "none": [[0.9, 0.8, 0.7], [0.5, 0.4, 0.6], [0.9, 0.9, 0.2]],

@@ -86,7 +86,7 @@ def planted(tmp_path_factory):
     flatness_config = FlatnessConfig(
         radii=(0.01,), num_examples=512, headline_starts=1, num_probes=0
     )
-    settings = {"num_runs": 24, "num_steps": 1500, "parallelism": (24, 1)}
+    settings = {"plan": {"runs": 24}, "num_steps": 1500, "parallelism": (24, 1)}
     plain = {"none": optimizers_lib.baseline("SGD", 0.3)}
     both = {**plain, "sam": optimizers_lib.baseline("SGD+SAM", 0.3)}
     (result,) = make_study(out_dir, flatness_config, both, **settings).run()

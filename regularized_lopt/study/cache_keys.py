@@ -52,7 +52,9 @@ class CacheKeys:
 
     def flatness_config_of(self, task: str) -> FlatnessConfig:
         """What is measured on a task."""
-        examples = self.experiment.property_examples.get(task, self.flatness_config.num_examples)
+        examples = self.experiment.plans[task].examples
+        if examples is None:
+            return self.flatness_config
         return dataclasses.replace(self.flatness_config, num_examples=examples)
 
     def tune(self, task: str, baseline: str) -> CacheKey:
@@ -60,7 +62,7 @@ class CacheKeys:
         rates = [float(rate) for rate in optimizers_lib.BASELINES[baseline].learning_rates]
         spec = {
             **self._spec(task),
-            "num_steps": self.experiment.tuning_steps_of(task),
+            "num_steps": self.experiment.tuning_steps_on(task),
             "baseline": baseline,
             "rates": rates,
             "tuning_runs": self.experiment.tuning_runs,
@@ -71,7 +73,7 @@ class CacheKeys:
         """`TrainingCurves` of an optimizer, whose `identity` is given."""
         spec = {
             **self._spec(task),
-            "num_runs": self.experiment.runs_of(task),
+            "num_runs": self.experiment.plans[task].runs,
             "contestant": optimizer.name,
             "levels": [LEVEL_RATIO, LEVELS_KEPT],
         }
@@ -129,5 +131,5 @@ class CacheKeys:
     def _measured(self, task: str, name: str, optimizer: Identity) -> dict[str, Any]:
         return {
             **self.training_curves(task, name, optimizer).spec,
-            "measured_runs": self.experiment.measured_runs(task),
+            "measured_runs": self.experiment.plans[task].num_measured,
         }

@@ -60,7 +60,7 @@ class _Plan:
             for seed, one in zip(seeds, optimizers[name], strict=True):
                 label = f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
                 yield self._meta_training(name, source, seed, label, one)
-        for task in self._experiment.tasks:
+        for task in self._experiment.plans:
             yield from self._task(task, optimizers)
         if self._experiment.early_evidence:
             yield from self._early_evidence()
@@ -138,7 +138,7 @@ class _Plan:
             f"train {task} {name}",
             lambda rates: rates.training(task, name),
         )
-        if not self._experiment.measures(task):
+        if not self._experiment.plans[task].num_measured:
             return
         for point in POINTS:
             yield self._line(

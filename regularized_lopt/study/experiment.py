@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
+
+import gin
 
 from regularized_lopt import errors, statistics
 from regularized_lopt.configurable import configurable
@@ -13,6 +16,60 @@ from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 
 GIVEN = "given"
 """In `Experiment.optimizers`: the optimizer is handed to the study as an object."""
+_MOST_TESTS = 9
+
+
+@configurable(denylist=["name"])
+@dataclasses.dataclass(frozen=True)
+class TaskPlan:
+    """What a study does on one task.
+
+    Attributes:
+      name: of an image task.
+      runs: paired runs per optimizer, > 0.
+      measured_runs: properties are measured around the params of the first so many runs; None: of
+        all, 0: of none, accuracies are all there is.
+      examples: test images that they are measured on, > 0; None: `FlatnessConfig.num_examples`.
+      optimizers: those that there are, of the experiment's and of all baselines, among them its
+        reference; None: all of the experiment's, and its baselines.
+      tuning_steps: inner steps of the runs by which baselines are tuned, > 0; None: as many as are
+        reported.
+      baselines_matched: baselines are measured at matched training loss, too, each with every
+        meta-training seed of the reference.
+    """
+
+    name: str
+    runs: int = 10
+    measured_runs: int | None = None
+    examples: int | None = None
+    optimizers: tuple[str, ...] | None = None
+    tuning_steps: int | None = None
+    baselines_matched: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("runs", 1),
+            ("measured_runs", 0),
+            ("examples", 1),
+            ("tuning_steps", 1),
+        ):
+            if (count := getattr(self, name)) is not None:
+                errors.check_count(f"TaskPlan.{name}", count, least)
+
+    @property
+    def num_measured(self) -> int:
+        """How many runs have their properties measured."""
+        return self.runs if self.measured_runs is None else min(self.runs, self.measured_runs)
+
+
+def task_plan(name: str, **settings: Any) -> TaskPlan:
+    """The plan of a task: what is not given is what gin says, in the scope of the task's name.
+
+    `TaskPlan.runs = 5` is for all tasks, `LeNet_Mnist/TaskPlan.runs = 2` for one.
+    """
+    # No other name can be a scope, or a task.
+    with gin.config_scope(name if name.isidentifier() else None):
+        return TaskPlan(name, **settings)
 
 
 @configurable()
@@ -24,7 +81,7 @@ class Experiment:
       title: of the report.
       optimizers: learned optimizers by name: a gin file to meta-train one from, a trained one (a
         file or a directory of outer training), or `GIVEN`.
-      tasks: names of image tasks to meta-test on.
+      tasks: image tasks to meta-test on: their plans, or their names, see `task_plan`.
       phase: whose images: "meta_test", or "meta_train" to choose hyperparameters by (its held-out
         images then stand for the test set), see `tasks.data`.
       reference: which of `optimizers` the others are compared with.
@@ -33,16 +90,8 @@ class Experiment:
       properties: which property ("sam", "gsam", "gam") an optimizer should have learned; default:
         the regularizer of its training where that is one, else "sam".
       baselines: of `optimizers.BASELINES`, their learning rates tuned first.
-      task_optimizers: tasks that have only these of `optimizers` and of all baselines, among them
-        `reference`.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
-      tuning_steps: tasks on which those runs have so many steps, > 0, instead of `num_steps`.
-      num_runs: paired runs per optimizer and task, > 0.
-      task_runs: tasks that have another number of runs, > 0.
       num_steps: inner steps per run, > 0.
-      property_runs: tasks on which properties are measured on the first so many runs alone, > 0.
-      property_examples: tasks on which they are measured on so many test images, > 0, instead of
-        `FlatnessConfig.num_examples`.
       seed: of inits and batches, 0 to 2^32 - 1.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
         least one; or the seeds by optimizer, of which all begin with the same ones.
@@ -53,28 +102,19 @@ class Experiment:
       test: see `statistics.decide`.
       parallelism: (batch, threads), each > 0, see `trainer.Parallelism`; None: measured once per
         task.
-      measured: tasks on which properties are measured around the params; True: all, False: none.
-        On the others accuracies are all there is.
-      baselines_matched: measured tasks on which baselines are also measured at matched training
-        loss, each with every meta-training seed of the reference; True: all, False: none.
+      plans: of all tasks, by name; made from `tasks`.
     """
 
     title: str = "Do learned optimizers find flat minima?"
     optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str | TaskPlan, ...] = ()
     phase: str = "meta_test"
     reference: str = "none"
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = tuple(optimizers_lib.BASELINES)
-    task_optimizers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     tuning_runs: int = 2
-    tuning_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    num_runs: int = 10
-    task_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_steps: int = 2000
-    property_runs: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    property_examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     meta_training_seeds: tuple[int, ...] | Mapping[str, tuple[int, ...]] = (0,)
     bindings: tuple[str, ...] = ()
@@ -82,8 +122,7 @@ class Experiment:
     alpha: float = 0.05
     test: str = "auto"
     parallelism: tuple[int, int] | None = None
-    measured: bool | tuple[str, ...] = True
-    baselines_matched: bool | tuple[str, ...] = True
+    plans: Mapping[str, TaskPlan] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.optimizers or not self.tasks:
@@ -93,9 +132,10 @@ class Experiment:
             )
         for name in (*self.optimizers, *self.early_evidence):
             errors.check_file_name("An optimizer called", name)
+        object.__setattr__(self, "plans", self._plans())
         self._check_optimizers()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
-        for name in ("tuning_runs", "num_runs", "num_steps"):
+        for name in ("tuning_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
         for batch_or_threads in self.parallelism or ():
             errors.check_count("Experiment.parallelism", batch_or_threads)
@@ -106,15 +146,16 @@ class Experiment:
         for optimizer, name in self.properties.items():
             errors.check_name("optimizer of Experiment.properties", optimizer, self.optimizers)
             errors.check_name("Experiment.properties", name, flatness.PROPERTIES)
-        for name in ("tuning_steps", "task_runs", "property_runs", "property_examples"):
-            for task, count in getattr(self, name).items():
-                errors.check_name(f"task of Experiment.{name}", task, self.tasks)
-                errors.check_count(f"Experiment.{name}[{task!r}]", count)
-        for name in ("measured", "baselines_matched"):
-            of = getattr(self, name)
-            for task in () if isinstance(of, bool) else of:
-                errors.check_name(f"task of Experiment.{name}", task, self.tasks)
         self._check_primary()
+
+    def _plans(self) -> dict[str, TaskPlan]:
+        plans: dict[str, TaskPlan] = {}
+        for task in self.tasks:
+            plan = task if isinstance(task, TaskPlan) else task_plan(task)
+            if plan.name in plans:
+                raise ValueError(f"Experiment.tasks has {plan.name!r} twice: name it once.")
+            plans[plan.name] = plan
+        return plans
 
     def _check_optimizers(self) -> None:
         for name in self.baselines:
@@ -124,9 +165,10 @@ class Experiment:
         errors.check_name(
             "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
         )
-        for task, names in self.task_optimizers.items():
-            errors.check_name("task of Experiment.task_optimizers", task, self.tasks)
-            parameter = f"Experiment.task_optimizers[{task!r}]"
+        for plan in self.plans.values():
+            if (names := plan.optimizers) is None:
+                continue
+            parameter = f"TaskPlan.optimizers of {plan.name!r}"
             for name in names:
                 errors.check_name(parameter, name, (*self.optimizers, *optimizers_lib.BASELINES))
             if self.reference not in names:
@@ -138,11 +180,11 @@ class Experiment:
     def _check_primary(self) -> None:
         if self.primary is None:
             return
-        measured = [task for task in self.tasks if self.measures(task)]
+        measured = [name for name, plan in self.plans.items() if plan.num_measured]
         if not measured:
             raise ValueError(
                 f"Experiment.primary = {self.primary} declares tests of a property, and "
-                f"Experiment.measured = {self.measured} has none measured: set one of them "
+                "TaskPlan.measured_runs = 0 has none measured on any task: set one of them "
                 "otherwise."
             )
         for task in measured:
@@ -150,10 +192,10 @@ class Experiment:
                 "optimizer of Experiment.primary", self.primary[0], self.optimizers_on(task)
             )
         errors.check_name("property of Experiment.primary", self.primary[1], flatness.PROPERTIES)
-        if len(measured) > 9:
+        if len(measured) > _MOST_TESTS:
             raise ValueError(
                 f"Experiment.primary declares a test for each of {len(measured)} tasks; "
-                "more than 9 cannot be decided by a reasonable number of runs."
+                f"more than {_MOST_TESTS} cannot be decided by a reasonable number of runs."
             )
 
     def _check_seeds(self) -> None:
@@ -174,7 +216,8 @@ class Experiment:
 
     def optimizers_on(self, task: str) -> tuple[str, ...]:
         """All names on a task, the reference first."""
-        names = self.task_optimizers.get(task, (*self.optimizers, *self.baselines))
+        names = self.plans[task].optimizers
+        names = (*self.optimizers, *self.baselines) if names is None else names
         return (self.reference, *(name for name in names if name != self.reference))
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
@@ -182,28 +225,17 @@ class Experiment:
         seeds = self.meta_training_seeds
         return tuple(seeds.get(name, (0,)) if isinstance(seeds, Mapping) else seeds)
 
-    def runs_of(self, task: str) -> int:
-        """Paired runs per optimizer on a task."""
-        return self.task_runs.get(task, self.num_runs)
-
-    def tuning_steps_of(self, task: str) -> int:
+    def tuning_steps_on(self, task: str) -> int:
         """Inner steps of the runs by which baselines are tuned on a task."""
-        return self.tuning_steps.get(task, self.num_steps)
-
-    def measures(self, task: str) -> bool:
-        """Whether properties are measured on a task."""
-        return self.measured if isinstance(self.measured, bool) else task in self.measured
+        steps = self.plans[task].tuning_steps
+        return self.num_steps if steps is None else steps
 
     def matches(self, name: str, task: str) -> bool:
         """Whether an optimizer is measured at matched training loss on a task."""
-        if not self.measures(task) or name == self.reference:
+        plan = self.plans[task]
+        if not plan.num_measured or name == self.reference:
             return False
-        of = self.baselines_matched
-        return name in self.optimizers or (of if isinstance(of, bool) else task in of)
-
-    def measured_runs(self, task: str) -> int:
-        """How many runs of a task have their properties measured."""
-        return min(self.runs_of(task), self.property_runs.get(task, self.runs_of(task)))
+        return name in self.optimizers or plan.baselines_matched
 
     def property_of(self, optimizer: EvaluatedOptimizer) -> str:
         """The property that an optimizer should have learned."""

@@ -54,13 +54,13 @@ def meta_test(
     given = {name: _evaluated(name, opt) for name, opt in opts.items()}
     experiment = experiment_lib.Experiment(
         optimizers=dict.fromkeys(given, experiment_lib.GIVEN),
-        tasks=(task,),
+        tasks=(
+            experiment_lib.task_plan(task, runs=num_runs, measured_runs=None if measured else 0),
+        ),
         reference=next(iter(given), ""),
         baselines=tuple(baselines),
-        num_runs=num_runs,
         num_steps=num_steps,
         seed=seed,
-        measured=measured,
         parallelism=(1, 1),
     )
     with tempfile.TemporaryDirectory() as scratch:

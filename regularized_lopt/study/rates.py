@@ -62,23 +62,23 @@ class Rates:
         """Of a baseline."""
         rates = optimizers_lib.BASELINES[name].learning_rates
         runs = self._experiment.tuning_runs * len(rates)
-        return runs * self._experiment.tuning_steps_of(task) * self._inner_step(task, name)
+        return runs * self._experiment.tuning_steps_on(task) * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:
         """Of all runs of an optimizer."""
-        runs = self._experiment.runs_of(task)
+        runs = self._experiment.plans[task].runs
         return runs * self._experiment.num_steps * self._inner_step(task, name)
 
     def measuring(self, task: str) -> float:
         """At one point of all measured runs."""
         what = self._study.flatness_config
         ascents = len(what.radii) - 1 + what.headline_starts
-        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+        return self._experiment.plans[task].num_measured * ascents * self._ascent(task)
 
     def matching(self, task: str) -> float:
         """Of both sides."""
         ascents = 2 * self._study.flatness_config.headline_starts
-        return self._experiment.measured_runs(task) * ascents * self._ascent(task)
+        return self._experiment.plans[task].num_measured * ascents * self._ascent(task)
 
     def slicing(self, task: str) -> float:
         """625 losses of a quarter of the examples: about the work of an ascent."""

@@ -20,7 +20,7 @@ from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
 from regularized_lopt.measure.results import Result
 from regularized_lopt.measure.trial import Bindings, Trial
 from regularized_lopt.study import locks
-from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.study.experiment import Experiment, task_plan
 from regularized_lopt.study.study import Study
 
 
@@ -131,11 +131,10 @@ def _study(
 ) -> Study:
     experiment = Experiment(
         optimizers={name: source},
-        tasks=(what.task,),
+        tasks=(task_plan(what.task, runs=what.num_runs),),
         phase="meta_train",
         reference=name,
         baselines=(),
-        num_runs=what.num_runs,
         num_steps=what.num_steps,
         seed=what.seed,
         meta_training_seeds=(what.seed,),

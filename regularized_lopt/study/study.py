@@ -87,7 +87,7 @@ class Study:
           OSError, ValueError: an optimizer cannot be read.
           gin_files.UnreadBindingError: no meta-training reads one of `Experiment.bindings`.
         """
-        for name in self.experiment.tasks:
+        for name in self.experiment.plans:
             image_task(name, self.experiment.phase)
             # Reads how data are split.
             self.keys.training_curves(name, "", Identity("", lasting=False))
@@ -115,7 +115,7 @@ class Study:
         tested = self._share(
             {
                 name: functools.partial(self.on(name).result, optimizers)
-                for name in self.experiment.tasks
+                for name in self.experiment.plans
             }
         )
         return list(tested.values())

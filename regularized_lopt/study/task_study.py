@@ -23,7 +23,7 @@ from regularized_lopt.measure.training_curves import SavedParams, TrainingCurves
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import CacheKeys, identity
-from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.study.experiment import Experiment, TaskPlan
 from regularized_lopt.tasks import data as data_lib
 
 _MANIFEST = "manifest.json"
@@ -77,7 +77,7 @@ class TaskStudy:
         """
         trainer = trainer_lib.Trainer(
             self._task,
-            self.experiment.runs_of(self.name),
+            self._plan.runs,
             self.experiment.num_steps,
             self.experiment.seed,
             progress=self.progress,
@@ -107,6 +107,10 @@ class TaskStudy:
             return None
         return optimizers_lib.baseline(name, float(found["learning_rate"]))
 
+    @property
+    def _plan(self) -> TaskPlan:
+        return self.experiment.plans[self.name]
+
     @functools.cached_property
     def _task(self) -> tasks.ImageTask:
         return image_task(self.name, self.experiment.phase)
@@ -129,7 +133,7 @@ class TaskStudy:
             matched=[],
             **dataclasses.asdict(first.trained_with),
         )
-        if not self.experiment.measures(self.name):
+        if not self._plan.num_measured:
             return result
         headline = self.keys.flatness_config_of(self.name).headline
         is_matched = self.experiment.matches(name, self.name)
@@ -147,7 +151,7 @@ class TaskStudy:
 
     def _tune(self, trainer: trainer_lib.Trainer, name: str) -> EvaluatedOptimizer:
         def compute() -> dict[str, Any]:
-            num_steps = self.experiment.tuning_steps_of(self.name)
+            num_steps = self.experiment.tuning_steps_on(self.name)
             tuned = trainer_lib.tune(name, trainer, num_steps, self.experiment.tuning_runs)
             return {"learning_rate": np.asarray(tuned.learning_rate)}
 
@@ -193,7 +197,7 @@ class TaskStudy:
         for key, one in group:
             curves = serialization.fields(found[key.file_name])
             params = serialization.fields(curves.pop("saved_params"))
-            if self.experiment.measures(self.name):  # Large, and of no other use.
+            if self._plan.num_measured:  # Large, and of no other use.
                 saved = self.keys.saved_params(self.name, one.name, identity(one))
                 self.cache.results.save(saved, params)
             self.cache.results.save(key, curves)
@@ -207,7 +211,7 @@ class TaskStudy:
         key = self.keys.flatness(self.name, optimizer.name, identity(optimizer), point)
 
         def compute() -> dict[str, Any]:
-            saved = self._saved_params(optimizer).first(self.experiment.measured_runs(self.name))
+            saved = self._saved_params(optimizer).first(self._plan.num_measured)
             params = saved.poc if point == "poc" else saved.final
             what = self.keys.flatness_config_of(self.name)
             return serialization.fields(flatness.measure(self._task, params, what))
@@ -238,7 +242,7 @@ class TaskStudy:
         key = self.keys.matched(self.name, optimizer.name, identity(optimizer), identity(reference))
 
         def compute() -> dict[str, Any]:
-            count = self.experiment.measured_runs(self.name)
+            count = self._plan.num_measured
             own, other = curves.first(count), reference_curves.first(count)
             what = self.keys.flatness_config_of(self.name).headline_alone()
             level = matched_loss.common_loss_level(own, other)

@@ -13,7 +13,7 @@ import scipy.stats
 from regularized_lopt import errors
 from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
 from regularized_lopt.measure.results import Result
-from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.study.experiment import Experiment, TaskPlan
 from regularized_lopt.study.study import Study
 from regularized_lopt.zoo.cards import Card
 
@@ -75,12 +75,10 @@ def verify(
         row = stated[task]
         experiment = Experiment(
             optimizers={card.name: card.name},
-            tasks=(task,),
+            tasks=(TaskPlan(task, row["num_runs"], row["measured_runs"]),),
             reference=card.name,
             baselines=(),
-            num_runs=row["num_runs"],
             num_steps=row["num_steps"],
-            property_runs={task: row["measured_runs"]},
         )
         flatness_config = FlatnessConfig(
             radii=(HEADLINE_RADIUS,),

@@ -112,7 +112,7 @@ def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str,
     if not found:
         raise ValueError(
             f"{results} has no task on which the properties of {optimizer}, seed {seed}, were "
-            f"measured on {_LEAST_RUNS} runs: raise Experiment.property_runs."
+            f"measured on {_LEAST_RUNS} runs: raise TaskPlan.measured_runs."
         )
     return found
 
