@@ -39,7 +39,7 @@ def results(study: Study, lead: str) -> StudyResults:
         chosen=study.optimizers.chosen(),
         meta_training=study.optimizers.curves() if owns else {},
         validation_losses=study.optimizers.validation_losses() if owns else {},
-        updates=study.update_curves() if owns else {},
+        updates=study.update_curves(),
         early_evidence=study.early_evidence(),
         spent=dict(study.cache.spent.items()),
     )

@@ -299,7 +299,7 @@ def _stop_before_compiling(monkeypatch):
     def reached(self, *_):
         raise Reached(self.experiment)
 
-    monkeypatch.setattr(meta_training.MetaTrainedOptimizers, "train", reached)
+    monkeypatch.setattr(meta_training.MetaTrainedOptimizers, "step", reached)
 
 
 @pytest.mark.parametrize("selector", CONFIGURABLES)

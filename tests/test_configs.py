@@ -22,7 +22,7 @@ from regularized_lopt.outer_training import (
 from regularized_lopt.outer_training.curriculum import CurriculumState
 from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.regularizers import registry
-from regularized_lopt.study import Experiment, Study, task_study
+from regularized_lopt.study import Experiment, Study, task_runs
 from regularized_lopt.study import search as search_lib
 from regularized_lopt.study.search import Search
 
@@ -108,7 +108,7 @@ def test_is_an_experiment_of_the_study(config):
     experiment = Experiment()
     assert FlatnessConfig().num_examples > 0
     for task in experiment.plans:
-        assert task_study.image_task(task).name == task
+        assert task_runs.image_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         gin_files.parse_gin([source], experiment.bindings if "mlp" in source else [])

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 from helpers_results import measured_task, optimizer
-from helpers_study import RELU, make_study
+from helpers_study import RELU, files_of, make_study
 
-from regularized_lopt import statistics
+from regularized_lopt import serialization, statistics
 from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.results import seed_pairs
 from regularized_lopt.report import (
     verdicts,
 )
-from regularized_lopt.study import dry_run
+from regularized_lopt.study.cache_keys import identity
 
 
 def test_one_seed_is_compared_with_every_seed_of_the_reference():
@@ -34,24 +34,16 @@ def test_the_interval_of_a_baseline_at_matched_loss_is_over_the_seeds_of_the_ref
     assert matched.low == pytest.approx(-1.0 - 4.303 / np.sqrt(3), rel=1e-3)
 
 
-def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path, monkeypatch):
-    """Two optimizers stand for two seeds of the reference; the plan has as many lines."""
-    who = {
-        "none": optimizers_lib.baseline("SGD", 0.5),
-        "other": optimizers_lib.baseline("SGD", 0.3),
-    }
-    study = make_study(tmp_path, who=who, reference="none")
-    task_study = study.on(RELU)
-    matched = []
-    monkeypatch.setattr(type(task_study), "_match", lambda self, *pair: matched.append(pair[:2]))
-    seeds = {"none": [who["none"], who["other"]], "Adam": [optimizers_lib.baseline("Adam", 0.1)]}
-    task_study._matched("Adam", seeds, {"none": ["runs 0", "runs 1"], "Adam": ["runs"]})
-    assert matched == [(seeds["Adam"][0], reference) for reference in seeds["none"]]
-
-    planned = dry_run._Plan(study, measure_rates=False)
-    monkeypatch.setattr(type(study.experiment), "optimizers_on", lambda *_: list(seeds))
-    lines = [line.label for line in planned._task(RELU, seeds) if line.stage == "match"]
-    assert lines == [f"{RELU}, Adam"] * 2
+def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path):
+    """Two optimizers stand for two seeds of the reference."""
+    seeds = [optimizers_lib.baseline("SGD", rate) for rate in (0.5, 0.3)]
+    study = make_study(tmp_path, who={"none": seeds[0]}, baselines=("Adam",), num_steps=5)
+    on = study.on(RELU, {"none": seeds})
+    assert len(on.result().optimizers["Adam"].matched) == 2
+    matched = [serialization.load_flat(file)[1]["spec"] for file in files_of(tmp_path, "matched")]
+    assert {spec["reference"] for spec in matched} == {identity(one).name for one in seeds}
+    labels = [step.label for step in on.steps().values() if step.stage == "match"]
+    assert labels == [f"{RELU}, Adam"] * 2
 
 
 def test_each_measure_is_judged_alone():

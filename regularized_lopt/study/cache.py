@@ -144,17 +144,11 @@ class TimedCache:
         self.timings = Numbers(out_dir / "timings.json")
         self.spent = Numbers(out_dir / "spent.json")
 
-    def get(
-        self, key: CacheKey, what: str, compute: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """A result, computed now unless it is there; `what` names it in the timings."""
-        found = self.results.find(key)
-        if found is None:
-            start = time.monotonic()
-            self.results.save(key, compute())
-            self.record_seconds(what, time.monotonic() - start)
-            found = self.results.load(key)
-        return found
+    def keep(self, key: CacheKey, what: str, compute: Callable[[], Mapping[str, Any]]) -> None:
+        """Computes a result and keeps it; `what` names it in the timings."""
+        start = time.monotonic()
+        self.results.save(key, compute())
+        self.record_seconds(what, time.monotonic() - start)
 
     def record_seconds(self, what: str, seconds: float) -> None:
         """Notes what a result took; the first word of its name is its kind."""

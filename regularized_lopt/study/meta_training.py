@@ -25,6 +25,7 @@ from regularized_lopt.outer_training.parts import check_bindings, configuration
 from regularized_lopt.run_files import EXPERIMENT_FILE, load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.experiment import GIVEN, Experiment
+from regularized_lopt.study.steps import Step
 
 _FINISHED = "finished"
 
@@ -108,21 +109,29 @@ class MetaTrainedOptimizers:
         loaded = zoo.load(directory or source)
         return optimizers_lib.learned(name, loaded.learned_opt, loaded.theta, loaded.metadata)
 
-    def train(self, name: str, source: str, seed: int) -> EvaluatedOptimizer:
-        """A learned optimizer, meta-trained now unless it is there."""
+    def step(self, name: str, source: str, seed: int, label: str) -> Step[EvaluatedOptimizer]:
+        """A learned optimizer, which is meta-trained unless it is there."""
+        timing = f"meta-train {name}"
+        return Step(
+            "meta-train",
+            label,
+            timing,
+            functools.partial(self.trained, name, source, seed),
+            functools.partial(self._train, name, source, seed, timing),
+            lambda rates: rates.meta_training(source, seed),
+        )
+
+    def _train(self, name: str, source: str, seed: int, timing: str) -> None:
         directory = self.directory_of(name, source, seed)
-        if directory is not None and not _finished(directory):
-            with self.configured(source, seed), warnings.catch_warnings():
-                # `check_bindings` has said so, of all at once.
-                warnings.simplefilter("ignore", gin_files.UnreadBindingWarning)
-                outer_train(directory, progress=self.progress)
-            (directory / _FINISHED).touch()
-            # Of all its parts, if it was interrupted.
-            self.record_seconds(f"meta-train {name}", float(load_metrics(directory)["seconds"][-1]))
-            jax.clear_caches()
-        found = self.trained(name, source, seed)
-        assert found is not None
-        return found
+        assert directory is not None, source
+        with self.configured(source, seed), warnings.catch_warnings():
+            # `check_bindings` has said so, of all at once.
+            warnings.simplefilter("ignore", gin_files.UnreadBindingWarning)
+            outer_train(directory, progress=self.progress)
+        (directory / _FINISHED).touch()
+        # Of all its parts, if it was interrupted.
+        self.record_seconds(timing, float(load_metrics(directory)["seconds"][-1]))
+        jax.clear_caches()
 
     def chosen(self) -> dict[str, int]:
         """Of each that was meta-trained here from several seeds, the place of the best seed."""

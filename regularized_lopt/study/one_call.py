@@ -15,7 +15,7 @@ from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import Result, TaskResult
 from regularized_lopt.study import experiment as experiment_lib
 from regularized_lopt.study import study as study_lib
-from regularized_lopt.study.task_study import image_task
+from regularized_lopt.study.task_runs import image_task
 
 
 @configurable(denylist=["opts", "task"])

@@ -18,12 +18,13 @@ from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.measure import cubic_regression, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure import update_curves as update_curves_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import study as study_lib
-from regularized_lopt.study.task_study import image_task
+from regularized_lopt.study.task_runs import image_task
 
 _STEPS = 20  # Inner or outer, to time.
 
@@ -84,6 +85,15 @@ class Rates:
         """625 losses of a quarter of the examples: about the work of an ascent."""
         return self._ascent(task)
 
+    def update_curves(self, name: str) -> float:
+        """Of one meta-training seed of an optimizer."""
+        one = self._like(name)
+
+        def measure() -> float:
+            return _second_time(lambda: update_curves_lib.update_curves(one.make(one.hyper)))
+
+        return self._rate(f"update curves {one.kind}", measure)
+
     def early_evidence(self) -> float:
         """Of the fits by learned optimizers, beside which SGD's take no time."""
         return sum(self._fits(*item) for item in self._experiment.early_evidence.items())
@@ -119,8 +129,8 @@ class Rates:
 
     def _trainer(self, task: str) -> trainer_lib.Trainer:
         if task not in self._trainers:
-            optimizers = [self._like(name) for name in self._experiment.optimizers]
-            self._trainers[task] = self._study.on(task).trainer(optimizers)
+            optimizers = {name: [self._like(name)] for name in self._experiment.optimizers}
+            self._trainers[task] = self._study.on(task, optimizers).trainer
         return self._trainers[task]
 
     def _like(self, name: str) -> EvaluatedOptimizer:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import functools
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from regularized_lopt import serialization
-from regularized_lopt.measure import cubic_regression, flatness, update_curves
+from regularized_lopt.measure import cubic_regression, flatness
+from regularized_lopt.measure import update_curves as update_curves_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import locks
+from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import CacheKeys, Identity, identity
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
-from regularized_lopt.study.task_study import TaskStudy, image_task
+from regularized_lopt.study.steps import Step, cached_step
+from regularized_lopt.study.task_runs import image_task, step_timing
+from regularized_lopt.study.task_study import TaskStudy
+
+_Learned = Mapping[str, Sequence[EvaluatedOptimizer | None]]
+"""By name, per meta-training seed; None: it is still to be meta-trained."""
 
 
 class Study:
@@ -97,28 +104,57 @@ class Study:
             self.optimizers.trained(name, source, 0)
         self.optimizers.check_bindings(sources)
 
+    def steps(self) -> Iterator[Step[Any]]:
+        """All that comes before the report, in the order in which it is done."""
+        for of in (meta_training := self._meta_training()).values():
+            yield from of.values()
+        learned = {name: _found(of) for name, of in meta_training.items()}
+        for task in self.experiment.plans:
+            yield from self.on(task, learned).steps().values()
+        for curves in self._update_curves(learned).values():
+            yield from curves
+        early = self._early_meta_training()
+        yield from early.values()
+        if early:
+            yield self._early_evidence(dict(zip(early, _found(early), strict=True)))
+
     def run(self) -> list[TaskResult]:
         """Meta-trains what is missing, meta-tests, measures."""
         self.check()
         self._make_directory()
-        seeds = {name: self.optimizers.seeds(name) for name in self.experiment.optimizers}
+        meta_training = self._meta_training()
         trained = self._share(
             {
-                f"{name}-seed{seed}": functools.partial(self.optimizers.train, name, source, seed)
-                for name, source in self.experiment.optimizers.items()
-                for seed in seeds[name]
+                f"{name}-seed{seed}": step.result
+                for name, of in meta_training.items()
+                for seed, step in of.items()
             }
         )
-        optimizers = {
-            name: [trained[f"{name}-seed{seed}"] for seed in of] for name, of in seeds.items()
+        learned = {
+            name: [trained[f"{name}-seed{seed}"] for seed in of]
+            for name, of in meta_training.items()
         }
         tested = self._share(
-            {
-                name: functools.partial(self.on(name).result, optimizers)
-                for name in self.experiment.plans
-            }
+            {name: functools.partial(self._test, name, learned) for name in self.experiment.plans}
         )
         return list(tested.values())
+
+    def _test(self, task: str, learned: _Learned) -> TaskResult:
+        return self.on(task, learned).result()  # Its programs are let go of afterwards.
+
+    def _meta_training(self) -> dict[str, dict[int, Step[EvaluatedOptimizer]]]:
+        """By name and seed."""
+
+        def label(name: str, source: str, seed: int) -> str:
+            return f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
+
+        return {
+            name: {
+                seed: self.optimizers.step(name, source, seed, label(name, source, seed))
+                for seed in self.optimizers.seeds(name)
+            }
+            for name, source in self.experiment.optimizers.items()
+        }
 
     def _make_directory(self) -> None:
         try:
@@ -131,69 +167,118 @@ class Study:
                 "directory (launchers: --out_dir)."
             ) from error
 
-    def on(self, task: str) -> TaskStudy:
-        """The part of the study that is about one task."""
-        return TaskStudy(task, self.experiment, self.keys, self.cache, self.out_dir, self.progress)
+    def on(self, task: str, learned: _Learned) -> TaskStudy:
+        """The part of the study that is about one task, with learned optimizers."""
+        return TaskStudy(
+            self.experiment.plans[task],
+            self.experiment,
+            self.keys,
+            self.cache,
+            self.out_dir,
+            self.progress,
+            learned,
+        )
 
     def _share(self, work: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         return locks.share(work, self.out_dir / "locks")
 
     def early_evidence(self) -> cubic_regression.EarlyEvidence | None:
         """The paper's early evidence, if the experiment asks for it."""
-        if not self.experiment.early_evidence:
+        steps = self._early_meta_training()
+        if not steps:
             return None
-        trained = self._share(
-            {
-                early_name(name): functools.partial(
-                    self.optimizers.train, early_name(name), source, 0
-                )
-                for name, source in self.experiment.early_evidence.items()
-            }
-        )
-        learned = {name: trained[early_name(name)] for name in self.experiment.early_evidence}
-        key = self.keys.early_evidence({name: identity(one) for name, one in learned.items()})
+        trained = self._share({early_name(name): step.result for name, step in steps.items()})
+        return self._early_evidence({name: trained[early_name(name)] for name in steps}).result()
+
+    def _early_meta_training(self) -> dict[str, Step[EvaluatedOptimizer]]:
+        return {
+            name: self.optimizers.step(early_name(name), source, 0, f"early evidence, {name}")
+            for name, source in self.experiment.early_evidence.items()
+        }
+
+    def _early_evidence(
+        self, found: Mapping[str, EvaluatedOptimizer | None]
+    ) -> Step[cubic_regression.EarlyEvidence]:
+        learned = {name: one for name, one in found.items() if one is not None}
+
+        def key() -> CacheKey | None:
+            if len(learned) < len(found):
+                return None
+            return self.keys.early_evidence({name: identity(one) for name, one in learned.items()})
 
         def compute() -> dict[str, Any]:
-            found = serialization.fields(cubic_regression.early_evidence(learned))
-            found["fits"] = {
-                name: serialization.fields(fits) for name, fits in found["fits"].items()
+            tree = serialization.fields(cubic_regression.early_evidence(learned))
+            tree["fits"] = {name: serialization.fields(fits) for name, fits in tree["fits"].items()}
+            return tree
+
+        def read(tree: dict[str, Any]) -> cubic_regression.EarlyEvidence:
+            tree["fits"] = {
+                name: cubic_regression.Fits(**tree["fits"][name])
+                for name in [*learned, *sorted(tree["fits"].keys() - learned.keys())]
             }
-            return found
+            return cubic_regression.EarlyEvidence(**tree)
 
-        tree = self.cache.get(key, "early evidence", compute)
-        tree["fits"] = {
-            name: cubic_regression.Fits(**tree["fits"][name])
-            for name in [*learned, *sorted(tree["fits"].keys() - learned.keys())]
+        return cached_step(
+            self.cache,
+            "early evidence",
+            "cubic polynomials",
+            "early evidence",
+            key,
+            compute,
+            read,
+            lambda rates: rates.early_evidence(),
+        )
+
+    def update_curves(self) -> dict[str, list[list[update_curves_lib.UpdateCurve]]]:
+        """Updates by gradient of the learned optimizers: by meta-training seed, then by scale.
+
+        Of those that are another experiment's there are none.
+        """
+        learned = {
+            name: [step.result() for step in of.values()]
+            for name, of in self._meta_training().items()
         }
-        return cubic_regression.EarlyEvidence(**tree)
+        steps = self._update_curves(learned)
+        return {name: [step.result() for step in of] for name, of in steps.items()}
 
-    def update_curves(self) -> dict[str, list[list[update_curves.UpdateCurve]]]:
-        """Updates by gradient of the learned optimizers: by meta-training seed, then by scale."""
-        found: dict[str, list[list[update_curves.UpdateCurve]]] = {}
-        for name, source in self.experiment.optimizers.items():
-            for seed in self.optimizers.seeds(name):
-                optimizer = self.optimizers.train(name, source, seed)
-                if optimizer.learning_rate is not None:
-                    continue  # A baseline that was given.
-                tree = self.cache.get(
-                    self.keys.update_curves(name, identity(optimizer)),
-                    f"update curves {name}",
-                    functools.partial(_update_curves, optimizer),
-                )
-                curves = [update_curves.UpdateCurve(**tree[str(i)]) for i in range(len(tree))]
-                found.setdefault(name, []).append(curves)
-        return found
+    def _update_curves(
+        self, learned: _Learned
+    ) -> dict[str, list[Step[list[update_curves_lib.UpdateCurve]]]]:
+        steps: dict[str, list[Step[list[update_curves_lib.UpdateCurve]]]] = {}
+        for name, of in {} if self.borrows_optimizers else learned.items():
+            for seed, one in enumerate(of):
+                if one is None or one.learning_rate is None:  # No baseline that was given.
+                    steps.setdefault(name, []).append(self._update_curves_of(name, seed, one))
+        return steps
+
+    def _update_curves_of(
+        self, name: str, seed: int, one: EvaluatedOptimizer | None
+    ) -> Step[list[update_curves_lib.UpdateCurve]]:
+        def compute() -> dict[str, Any]:
+            assert one is not None, name
+            curves = update_curves_lib.update_curves(one.make(one.hyper))
+            return {str(index): curve._asdict() for index, curve in enumerate(curves)}
+
+        return cached_step(
+            self.cache,
+            "update curves",
+            name + (f", #{seed}" if seed else ""),
+            f"update curves {name}",
+            lambda: None if one is None else self.keys.update_curves(name, identity(one)),
+            compute,
+            lambda tree: [update_curves_lib.UpdateCurve(**tree[str(i)]) for i in range(len(tree))],
+            lambda rates: rates.update_curves(name),
+        )
 
     def seconds_per_step(self, result: TaskResult) -> dict[str, float]:
         """Wall-clock of one inner step of one run by optimizer, where it was timed."""
-        steps = {key: f"step {result.task} {key}" for key in result.optimizers}
+        steps = {key: step_timing(result.task, key) for key in result.optimizers}
         timings = {key: self.cache.timings.get(step) for key, step in steps.items()}
         return {key: seconds for key, seconds in timings.items() if seconds is not None}
 
 
-def _update_curves(optimizer: EvaluatedOptimizer) -> dict[str, Any]:
-    curves = update_curves.update_curves(optimizer.make(optimizer.hyper))
-    return {str(index): curve._asdict() for index, curve in enumerate(curves)}
+def _found(steps: Mapping[Any, Step[EvaluatedOptimizer]]) -> list[EvaluatedOptimizer | None]:
+    return [step.find() for step in steps.values()]
 
 
 def early_name(name: str) -> str:
