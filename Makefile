@@ -9,8 +9,9 @@ STUDIES := paper radius mixture momentum transfer accuracy replication ninefold 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
+# And which lines it reached, of the processes of pytest alone; line by line in build/coverage.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov=regularized_lopt --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What a checkout is built and tested with."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -27,6 +28,13 @@ def test_the_citation_is_of_this_version_and_licence():
     assert cited["version"] == regularized_lopt.__version__
     assert cited["license"] == cards.LICENSE
     assert f'license_expression="{cards.LICENSE}"' in (REPOSITORY / "setup.py").read_text()
+
+
+def test_a_commit_passes_what_make_lint_checks():
+    (local,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.M)
+    checked = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    assert [hook["entry"] for hook in local["hooks"]] == checked
 
 
 def test_the_commands_of_a_page_are_found():
