@@ -1,4 +1,4 @@
-"""Every gin configuration that is shipped: it parses, and its outer step can be traced."""
+"""Every gin configuration, also those of studies: it parses, and its outer step can be traced."""
 
 import dataclasses
 import re
@@ -28,12 +28,17 @@ from regularized_lopt.study.search import Search
 
 RELU = "ImageMLP_Digits_20_Relu"
 STEP = RegularizedTruncatedStep(tasks.as_family(RELU), regularized_lopt.LSTMLOpt())
-CONFIGS = sorted(path.name for path in (REPOSITORY / "gin_configs").glob("*.gin"))
-INCLUDED = ("base.gin", "common.gin", "ninefold.gin", "paper.gin", "stable.gin")
-EXPERIMENTS = [
-    name
-    for name in CONFIGS
-    if name not in INCLUDED and not name.startswith(("upstream_", "reproduce_", "search_"))
+CONFIGS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for pattern in ("gin_configs/*.gin", "experiments/*/*.gin")
+    for path in REPOSITORY.glob(pattern)
+)
+STUDIES = [one for one in CONFIGS if re.search(r"/(reproduce_\w+|plan|experiment)\.gin", one)]
+SEARCHES = [one for one in CONFIGS if re.search(r"/search(_\w+|/\w+)\.gin", one)]
+INCLUDED = [one for one in CONFIGS if re.search(r"/(base|common|ninefold|paper)\.gin", one)]
+UPSTREAM_S = [one for one in CONFIGS if "/upstream_" in one]
+META_TRAININGS = [
+    one for one in CONFIGS if one not in (*STUDIES, *SEARCHES, *INCLUDED, *UPSTREAM_S)
 ]
 
 
@@ -64,16 +69,14 @@ def test_a_regularizer_joins_a_configuration(name, space, bindings):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [one for one in CONFIGS if not one.startswith("upstream_")])
+@pytest.mark.parametrize("config", [*STUDIES, *SEARCHES, *META_TRAININGS])
 def test_all_that_it_binds_is_read(config, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    if config in INCLUDED:
-        pytest.skip("included by the others")
-    kinds = {"reproduce": _check_study, "search": _check_search}
-    check = kinds.get(config.split("_")[0], lambda _: check_bindings())
+    kinds = {**dict.fromkeys(STUDIES, _check_study), **dict.fromkeys(SEARCHES, _check_search)}
+    check = kinds.get(config, lambda _: check_bindings())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gin_files.parse_gin([f"gin_configs/{config}"], [])
+        gin_files.parse_gin([config], [])
         check(tmp_path)
 
 
@@ -87,10 +90,10 @@ def _check_search(out_dir):
     assert not gin_files.unread()
 
 
-@pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("search_")])
+@pytest.mark.parametrize("config", SEARCHES)
 def test_each_trial_of_a_search_is_a_whole_experiment(config):
     gin.add_config_file_search_path(str(REPOSITORY))
-    gin_files.parse_gin([f"gin_configs/{config}"], [])
+    gin_files.parse_gin([config], [])
     what = Search()
     for variant, source in what.variants.items():
         for bindings in what.trials[variant]:
@@ -101,10 +104,10 @@ def test_each_trial_of_a_search_is_a_whole_experiment(config):
             Curriculum().check(estimator.unroll_length)
 
 
-@pytest.mark.parametrize("config", [name for name in CONFIGS if name.startswith("reproduce_")])
+@pytest.mark.parametrize("config", STUDIES)
 def test_is_an_experiment_of_the_study(config):
     gin.add_config_file_search_path(str(REPOSITORY))
-    gin_files.parse_gin([f"gin_configs/{config}"], [])
+    gin_files.parse_gin([config], [])
     experiment = Experiment()
     assert FlatnessConfig().num_examples > 0
     for task in experiment.plans:
@@ -112,18 +115,32 @@ def test_is_an_experiment_of_the_study(config):
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         gin_files.parse_gin([source], experiment.bindings if "mlp" in source else [])
-        steps = gin.get_bindings("outer_train")["num_outer_steps"]
-        if "mlp" in source and config != "reproduce_digits.gin":
+        if "mlp" in source and "digits" not in config:
             times = {"twice": 6000, "ninefold": 26_400}.get(source[:-4].rsplit("_", 1)[-1], 3000)
-            assert steps == (162_000 if "full" in config else times)
-            # What follows theta's learning rate ends with it, and that with the curriculum.
-            whole = _outer_steps_of(Curriculum())
-            assert steps == whole or "ninefold" in source
-            assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == whole
-            for name in ("gsam", "gam"):
-                if name in source:
-                    assert gin.get_bindings("proportional_schedule")["num_steps"] == whole
+            _check_pace(source, times)
         Curriculum().check(RegularizedTruncatedGrad(STEP).unroll_length)
+
+
+def test_the_page_says_how_to_run_the_whole_curriculum():
+    page = (REPOSITORY / "docs/studies.md").read_text()
+    (bindings,) = re.findall(r"^```\n(Experiment\.bindings = .*?)```$", page, re.M | re.S)
+    gin.add_config_file_search_path(str(REPOSITORY))
+    gin_files.parse_gin(["gin_configs/reproduce_paper.gin"], [bindings])
+    experiment = Experiment()
+    for source in experiment.optimizers.values():
+        gin.clear_config()
+        gin_files.parse_gin([source], experiment.bindings)
+        _check_pace(source, 162_000)
+
+
+def _check_pace(source, outer_steps):
+    """What follows theta's learning rate ends with it, and that with the curriculum."""
+    assert gin.get_bindings("outer_train")["num_outer_steps"] == outer_steps
+    whole = _outer_steps_of(Curriculum())
+    assert outer_steps == whole or "ninefold" in source
+    assert gin.get_bindings("theta_learning_rate")["schedule_steps"] == whole
+    if "gsam" in source or "gam" in source:
+        assert gin.get_bindings("proportional_schedule")["num_steps"] == whole
 
 
 def _outer_steps_of(curriculum):
@@ -138,11 +155,11 @@ def _outer_steps_of(curriculum):
     return steps
 
 
-@pytest.mark.parametrize("config", EXPERIMENTS)
+@pytest.mark.parametrize("config", META_TRAININGS)
 def test_is_a_whole_experiment(config):
     """Traced with Digits in the place of MNIST, so that no data are needed."""
     gin.add_config_file_search_path(str(REPOSITORY))
-    gin_files.parse_gin([f"gin_configs/{config}"], ["LSTMLOpt.hidden_size = 3"])
+    gin_files.parse_gin([config], ["LSTMLOpt.hidden_size = 3"])
     found = traced(gin.query_parameter("outer_train.task"))
 
     # It does what its name says.

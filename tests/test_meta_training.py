@@ -82,7 +82,9 @@ def test_a_damaged_archive_is_named(tmp_path, share):
 EXPERIMENTS = REPOSITORY / "experiments"
 
 
-@pytest.mark.parametrize("study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/*.gin")))
+@pytest.mark.parametrize(
+    "study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/experiment.gin"))
+)
 def test_the_optimizers_of_each_study_are_in_the_archive(study, monkeypatch):
     """By the digest of their configurations, which other includes must not change."""
     monkeypatch.chdir(REPOSITORY)
