@@ -117,6 +117,7 @@ FORMS = (
     Form("pip install", installs=True),
     Form("python -c"),
     Form("-m pytest", ("--collect-only", "--quiet")),
+    Form("make coverage", ("TESTS=tests/test_progress.py",)),
     Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
     Form(
         "make matrix",
