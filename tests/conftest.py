@@ -66,6 +66,13 @@ needs_tensorflow = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def x64():
+    """Arithmetic in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _clean_gin():
     gin.clear_config()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, digits_config
 from test_run import flat, train
-from test_tasks import poisoned
+from test_sources import poisoned
 
 import regularized_lopt
 from regularized_lopt import serialization, zoo
