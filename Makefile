@@ -39,7 +39,7 @@ matrix:
 	$(PYTHON) .ci/matrix.py --page
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -c docs . build/docs
 
 $(VENV)/.installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

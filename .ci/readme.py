@@ -130,7 +130,7 @@ INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 def pages() -> str:
-    """The text of all pages, README.md first; what they include is not in it."""
+    """The text of all pages but those of studies, README.md first."""
     paths = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md")]
     return "\n".join(path.read_text() for path in [*paths, *sorted(REPOSITORY.glob("docs/*.md"))])
 

@@ -1,11 +1,12 @@
-"""Sphinx configuration: python -m sphinx -b html -n -W --keep-going docs build/docs."""
+"""Sphinx configuration: python -m sphinx -b html -n -W --keep-going -c docs . build/docs.
+
+Sources are those of the whole repository, so that every link is as on GitHub.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
-import pathlib
 import pkgutil
 import re
 import sys
@@ -23,11 +24,22 @@ next(field for field in PyObject.doc_field_types if field.name == "variable").la
 project = "regularized_lopt"
 version = release = regularized_lopt.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["figures"]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**",
+    "experiments/README.md",
+    "experiments/*/RESULTS.md",
+    "experiments/search/NOTES.md",
+    "benchmarks/RESULTS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
+exclude_patterns = [".*", "build", "runs"]  # Not even looked into.
 
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["static"]
+html_extra_path = ["root"]  # Leads from where one looks to where the index is.
 html_css_files = ["style.css"]
 html_copy_source = html_show_copyright = html_show_sourcelink = False
 
@@ -117,39 +129,6 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def _links_on_pages(app: Any, docname: str, source: list[str]) -> None:
-    """Links as on GitHub, on the pages of docs/ itself."""
-    if "/" not in docname:
-        _relative_links(app, pathlib.Path(docname), docname, source)
-
-
-def _relative_links(app: Any, path: pathlib.Path, docname: str, source: list[str]) -> None:
-    """Links to Markdown in the repository lead to pages here that include it, others to files."""
-    pages = {
-        "../CHANGELOG.md": "changelog.md",
-        "../CONTRIBUTING.md": "contributing.md",
-        "../benchmarks/RESULTS.md": "benchmarks.md",
-        "../experiments/search/NOTES.md": "hyperparameters.md",
-        "../experiments/paper/RESULTS.md": "reproduction.md",
-        "../experiments/transfer/RESULTS.md": "transfer.md",
-        "../experiments/accuracy/RESULTS.md": "accuracy.md",
-        "../experiments/replication/RESULTS.md": "replication.md",
-        "../experiments/ninefold/RESULTS.md": "ninefold.md",
-        "../experiments/long/RESULTS.md": "long.md",
-        "../experiments/stable/RESULTS.md": "unseen.md",
-        "../experiments/stable_long/RESULTS.md": "stable_long.md",
-        "../experiments/radius/RESULTS.md": "radius.md",
-        "../experiments/mixture/RESULTS.md": "mixture.md",
-        "../experiments/momentum/RESULTS.md": "momentum.md",
-    }
-
-    def here(link: re.Match[str]) -> str:
-        target = os.path.relpath(app.srcdir / path.parent / link[1], app.srcdir)
-        return f"]({pages.get(target, target)}"
-
-    source[0] = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", here, source[0])
-
-
 def _check_coverage(app: Any, env: Any) -> None:
     """Every documented name of the package is on a page."""
     shown = env.domains.python_domain.objects
@@ -165,6 +144,4 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", _tidy, priority=400)  # Napoleon has 500.
     app.connect("autodoc-process-signature", _parsable)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("include-read", _relative_links)
-    app.connect("source-read", _links_on_pages)
     app.connect("env-check-consistency", _check_coverage)

@@ -10,10 +10,17 @@ from regularized_lopt.report.sections import Claims, Figure, Heading, Note, Page
 
 
 def write(page: Page, path: pathlib.Path, notes: str = "") -> None:
-    """Writes the page, with `notes` (Markdown, too) before its sections."""
-    found = [text for part in page.parts for text in _part(part)]
+    """Writes the page, with `notes` (Markdown, too) before its sections.
+
+    A figure that the notes show is not shown again.
+    """
+    found = [text for part in page.parts if not _is_in(part, notes) for text in _part(part)]
     lead = f"# {page.title}\n\n{page.lead}"
     path.write_text("\n\n".join([lead, *([notes.strip()] if notes else []), *found]) + "\n")
+
+
+def _is_in(part: Part, notes: str) -> bool:
+    return isinstance(part, Figure) and f"]({part.file})" in notes
 
 
 def _part(part: Part) -> list[str]:

@@ -92,8 +92,8 @@ class Reporter:
         page.table_section(
             "Meta-training seeds that fail",
             self._labelled(tables.failures(self._results)),
-            f"So many end more than {tables.FAILURE_MARGIN:g} points below the best of all "
-            "seeds and baselines. Where some do, means over seeds, and their intervals, say "
+            f"A seed fails that ends more than {tables.FAILURE_MARGIN:g} points below the best of "
+            "all seeds and baselines. Where some do, means over seeds and their intervals say "
             "little.",
         )
         if (over := tables.over_tasks(self._results))[1]:
