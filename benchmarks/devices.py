@@ -15,7 +15,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from regularized_lopt.measure import results_file
+from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.results import StudyResults
 
 
@@ -23,15 +23,15 @@ def pairs(
     first: StudyResults, second: StudyResults
 ) -> Iterator[tuple[str, list[tuple[np.ndarray, np.ndarray]]]]:
     """By task, the accuracies, [runs, evals] in per cent, of every optimizer and seed of both."""
-    others = {one.task: one for one in second.tasks}
-    for one in first.tasks:
-        found = []
-        for key, own in one.optimizers.items():
-            other = others[one.task].optimizers.get(key) if one.task in others else None
-            sides = zip(own.curves, other.curves if other else (), strict=False)
-            found += [(100 * a.test_accuracy, 100 * b.test_accuracy) for a, b in sides]
+    others = {task.attrs["task"]: task for task in second.tasks}
+    for task in (task for task in first.tasks if task.attrs["task"] in others):
+        sides, found = (task, others[task.attrs["task"]]), []
+        for key in selections.keys(task):
+            if key in selections.keys(sides[1]):
+                own = (selections.optimizer(side, key)["test_accuracy"].values for side in sides)
+                found += [(100 * a, 100 * b) for a, b in zip(*own, strict=False)]
         if found:
-            yield one.label, found
+            yield selections.label(task), found
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt.measure import results_file
+from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.flatness import SCALES
 from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.report import export, paper_claims, tables, verdicts
@@ -62,7 +62,7 @@ def by_task(name: str) -> str:
 
 def labels(name: str, tasks: Iterable[str]) -> list[str]:
     """Short names of tasks of a study."""
-    of = {one.task: one.label for one in study(name).tasks}
+    of = {task.attrs["task"]: selections.label(task) for task in study(name).tasks}
     return [of[task] for task in tasks]
 
 
@@ -221,20 +221,17 @@ def trained() -> str:
 
 def relative_radius() -> str:
     """How closely the rise in relative radius follows the norm of the params."""
-    (own,) = (one for one in study("paper").tasks if one.task == "ImageMLP_Mnist_20_Sigmoid")
-    headline = own.flatness_config.headline
-    rises = {
-        scale: np.concatenate(
-            [
-                one.last("gsam", "completion", headline, scale).ravel()
-                for one in own.optimizers.values()
-            ]
-        )
+    name = "ImageMLP_Mnist_20_Sigmoid"
+    (task,) = (task for task in study("paper").tasks if task.attrs["task"] == name)
+    at = {"point": "completion", "radius": selections.headline(task)}
+    every = list(selections.optimizers(task))
+    rises = [selections.last(one, "gsam").sel(at) for one in every]
+    absolute, relative = (
+        np.log(np.concatenate([selections.networks(rise.sel(scale=scale)) for rise in rises]))
         for scale in SCALES
-    }
-    relative, absolute = np.log(rises["relative"]), np.log(rises["absolute"])
-    measured = len(own.reference_result.at["completion"][0].loss)
-    norms = [one.param_norm()[:, :measured].ravel() for one in own.optimizers.values()]
+    )
+    measured = task.sizes["measured_run"]
+    norms = [selections.final(one, "param_norm")[:, :measured].ravel() for one in every]
     norm = np.log(np.concatenate(norms))
     return (
         "A relative radius follows the norm of the params. On the network of the meta-training, "

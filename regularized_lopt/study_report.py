@@ -35,7 +35,7 @@ def results(study: Study, lead: str) -> StudyResults:
         experiment.primary,
         experiment.alpha,
         experiment.test,
-        seconds_per_step={result.task: study.seconds_per_step(result) for result in tasks},
+        seconds_per_step={task.attrs["task"]: study.seconds_per_step(task) for task in tasks},
         chosen=study.optimizers.chosen(),
         meta_training=study.optimizers.curves() if owns else {},
         validation_losses=study.optimizers.validation_losses() if owns else {},

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 
 from regularized_lopt import tasks
+from regularized_lopt.measure import dataset
+from regularized_lopt.measure.dataset import Found, Matched
 from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
-from regularized_lopt.measure.results import Matched, Result, TaskResult
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer, TrainedWith
 from regularized_lopt.measure.training_curves import TrainingCurves
 
 FLATNESS_CONFIG = FlatnessConfig(radii=(0.01,), num_probes=0)
@@ -24,17 +26,26 @@ def flatness(loss, absolute, relative):
 
     return Flatness(
         one * loss, one, ascents(absolute, relative), ascents(1.5, 1.5), one * np.nan, one * np.nan
-    ).kept(0)
+    )
 
 
-def curves():
-    """One run of one step."""
-    one = np.ones((1, 1))
+def curves(accuracies, norms=None):
+    """One step of every run, whose test accuracy is given."""
+    ends, step = np.array(accuracies)[:, None], np.zeros(len(accuracies), int)
+    one = np.ones_like(ends)
+    norms = one if norms is None else np.array(norms)[:, None]
     return TrainingCurves(
-        np.zeros(1), one, np.ones(1), one, 0.9 * one, one, one,
-        np.zeros(1, int), np.ones(1, bool), np.zeros(1, int), np.zeros((1, 1), int),
-        np.zeros((1, 1), int),
+        np.zeros(1), one, np.ones(1), one, ends, norms, one,
+        step, step == 0, step, step[:, None], step[:, None],
     )  # fmt: skip
+
+
+def trained(accuracies, own="sam", learning_rate=None):
+    """One run of every seed, whose accuracy is given, and nothing measured."""
+    who = EvaluatedOptimizer(
+        own, "", None, None, learning_rate=learning_rate, trained_with=TrainedWith(own)
+    )
+    return Found(who, [curves([accuracy]) for accuracy in accuracies], own)
 
 
 def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate=None):
@@ -47,20 +58,22 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
     matched = [(1.0, 1.0)] * len(loss) if matched is None else matched
     at = [flatness(*values) for values in zip(loss, worst, relative, strict=True)]
     one = np.ones(1)
-    return Result(
-        name=own,
-        own_property=own,
-        regularizer=own,
-        gradients_per_step=1,
-        learning_rate=learning_rate,
-        curves=[curves() for _ in loss],
+    return dataclasses.replace(
+        trained([0.9] * len(loss), own, learning_rate),
         at={"poc": at, "completion": at},
         matched=[Matched(one, one, one, flatness(0, a, a), flatness(0, b, b)) for a, b in matched],
     )
 
 
-def measured_task(task, **optimizers):
-    """All optimizers on a task; the reference is "none"."""
-    optimizers["none"] = dataclasses.replace(optimizers["none"], regularizer="none")
-    facts = tasks.get(task).facts
-    return TaskResult(task, 1, FLATNESS_CONFIG, "none", optimizers, facts)
+def measured_task(task, facts=None, config=FLATNESS_CONFIG, num_steps=1, **optimizers):
+    """All optimizers on a task, by name; the reference is "none", which has no regularizer.
+
+    Facts are those of the task, unless others are given.
+    """
+    facts = tasks.get(task).facts if facts is None else facts
+    named = {}
+    for name, found in optimizers.items():
+        plain = {"trained_with": TrainedWith()} if name == "none" else {}
+        who = dataclasses.replace(found.optimizer, name=name, **plain)
+        named[name] = dataclasses.replace(found, optimizer=who)
+    return dataset.of_task(task, facts, num_steps, config, "none", named)

@@ -48,8 +48,6 @@ def files_of(out_dir, kind):
 
 def numbers_of(study):
     """Numbers of all optimizers, enough to tell one from another."""
-    (result,) = study.run()
-    numbers = [
-        (one.curves[0].train_loss, one.at["poc"][0].loss) for one in result.optimizers.values()
-    ]
-    return np.concatenate([np.ravel(array) for pair in numbers for array in pair])
+    (task,) = study.run()
+    numbers = (task["train_loss"], task["around_loss"].sel(point="poc"))
+    return np.concatenate([np.ravel(values) for values in numbers])

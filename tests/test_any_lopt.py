@@ -455,7 +455,7 @@ def test_a_whole_life(tmp_path):
         {"mine": loaded}, "ImageMLP_Digits_20_Relu", 1, 4, baselines=(), progress=False,
         flatness_config=FlatnessConfig(num_examples=16, headline_starts=1, num_probes=0),
     )  # fmt: skip
-    assert np.isfinite(found.optimizers["mine"].curves[0].train_loss).all()
+    assert np.isfinite(found["train_loss"].sel(optimizer="mine")).all()
     outer_train(tmp_path / "again", warm_start=tmp_path / "run", progress=False)
     gin.clear_config()
     gin_files.parse_gin([], config("NNAdam", "NNAdam.initial_beta1 = 0.5"))

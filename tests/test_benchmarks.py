@@ -1,5 +1,6 @@
 """The benchmarks run, and what they compare does the same work."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, script
+from helpers_results import FLATNESS_CONFIG, trained
 
 import regularized_lopt
 from regularized_lopt import tasks
-from regularized_lopt.measure import FlatnessConfig, StudyResults, TaskResult, results_file
-from regularized_lopt.measure.results import Result
+from regularized_lopt.measure import StudyResults, dataset, results_file
 from regularized_lopt.measure.training_curves import TrainingCurves
 from regularized_lopt.optax_bridge import as_optax
 
@@ -212,12 +213,13 @@ def test_runs_on_two_devices_are_compared(tmp_path):
             curves = TrainingCurves(
                 np.arange(4), of, np.arange(4), of, values, of, of, steps, steps > 0, *[steps] * 3
             )
-            found[name] = Result(name, "sam", 1, None, [curves], {}, [])
-        task = "ImageMLP_Mnist_20_Relu"
-        results = TaskResult(task, 4, FlatnessConfig(), "a", found, tasks.get(task).facts)
+            found[name] = dataclasses.replace(trained([]), curves=[curves])
+        name = "ImageMLP_Mnist_20_Relu"
+        facts = tasks.get(name).facts
+        task = dataset.of_task(name, facts, 4, FLATNESS_CONFIG, "a", found)
         (tmp_path / device).mkdir()
         path = tmp_path / device / results_file.FILE
-        results_file.save(StudyResults(f"On device {device}", "", [results]), path)
+        results_file.save(StudyResults(f"On device {device}", "", [task]), path)
     output = run("devices", tmp_path / "one", tmp_path / "two")
     assert "On device one against On device two" in output
     optimizers, first, second, means, runs, many = rows(output)["Mnist, Relu"]

@@ -11,9 +11,7 @@ import pytest
 import regularized_lopt
 from regularized_lopt import tasks
 from regularized_lopt.measure import ascent as ascent_lib
-from regularized_lopt.measure import (
-    flatness,
-)
+from regularized_lopt.measure import flatness, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.study import meta_test
@@ -29,14 +27,17 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
         radii=(0.01, 0.1), num_examples=64, headline_starts=1, num_probes=2000, num_iterations=200
     )
     loaded = regularized_lopt.load(lopt_file)
-    result = meta_test(
+    found = meta_test(
         {"lo": loaded}, DIGITS, 1, 25, baselines=(), flatness_config=what,
         progress=False,
     )  # fmt: skip
-    (one,) = result.optimizers.values()
+    one = selections.reference(found)
     lo = optimizers_lib.learned("lo", loaded.learned_opt, loaded.theta)
     curves = trainer_lib.Trainer(task, 1, 25, progress=False).train([lo])["lo"]
-    around = one.at["completion"][0]
+    around = {
+        name: selections.last(one, name).isel(seed=0, measured_run=0).sel(point="completion")
+        for name in flatness.PROPERTIES
+    }
     params = jax.tree.map(lambda x: x[0], curves.saved_params.final)
     raw = task.datasets.host_arrays("test")
     chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:64]
@@ -45,27 +46,31 @@ def test_properties_are_measured_around_the_params_of_each_run(lopt_file):
     def loss(p):
         return task.loss(p, KEY, batch)
 
-    assert around.loss[0] == pytest.approx(float(loss(params)), rel=1e-5)
+    centre = one["around_loss"].sel(point="completion").item()
+    assert centre == pytest.approx(float(loss(params)), rel=1e-5)
     for scale in flatness.SCALES:
-        for index, radius in enumerate(what.radii):
+        for radius in what.radii:
+            at = {"scale": scale, "radius": radius}
             ball = ascent_lib.filter_radii(params, radius) if scale == "relative" else radius
             key = jax.random.fold_in(jax.random.PRNGKey(0), 0)
             steep = ascent_lib.gradient_norm(loss)
             a, b = (ascent_lib.ascend(f, params, key, ball) for f in (loss, steep))
-            assert around.last("sam", scale)[0, index] == pytest.approx(float(a.last), rel=1e-3)
-            assert around.last("gsam", scale)[0, index] == pytest.approx(
+            assert around["sam"].sel(at).item() == pytest.approx(float(a.last), rel=1e-3)
+            assert around["gsam"].sel(at).item() == pytest.approx(
                 float(a.last - a.centre), rel=1e-2, abs=1e-4
             )
-            assert around.last("gam", scale)[0, index] == pytest.approx(
+            assert around["gam"].sel(at).item() == pytest.approx(
                 float(b.last - b.centre), rel=1e-2, abs=1e-4
             )
-            assert around.best("sam", scale)[0, index] >= around.last("sam", scale)[0, index]
+            best = selections.best(one, "sam").sel(point="completion", **at)
+            assert best.item() >= around["sam"].sel(at).item()
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     hessian = np.asarray(jax.hessian(lambda p: loss(unravel(p)))(flat), np.float64)
     eigenvalues = np.linalg.eigvalsh(hessian)
-    assert around.top[0] == pytest.approx(eigenvalues[np.argmax(np.abs(eigenvalues))], rel=0.01)
+    trace, top = (one[f"around_{name}"].sel(point="completion").item() for name in ("trace", "top"))
+    assert top == pytest.approx(eigenvalues[np.argmax(np.abs(eigenvalues))], rel=0.01)
     deviation = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 2000)
-    assert abs(around.trace[0] - np.trace(hessian)) < 4 * deviation
+    assert abs(trace - np.trace(hessian)) < 4 * deviation
 
 
 def test_runs_are_measured_side_by_side_where_there_is_an_accelerator(monkeypatch):

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.stats
-from helpers_results import measured_task, optimizer
-from helpers_study import make_study
+from helpers_results import measured_task, optimizer, trained
 
 from regularized_lopt import statistics
 from regularized_lopt.measure import flatness
@@ -77,52 +76,31 @@ def test_a_claim_without_another_declared_test_shows_one_verdict():
     assert claim.outcome == dataclasses.replace(claim, declared="").verdict == verdicts.HOLDS
 
 
-def test_what_has_no_regularizer_is_no_evidence_for_regularizers(tmp_path):
-    (found,) = make_study(tmp_path).run()
-    none = dataclasses.replace(found.optimizers["none"], learning_rate=None)
-    more = {
-        "with_averages": none,
-        "sam_optimizee": dataclasses.replace(none, regularizer="sam"),
-    }
-    accuracy = paper_claims.check_claims(
-        [dataclasses.replace(found, optimizers={**found.optimizers, **more})], []
-    )[0]
+def test_what_has_no_regularizer_is_no_evidence_for_regularizers():
+    nothing = dict.fromkeys(("none", "with_averages"), trained([0.9], own="none"))
+    task = measured_task(RELU, **nothing, sam_optimizee=trained([0.9], own="sam"))
+    accuracy = paper_claims.check_claims([task], [])[0]
     told = [line.split(":")[0] for line in accuracy.evidence[:-1]]
-    assert f"{found.task}, sam_optimizee" in told
-    assert f"{found.task}, with_averages" not in told
+    assert told == [f"{RELU}, sam_optimizee"]
 
 
-def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance(tmp_path):
+def test_a_radius_reads_best_where_it_leads_over_optimizers_beyond_chance():
     """Four optimizers whose differences at the radii are given, in standard deviations."""
     radii = flatness.FlatnessConfig().radii
-    (found,) = make_study(tmp_path).run()
-    base = found.optimizers["none"]
 
-    def at(means):
-        """Three seeds, one run each, with the given values at the radii and deviation 1."""
-        values = np.asarray(means) + np.array([-1.0, 0.0, 1.0])[:, None]
-        return {
-            "completion": [
-                flatness.Flatness(
-                    np.zeros(1), np.zeros(1), {"absolute": row[None, :, None]}, {}, None, None
-                ).kept(2)
-                for row in values
-            ]
-        }
+    def found(rises):
+        """One run of each seed, with the given values, [seeds, radii]."""
+        zero = np.zeros(1)
+        ascents = [dict.fromkeys(flatness.SCALES, of[None, :, None]) for of in rises]
+        at = [flatness.Flatness(zero, zero, of, of, zero, zero) for of in ascents]
+        return dataclasses.replace(trained([0.9] * 3), at=dict.fromkeys(("poc", "completion"), at))
 
     def radius(*effects):
-        learned = {
-            str(i): dataclasses.replace(base, learning_rate=None, at=at(means))
-            for i, means in enumerate(effects)
-        }
-        reference = dataclasses.replace(
-            base, at={"completion": at(np.zeros(5))["completion"][1:2] * 3}
-        )
-        task = dataclasses.replace(
-            found,
-            flatness_config=flatness.FlatnessConfig(),
-            optimizers={"none": reference, **learned},
-        )
+        """Of optimizers with three seeds, whose deviation is 1."""
+        deviations = np.array([-1.0, 0.0, 1.0])[:, None]
+        learned = {str(i): found(means + deviations) for i, means in enumerate(np.array(effects))}
+        reference = found(np.zeros((3, len(radii))))
+        task = measured_task(RELU, config=flatness.FlatnessConfig(), none=reference, **learned)
         return paper_claims.check_claims([task], [])[5]
 
     assert radii[2] == 0.01

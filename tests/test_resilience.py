@@ -23,7 +23,7 @@ from test_sources import poisoned
 import regularized_lopt
 from regularized_lopt import serialization, zoo
 from regularized_lopt.interruption import Interrupted
-from regularized_lopt.measure import StudyResults, flatness
+from regularized_lopt.measure import StudyResults, flatness, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
@@ -399,16 +399,15 @@ def test_a_meta_training_that_diverged_looks_no_better_than_chance(tmp_path):
         flatness_config=FlatnessConfig(radii=(0.01,), num_steps=2, num_examples=64, num_probes=0),
         progress=False,
     )
-    thrown, kept = result.optimizers.values()
+    thrown, kept = selections.optimizers(result)
     for name in ("train_loss", "test_loss"):
-        assert getattr(thrown.curves[0], name)[0, -1] > 0.999 * chance
-        assert getattr(kept.curves[0], name)[0, -1] < chance
-    assert thrown.accuracy() < 15 < kept.accuracy()
-    around = thrown.at["completion"][0]
-    assert around.loss > 0.999 * chance
+        assert selections.final(kept, name) < chance < 1.001 * selections.final(thrown, name)
+    assert selections.accuracy(thrown) < 15 < selections.accuracy(kept)
+    assert thrown["around_loss"].sel(point="completion") > 0.999 * chance
     for name in flatness.PROPERTIES:
-        assert np.all(np.isnan(around.last(name, "absolute")))  # 0.01 rounds away.
-        assert around.last(name, "relative") > kept.at["completion"][0].last(name, "relative")
+        wild, tame = (selections.last(one, name).sel(point="completion") for one in (thrown, kept))
+        assert np.all(np.isnan(wild.sel(scale="absolute")))  # 0.01 rounds away.
+        assert wild.sel(scale="relative") > tame.sel(scale="relative")
     _, (row, other) = tables.property_table(result, "completion")
     assert "not measured (1 of 1)" in row
     assert not any("not measured" in cell for cell in other)

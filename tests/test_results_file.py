@@ -56,36 +56,15 @@ def plain(value):
     return value
 
 
-def without_levels(study):
-    found = plain(study)
-    for task in found["tasks"]:
-        for one in task["optimizers"].values():
-            for curves in one["curves"]:
-                curves["level"] = curves["level_step"] = curves["saved_params"] = None
-    return found
-
-
-def unread(kept):
-    """What is not in the file of matched losses: what no page reads."""
-    for task in kept["tasks"]:
-        for one in task["optimizers"].values():
-            for pair in one["matched"]:
-                for side in ("own", "reference"):
-                    for name in (
-                        "loss_ascent",
-                        "grad_norm_ascent",
-                        "loss_highest",
-                        "grad_norm_highest",
-                    ):
-                        del pair[side][name]
-    return kept
-
-
 def test_all_of_a_study_comes_back(tmp_path):
     study, path = everything(), tmp_path / results_file.FILE
     results_file.save(study, path)
     found = results_file.load(path)
-    chex.assert_trees_all_equal(*(unread(without_levels(one)) for one in (found, study)))
+    (task,), (again,) = study.tasks, found.tasks
+    xr.testing.assert_identical(again, task)
+    assert again["poc_step"].dtype == task["poc_step"].dtype
+    found, study = (dataclasses.replace(one, tasks=[]) for one in (found, study))
+    chex.assert_trees_all_equal(plain(found), plain(study))
     assert [leaf.dtype for leaf in jax.tree.leaves(plain(found)) if hasattr(leaf, "dtype")]
 
 

@@ -1,10 +1,10 @@
 """The search for hyperparameters: equal budgets, meta-train images alone, all of it logged."""
 
 import csv
-import dataclasses
 
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files
@@ -68,9 +68,8 @@ def judge_by(losses, monkeypatch):
     """Trials end at these losses, by number, and train nothing."""
 
     def tried(what, name, *_):
-        curves = dataclasses.make_dataclass("TrainingCurves", ["test_loss"])
         loss = losses[int(name.rsplit("-", maxsplit=1)[1]) - 1]
-        return dataclasses.make_dataclass("Result", ["curves"])([curves(np.array([[0.1, loss]]))])
+        return xr.Dataset({"test_loss": (("seed", "run", "eval_step"), [[[0.1, loss]]])})
 
     monkeypatch.setattr(search_lib, "_try", tried)
 

@@ -11,6 +11,7 @@ from helpers_study import QUICK, RELU, SAM, SIGMOID, given, make_study, table
 
 from regularized_lopt import serialization
 from regularized_lopt.measure import optimizers as optimizers_lib
+from regularized_lopt.measure import selections
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report import (
@@ -96,9 +97,12 @@ def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):
     assert {line.stage for line in dry_run.plan(fewer) if not line.cached} == {"measure", "match"}
     (first,) = fewer.run()
     for point in POINTS:
-        all_runs, one_run = (r.optimizers["sam"].last("gam", point, 0) for r in (every, first))
+        all_runs, one_run = (
+            selections.last(selections.optimizer(task, "sam"), "gam").sel(point=point)
+            for task in (every, first)
+        )
         np.testing.assert_array_equal(one_run, all_runs[:, :1])
-    assert first.optimizers["sam"].accuracy().shape == (1, 2)
+    assert (first.sizes["run"], first.sizes["measured_run"]) == (2, 1)
     rows = list(export.run_rows([first]))
     assert [row["held_out_loss"] != "" for row in rows] == [True, False] * 4
 
@@ -107,14 +111,14 @@ def test_a_task_may_have_fewer_runs_and_fewer_images(tmp_path):
     both = (RELU, SIGMOID)
     less = make_study(tmp_path, tasks=(RELU, TaskPlan(SIGMOID, 1, examples=32)))
     first, second = less.run()
-    assert [r.optimizers["sam"].accuracy().shape for r in (first, second)] == [(1, 2), (1, 1)]
-    assert [r.flatness_config.num_examples for r in (first, second)] == [64, 32]
+    assert [task.sizes["run"] for task in (first, second)] == [2, 1]
+    examples = [selections.flatness_config(task).num_examples for task in (first, second)]
+    assert examples == [64, 32]
     # It is the first of the runs that there would have been, and the other task is what it was.
     as_ever = make_study(tmp_path, tasks=both).run()
-    for result, other in zip((first, second), as_ever, strict=True):
-        accuracy = other.optimizers["sam"].accuracy()
-        found = result.optimizers["sam"].accuracy()
-        np.testing.assert_allclose(found, accuracy[:, : found.shape[1]])
+    for task, other in zip((first, second), as_ever, strict=True):
+        same = other["test_accuracy"].isel(run=slice(task.sizes["run"]))
+        np.testing.assert_allclose(task["test_accuracy"], same)
     same = (RELU, "sam", identity(SAM["sam"]))
     fewer, every = less.keys, make_study(tmp_path, tasks=both).keys
     assert fewer.training_curves(*same) == every.training_curves(*same)
@@ -125,8 +129,8 @@ def test_a_task_may_have_other_optimizers(tmp_path):
     what = {"tuning_runs": 1, "num_steps": 5, "baselines": ("SGD", "Adam")}
     study = make_study(tmp_path, tasks=both, **what)
     first, second = study.run()
-    assert list(first.optimizers) == ["none", "SGD+SAM"]
-    assert list(second.optimizers) == ["none", "sam", "SGD", "Adam"]
+    assert selections.keys(first) == ["none", "SGD+SAM"]
+    assert selections.keys(second) == ["none", "sam", "SGD", "Adam"]
     assert all(line.cached for line in dry_run.plan(study))
     _, rows = tables.table_1([first, second])
     missing = {row[0]: row[1:].count("") for row in rows}
@@ -139,7 +143,7 @@ def test_a_task_may_have_other_optimizers(tmp_path):
     rows_of_points = figures.seeds([first, second]).axes[1].lines
     colors = plot_style.palette([first, second])
     assert [line.get_color() for line in rows_of_points] == [
-        colors[key] for key in second.optimizers
+        colors[key] for key in selections.keys(second)
     ]
     publish(study, "Two tasks.")
     assert "SGD+SAM" in (tmp_path / "RESULTS.md").read_text()
@@ -159,8 +163,9 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     (long,) = make_study(tmp_path, **what, plan={"runs": 1}).run()  # Not the same key.
     assert lengths == [5, 30]
     # In five steps a lower rate gets nowhere.
-    assert short.optimizers["SGD"].learning_rate >= long.optimizers["SGD"].learning_rate
-    assert short.num_steps == long.num_steps == 30
+    rates = [task["learning_rate"].sel(optimizer="SGD") for task in (short, long)]
+    assert rates[0] >= rates[1]
+    assert short.attrs["num_steps"] == long.attrs["num_steps"] == 30
 
 
 def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
@@ -170,12 +175,7 @@ def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):
         make_study(tmp_path / str(batch), who=both, parallelism=(batch, 1)).run()[0]
         for batch in (2, 4)
     )
-    for name in both:
-        np.testing.assert_allclose(
-            beside.optimizers[name].curves[0].train_loss,
-            alone.optimizers[name].curves[0].train_loss,
-            rtol=1e-4,
-        )
+    np.testing.assert_allclose(beside["train_loss"], alone["train_loss"], rtol=1e-4)
 
 
 def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):

@@ -40,8 +40,8 @@ gin_files.parse_gin([], [
 outer_train(out / "run", progress=False)
 loaded = regularized_lopt.load(out / "run")
 opts = {"sam": loaded.opt()}
-result = meta_test(opts, "ImageMLP_Digits_20_Relu", 2, 20, baselines=(), progress=False)
-assert np.isfinite(result.optimizers["sam"].curves[0].train_loss).all()
+found = meta_test(opts, "ImageMLP_Digits_20_Relu", 2, 20, baselines=(), progress=False)
+assert np.isfinite(found["train_loss"].sel(optimizer="sam")).all()
 assert "tensorflow" not in sys.modules
 """
 

@@ -6,7 +6,7 @@ from helpers_results import measured_task, optimizer
 from helpers_study import RELU, files_of, make_study
 
 from regularized_lopt import serialization, statistics
-from regularized_lopt.measure import FlatnessConfig
+from regularized_lopt.measure import FlatnessConfig, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.results import seed_pairs
 from regularized_lopt.report import (
@@ -39,7 +39,7 @@ def test_baselines_are_matched_with_every_seed_of_the_reference(tmp_path):
     seeds = [optimizers_lib.baseline("SGD", rate) for rate in (0.5, 0.3)]
     study = make_study(tmp_path, who={"none": seeds[0]}, baselines=("Adam",), num_steps=5)
     on = study.on(RELU, {"none": seeds})
-    assert len(on.result().optimizers["Adam"].matched) == 2
+    assert selections.optimizer(on.result(), "Adam").sizes["pair"] == 2
     matched = [serialization.load_flat(file)[1]["spec"] for file in files_of(tmp_path, "matched")]
     assert {spec["reference"] for spec in matched} == {identity(one).name for one in seeds}
     labels = [step.label for step in on.steps().values() if step.stage == "match"]
@@ -64,8 +64,12 @@ def test_each_measure_is_judged_alone():
 
 
 def test_sam_is_judged_by_the_rise():
-    assert optimizer([0.0], [1.0], own="sam").judged_by == "gsam"
-    assert optimizer([0.0], [1.0], own="gam").judged_by == "gam"
+    nothing = {name: optimizer([0.0], [1.0], own=name) for name in ("sam", "gam")}
+    task = measured_task(RELU, none=nothing["sam"], **nothing)
+    judged_by = {
+        key: selections.judged_by(selections.optimizer(task, key)) for key in selections.keys(task)
+    }
+    assert judged_by == {"none": "gsam", "sam": "gsam", "gam": "gam"}
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +105,10 @@ def test_sgd_with_sam_comes_out_flatter(planted):
 def test_other_batches_alone_seldom_make_a_verdict(planted, name):
     """400 pairings of 10 stored runs of SGD with 10 of SGD on other inits and batches."""
     result, others = planted
+    at = {"point": "completion", "scale": "absolute", "radius": 0.01}
     pools = [
-        r.reference_result.last(name, "completion", r.flatness_config.headline)[0]
-        for r in (result, others)
+        selections.last(selections.reference(task), name).sel(at).values[0]
+        for task in (result, others)
     ]
     rng = np.random.default_rng(0)
     decided = 0

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers_results import curves, trained
 from matplotlib import figure as mpl_figure
 
 import regularized_lopt
@@ -27,14 +28,15 @@ from regularized_lopt import (
 from regularized_lopt.measure import (
     FlatnessConfig,
     StudyResults,
-    TaskResult,
+    dataset,
     programs,
     results_file,
+    selections,
     update_curves,
 )
+from regularized_lopt.measure.dataset import Found
 from regularized_lopt.measure.flatness import SCALES, Flatness
-from regularized_lopt.measure.results import POINTS, Result
-from regularized_lopt.measure.training_curves import TrainingCurves
+from regularized_lopt.measure.results import POINTS
 from regularized_lopt.study import meta_test, verify
 from regularized_lopt.zoo import cards, publish
 
@@ -218,29 +220,22 @@ def published_tasks():
         radii=(0.01,), num_examples=512, headline_starts=2, num_probes=0, num_steps=1
     )
 
-    def curves(accuracies, norms):
-        ends = [np.array([[one] for one in of]) for of in (accuracies, norms)]
-        one, step = np.ones_like(ends[0]), np.zeros(len(norms), int)
-        return TrainingCurves(
-            np.zeros(1), one, np.ones(1), one, *ends, one, step, step > 0, step, step, step
-        )
-
     def around(rises):
         loss = np.zeros(len(rises))
         ascents = dict.fromkeys(SCALES, np.array(rises)[:, None, None])
-        return Flatness(loss, loss, ascents, ascents, loss, loss).kept(0)
+        return Flatness(loss, loss, ascents, ascents, loss, loss)
 
-    def result(seeds, rises):
+    def found(seeds, rises):
         at = [around(of) for of in rises]
-        return Result("mine", "sam", 1, None, seeds, dict.fromkeys(POINTS, at), [])
+        return Found(trained([]).optimizer, seeds, at=dict.fromkeys(POINTS, at))
 
     first = curves([0.1] * 4, [9] * 4)
     second = curves([0.9, 0.8, 0.7, 0.8], [7, 9, 9, 9])
-    mine = result([first, second], [[9.0] * 3, [0.2, 0.3, 0.4]])
-    few = result([curves([0.9] * 2, [7] * 2)] * 2, [[0.2] * 2] * 2)
+    mine = found([first, second], [[9.0] * 3, [0.2, 0.3, 0.4]])
+    few = found([curves([0.9] * 2, [7] * 2)] * 2, [[0.2] * 2] * 2)
     return [
-        TaskResult("T", 100, config, "mine", {"mine": mine, "other": mine}),
-        TaskResult("U", 100, config, "mine", {"mine": few}),
+        dataset.of_task("T", {}, 100, config, "mine", {"mine": mine, "other": mine}),
+        dataset.of_task("U", {}, 100, config, "mine", {"mine": few}),
     ]
 
 
@@ -290,19 +285,21 @@ def test_verifying_measures_what_the_card_states(tmp_path):
     what = {"num_runs": 3, "num_steps": 40}
     flatness_config = FlatnessConfig(num_examples=256, headline_starts=2, num_probes=0)
     opts = {name: regularized_lopt.load(name)}
-    result = meta_test(
+    found = meta_test(
         opts, task, **what, baselines=(), flatness_config=flatness_config, progress=False
     )
-    one = result.reference_result
+    one = selections.reference(found)
+    accuracies, norms = selections.accuracy(one), selections.final(one, "param_norm")
+    rises = selections.last(one, "gsam").sel(point="completion", scale="absolute", radius=0.01)
     row = {
         **what,
         "task": task,
         "measured_runs": 3,
         "num_examples": 256,
         "starts": 2,
-        "accuracy": [one.accuracy().mean(), one.accuracy().std(ddof=1)],
-        "rise": [one.last("gsam", "completion", 2).mean(), 0.01],
-        "norm": [2 * one.param_norm().mean(), one.param_norm().std(ddof=1)],
+        "accuracy": [accuracies.mean(), accuracies.std(ddof=1)],
+        "rise": [rises.values.mean(), 0.01],
+        "norm": [2 * norms.mean(), norms.std(ddof=1)],
     }
     card = dataclasses.replace(zoo.card(name), figures=[row])
     accuracy, rise, norm = verify.verify(card, tmp_path, [task], progress=False)

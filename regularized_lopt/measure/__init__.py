@@ -2,4 +2,3 @@
 
 from regularized_lopt.measure.flatness import FlatnessConfig as FlatnessConfig
 from regularized_lopt.measure.results import StudyResults as StudyResults
-from regularized_lopt.measure.results import TaskResult as TaskResult

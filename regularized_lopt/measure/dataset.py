@@ -1,4 +1,4 @@
-"""Results on a task as one labelled dataset.
+"""Results on a task as one labelled dataset, which `selections` reads.
 
 It is an `xarray.Dataset`. Its variables have the dimensions that they need of::
 
@@ -10,35 +10,30 @@ It is an `xarray.Dataset`. Its variables have the dimensions that they need of::
     pair, side                seeds compared at matched training loss: own, reference
     x, y                      a plane through the loss
 
-Where optimizers have fewer seeds or runs than others, floats are NaN and whole numbers -1; how many
-there are is in `seeds`, `pairs` and the attributes `runs` and `measured_runs`. What is known of an
-optimizer or of the task is a coordinate or an attribute.
+Those of a network's training are of `training_curves.TrainingCurves`. Where an optimizer has fewer
+seeds or pairs than others, floats are NaN and whole numbers -1: how many there are is in `seeds`
+and `pairs`. All have as many runs. What is known of an optimizer or of the task is a coordinate or
+an attribute.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
-from regularized_lopt import errors, serialization
-from regularized_lopt.measure.flatness import SCALES, FlatnessConfig, KeptFlatness
+from regularized_lopt import serialization
+from regularized_lopt.measure.flatness import SCALES, Flatness, FlatnessConfig
 from regularized_lopt.measure.loss_slices import LossSlices
-from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult
+from regularized_lopt.measure.optimizers import EvaluatedOptimizer
+from regularized_lopt.measure.results import POINTS
 from regularized_lopt.measure.training_curves import TrainingCurves
 
-try:
-    import xarray as xr
-except ModuleNotFoundError:
-    errors.check_installed("study", "xarray", "h5netcdf")
-    raise
-
-
 _SIDES = ("own", "reference")
-_FACTS = ("name", "own_property", "gradients_per_step", "targeted", "regularizer", "space")
-_NUMBERS = ("learning_rate", "strength")  # None: NaN.
 _CURVES: Mapping[str, tuple[str, ...]] = {
     "train_loss": ("loss_step",),
     "test_loss": ("eval_step",),
@@ -61,13 +56,69 @@ _AROUND: Mapping[str, tuple[str, ...]] = {
     "trace": (),
     "top": (),
 }
-_MATCHED_AROUND = ("loss", "grad_norm", "loss_last", "grad_norm_last")
+_MATCHED = ("loss", "grad_norm", "loss_last", "grad_norm_last")
 _STEPS = ("level", "own_step", "reference_step")
 
 
-def of_task(result: TaskResult) -> xr.Dataset:
-    """The dataset of a task; see the module."""
-    of = list(result.optimizers.values())
+class Matched(NamedTuple):
+    """An optimizer and the reference, each when it first reached the same training loss.
+
+    Attributes:
+      level: [runs], the training loss (nats); NaN where it was not comparable.
+      own_step, reference_step: [runs].
+      own, reference: what was measured around the params there, at the headline radius alone.
+    """
+
+    level: np.ndarray
+    own_step: np.ndarray
+    reference_step: np.ndarray
+    own: Flatness
+    reference: Flatness
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found with one optimizer, of which there are several where it has several seeds.
+
+    Attributes:
+      optimizer: the first of them.
+      curves: per seed.
+      own_property: which one it should have learned: "sam", "gsam" or "gam".
+      targeted: whether it was trained for its own property, which else is merely what to show.
+      at: per point ("poc", "completion"), per seed; empty: nothing was measured.
+      matched: per pair of seeds, see `results.seed_pairs`; empty for the reference, and where that
+        was not measured.
+      slices: of the loss around the PoC of the first run, if they were asked for.
+    """
+
+    optimizer: EvaluatedOptimizer
+    curves: Sequence[TrainingCurves]
+    own_property: str = "sam"
+    targeted: bool = True
+    at: Mapping[str, Sequence[Flatness]] = dataclasses.field(default_factory=dict)
+    matched: Sequence[Matched] = ()
+    slices: LossSlices | None = None
+
+
+def of_task(
+    task: str,
+    facts: Mapping[str, str],
+    num_steps: int,
+    flatness_config: FlatnessConfig,
+    reference: str,
+    found: Mapping[str, Found],
+) -> xr.Dataset:
+    """The dataset of a task; see the module.
+
+    Args:
+      task: its name.
+      facts: of it, see `tasks.ImageTask`.
+      num_steps: inner steps.
+      flatness_config: what was measured, if anything was.
+      reference: the optimizer that others are compared with.
+      found: by optimizer; what was measured for one of them was for all.
+    """
+    of = list(found.values())
     first = of[0].curves[0]
     variables: dict[str, Any] = {
         name: (
@@ -76,78 +127,66 @@ def of_task(result: TaskResult) -> xr.Dataset:
         )
         for name, dims in _CURVES.items()
     }
-    if result.is_measured:
-        variables |= _around(of)
-        variables |= _matched(of)
-        variables |= _slices(of)
-    facts = {name: ("optimizer", [getattr(one, name) for one in of]) for name in _FACTS}
-    numbers = {
-        name: ("optimizer", np.array([getattr(one, name) for one in of], np.float64))
-        for name in _NUMBERS
-    }
-    counts = {
-        "seeds": ("optimizer", [len(one.curves) for one in of]),
-        "pairs": ("optimizer", [len(one.matched) for one in of]),
-    }
+    if of[0].at:
+        variables |= _around(of, flatness_config.headline) | _matched(of) | _slices(of)
     coordinates = {
-        "optimizer": list(result.optimizers),
+        "optimizer": list(found),
         "loss_step": first.loss_steps,
         "eval_step": first.eval_steps,
         "point": list(POINTS),
         "scale": list(SCALES),
-        "radius": list(result.flatness_config.radii),
+        "radius": list(flatness_config.radii),
         "side": list(_SIDES),
     }
     used = {dim for dims, _ in variables.values() for dim in dims}
-    measured = of[0].at[POINTS[0]][0].loss if result.is_measured else ()
     return xr.Dataset(
         variables,
-        {name: of for name, of in coordinates.items() if name in used} | facts | numbers | counts,
+        {name: values for name, values in coordinates.items() if name in used} | _known(of),
         {
-            "task": result.task,
-            **result.facts,
-            "num_steps": result.num_steps,
-            "reference": result.reference,
+            "task": task,
+            **facts,
+            "num_steps": num_steps,
+            "reference": reference,
             "runs": len(first.train_loss),
-            "measured_runs": len(measured),
-            "flatness": json.dumps(serialization.fields(result.flatness_config)),
+            "measured_runs": len(of[0].at[POINTS[0]][0].loss) if of[0].at else 0,
+            "flatness": json.dumps(serialization.fields(flatness_config)),
         },
     )
 
 
-def task_result(dataset: xr.Dataset) -> TaskResult:
-    """The inverse of `of_task`, without the losses' levels."""
-    keys = [str(key) for key in dataset["optimizer"].values]
-    config = json.loads(dataset.attrs["flatness"])
-    named = ("num_steps", "reference", "runs", "measured_runs", "flatness", "task")
-    return TaskResult(
-        task=dataset.attrs["task"],
-        num_steps=int(dataset.attrs["num_steps"]),
-        flatness_config=FlatnessConfig(**{**config, "radii": tuple(config["radii"])}),
-        reference=dataset.attrs["reference"],
-        optimizers={key: _result(dataset.sel(optimizer=key)) for key in keys},
-        facts={name: str(of) for name, of in dataset.attrs.items() if name not in named},
-    )
+def _known(of: Sequence[Found]) -> dict[str, Any]:
+    """Coordinates along `optimizer`: what is known of each. Numbers that there are not: NaN."""
+    who = [one.optimizer for one in of]
+    known = {
+        "name": [one.label for one in who],
+        "own_property": [one.own_property for one in of],
+        "gradients_per_step": [one.gradients_per_step for one in who],
+        "targeted": [one.targeted for one in of],
+        "regularizer": [one.trained_with.regularizer for one in who],
+        "space": [one.trained_with.space for one in who],
+        "learning_rate": np.array([one.learning_rate for one in who], np.float64),
+        "strength": np.array([one.trained_with.strength for one in who], np.float64),
+        "seeds": [len(one.curves) for one in of],
+        "pairs": [len(one.matched) for one in of],
+    }
+    return {name: ("optimizer", values) for name, values in known.items()}
 
 
-def _around(of: Sequence[Result]) -> dict[str, Any]:
+def _around(of: Sequence[Found], headline: int) -> dict[str, Any]:
     """Of all optimizers, what was measured around their params."""
+    measured = [
+        [[_measured(seed, headline) for seed in one.at[point]] for one in of] for point in POINTS
+    ]
     return {
         f"around_{name}": (
             ("optimizer", "point", "seed", "measured_run", *dims),
-            np.stack(
-                [
-                    padded([[_scales(getattr(at, name)) for at in one.at[point]] for one in of])
-                    for point in POINTS
-                ],
-                axis=1,
-            ),
+            np.stack([padded(_each(at_point, name)) for at_point in measured], axis=1),
         )
         for name, dims in _AROUND.items()
     }
 
 
-def _matched(of: Sequence[Result]) -> dict[str, Any]:
+def _matched(of: Sequence[Found]) -> dict[str, Any]:
     """Of all optimizers that were compared with the reference at matched training loss."""
     if not any(one.matched for one in of):
         return {}
@@ -158,21 +197,36 @@ def _matched(of: Sequence[Result]) -> dict[str, Any]:
         )
         for name in _STEPS
     }
-    for name in _MATCHED_AROUND:
-        sides = [
-            padded([[_scales(getattr(getattr(p, side), name)) for p in one.matched] for one in of])
-            for side in _SIDES
-        ]
-        dims = ("scale",) if _AROUND[name] else ()
-        values = np.stack(sides, axis=1)
-        found[f"matched_{name}"] = (
-            ("optimizer", "side", "pair", "measured_run", *dims),
-            values[..., 0] if dims else values,  # At one radius alone.
-        )
+    measured = [
+        [[_measured(getattr(pair, side), 0) for pair in one.matched] for one in of]
+        for side in _SIDES
+    ]
+    for name in _MATCHED:
+        values = np.stack([padded(_each(of_side, name)) for of_side in measured], axis=1)
+        dims = ("optimizer", "side", "pair", "measured_run", *_AROUND[name][:1])
+        found[f"matched_{name}"] = (dims, values[..., 0] if _AROUND[name] else values)
     return found
 
 
-def _slices(of: Sequence[Result]) -> dict[str, Any]:
+def _measured(of: Flatness, radius: int) -> dict[str, np.ndarray]:
+    """By name in `_AROUND`, [runs, ...]; the ascents themselves at one radius (index)."""
+    found = {name: getattr(of, name) for name in ("loss", "grad_norm", "trace", "top")}
+    for name in ("loss", "grad_norm"):
+        by_scale = getattr(of, f"{name}_ascent")
+        ascents = np.stack([by_scale[scale] for scale in SCALES], axis=1)
+        found[f"{name}_last"] = ascents[..., -1]
+        found[f"{name}_highest"] = ascents.max(axis=-1)
+        found[f"{name}_ascent"] = ascents[:, :, radius]
+    return found
+
+
+def _each(
+    of: Sequence[Sequence[Mapping[str, np.ndarray]]], name: str
+) -> Sequence[Sequence[np.ndarray]]:
+    return [[measured[name] for measured in one] for one in of]
+
+
+def _slices(of: Sequence[Found]) -> dict[str, Any]:
     found = [one.slices for one in of]
     first = next((one for one in found if one is not None), None)
     if first is None:
@@ -180,81 +234,6 @@ def _slices(of: Sequence[Result]) -> dict[str, Any]:
     nothing = np.full_like(first.plane, np.nan)
     planes = np.stack([nothing if one is None else one.plane for one in found])
     return {"plane": (("optimizer", "x", "y"), planes), "plane_at": (("x",), first.at)}
-
-
-def _result(own: xr.Dataset) -> Result:
-    """Of one optimizer."""
-    runs, seeds = int(own.attrs["runs"]), int(own["seeds"])
-    shared: dict[str, Any] = {
-        "loss_steps": own["loss_step"].values,
-        "eval_steps": own["eval_step"].values,
-        "level_step": np.zeros((runs, 0), int),
-        "level": np.zeros((runs, 0), int),
-    }
-    curves = [
-        TrainingCurves(**shared | {name: own[name].values[seed, :runs] for name in _CURVES})
-        for seed in range(seeds)
-    ]
-    measured = int(own.attrs["measured_runs"])
-    facts: dict[str, Any] = {name: own[name].values.item() for name in (*_FACTS, *_NUMBERS)}
-    facts |= {name: None for name in _NUMBERS if np.isnan(facts[name])}
-    return Result(
-        **facts,
-        curves=curves,
-        at={
-            point: [
-                _kept({n: own[f"around_{n}"].values[p, seed, :measured] for n in _AROUND})
-                for seed in range(seeds)
-            ]
-            for p, point in enumerate(POINTS)
-        }
-        if measured
-        else {},
-        matched=[_pair(own, pair, measured) for pair in range(int(own["pairs"]))],
-        slices=_slice(own),
-    )
-
-
-def _slice(own: xr.Dataset) -> LossSlices | None:
-    if "plane" not in own or np.isnan(own["plane"]).all():
-        return None
-    plane = own["plane"].values
-    return LossSlices(own["plane_at"].values, plane[:, plane.shape[1] // 2], plane)
-
-
-def _pair(own: xr.Dataset, pair: int, runs: int) -> Matched:
-    found: dict[str, Any] = {}
-    for place, side in enumerate(_SIDES):
-        values = {
-            name: own[f"matched_{name}"].values[place, pair, :runs] for name in _MATCHED_AROUND
-        }
-        for name in ("loss_last", "grad_norm_last"):
-            values[name] = values[name][..., None]
-        unknown = {name: np.full(runs, np.nan) for name in ("trace", "top")}
-        again = {
-            f"{of}_{what}": values[f"{of}_last"]
-            for of in ("loss", "grad_norm")
-            for what in ("highest", "ascent")
-        }
-        found[side] = _kept({**values, **again, **unknown})
-    for name in _STEPS:
-        found[name] = own[f"matched_{name}"].values[pair, :runs]
-    return Matched(**found)
-
-
-def _kept(values: Mapping[str, np.ndarray]) -> KeptFlatness:
-    """From arrays, [runs, scales, ...] where there is one by scale."""
-    found: dict[str, Any] = dict(values)
-    for name in (name for name, dims in _AROUND.items() if dims):
-        found[name] = {scale: values[name][:, place] for place, scale in enumerate(SCALES)}
-    return KeptFlatness(**found)
-
-
-def _scales(values: Any) -> np.ndarray:
-    """[runs, ...], or by scale; then [runs, scales, ...]."""
-    if isinstance(values, Mapping):
-        return np.stack([values[scale] for scale in SCALES], axis=1)
-    return np.asarray(values)
 
 
 def padded(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

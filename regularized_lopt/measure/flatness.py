@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,66 +98,6 @@ class Flatness:
     grad_norm_ascent: dict[str, np.ndarray]
     trace: np.ndarray
     top: np.ndarray
-
-    def kept(self, radius: int) -> KeptFlatness:
-        """What is reported of it, with the ascents at one radius (index)."""
-
-        parts: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-            "last": lambda values: values[..., -1],
-            "highest": lambda values: values.max(axis=-1),
-            "ascent": lambda values: values[:, radius],
-        }
-        by_scale: dict[str, Any] = {
-            f"{name}_{part}": {scale: of(values) for scale, values in ascents.items()}
-            for name, ascents in (("loss", self.loss_ascent), ("grad_norm", self.grad_norm_ascent))
-            for part, of in parts.items()
-        }
-        return KeptFlatness(
-            loss=self.loss, grad_norm=self.grad_norm, trace=self.trace, top=self.top, **by_scale
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class KeptFlatness:
-    """What is reported of `Flatness`: where ascents end at every radius, and their way at one.
-
-    Attributes:
-      loss, grad_norm: [runs], at the params.
-      loss_last, grad_norm_last: per scale, [runs, radii], after the last ascent step.
-      loss_highest, grad_norm_highest: the same, the highest on the way.
-      loss_ascent, grad_norm_ascent: per scale, [runs, ascent steps + 1], at the headline radius.
-      trace, top: [runs], see `Flatness`.
-    """
-
-    loss: np.ndarray
-    grad_norm: np.ndarray
-    loss_last: dict[str, np.ndarray]
-    grad_norm_last: dict[str, np.ndarray]
-    loss_highest: dict[str, np.ndarray]
-    grad_norm_highest: dict[str, np.ndarray]
-    loss_ascent: dict[str, np.ndarray]
-    grad_norm_ascent: dict[str, np.ndarray]
-    trace: np.ndarray
-    top: np.ndarray
-
-    def last(self, name: str, scale: str = "absolute") -> np.ndarray:
-        """[runs, radii]: a property after the last ascent step, as the paper reports it."""
-        return self._less_centre(name, "last", scale)
-
-    def best(self, name: str, scale: str = "absolute") -> np.ndarray:
-        """[runs, radii]: its highest value on the way, centre included."""
-        centre = self.loss if name == "sam" else np.zeros_like(self.loss)
-        return np.maximum(centre[:, None], self._less_centre(name, "highest", scale))
-
-    def ascent(self, name: str, scale: str = "absolute") -> np.ndarray:
-        """[runs, ascent steps + 1]: a property along its ascent at the headline radius."""
-        return self._less_centre(name, "ascent", scale)
-
-    def _less_centre(self, name: str, part: str, scale: str) -> np.ndarray:
-        errors.check_name("property", name, PROPERTIES)
-        of = "grad_norm" if name == "gam" else "loss"
-        values = getattr(self, f"{of}_{part}")[scale]
-        return values if name == "sam" else values - getattr(self, of)[:, None]
 
 
 def held_out(task: tasks.ImageTask, num_examples: int) -> dict[str, jax.Array]:

@@ -10,18 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import errors, serialization
 from regularized_lopt.measure import cubic_regression, dataset
 from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.measure.update_curves import UpdateCurve
-
-try:
-    import xarray as xr
-except ModuleNotFoundError:
-    errors.check_installed("study", "xarray", "h5netcdf")
-    raise
-
 
 FILE = "results.nc.xz"
 FORMAT_VERSION = 1
@@ -39,11 +33,11 @@ def tree(study: StudyResults) -> xr.DataTree:
         "chosen": study.chosen,
         "validation_losses": study.validation_losses,
         "spent": study.spent,
-        "tasks": [result.task for result in study.tasks],
+        "tasks": [task.attrs["task"] for task in study.tasks],
         "meta_training": {name: list(of) for name, of in study.meta_training.items()},
     }
     groups = {"/": xr.Dataset(attrs={"format_version": FORMAT_VERSION, "study": json.dumps(said)})}
-    groups |= {f"/tasks/{result.task}": dataset.of_task(result) for result in study.tasks}
+    groups |= {f"/tasks/{task.attrs['task']}": task for task in study.tasks}
     for name, seeds in study.meta_training.items():
         columns = {
             metric: dataset.padded([[of[metric] for of in seeds.values()]])[0]
@@ -70,7 +64,7 @@ def study_results(of: xr.DataTree) -> StudyResults:
             seed: _rows({metric: values[place] for metric, values in group.items()})
             for place, seed in enumerate(seeds)
         }
-    tasks = [dataset.task_result(of[f"tasks/{name}"].to_dataset()) for name in said.pop("tasks")]
+    tasks = [of[f"tasks/{name}"].to_dataset() for name in said.pop("tasks")]
     updates = of["updates"].to_dataset() if "updates" in of.children else None
     early = of["early_evidence"].to_dataset() if "early_evidence" in of.children else None
     return StudyResults(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import xarray as xr
 
-from regularized_lopt.measure.results import Result
+from regularized_lopt.measure import selections
 
 Bindings = tuple[str, ...]
 
@@ -18,20 +19,20 @@ class Trial:
     Attributes:
       variant: its name.
       bindings: what was tried.
-      result: runs on meta-train images, judged on held-out ones, and what was measured around their
-        ends.
+      found: with its one optimizer, see `selections.optimizer`: runs on meta-train images, judged
+        on held-out ones, and what was measured around their ends.
       chosen: whether it is the variant's best.
     """
 
     variant: str
     bindings: Bindings
-    result: Result
+    found: xr.Dataset
     chosen: bool = False
 
     @property
     def loss(self) -> np.ndarray:
         """[runs], held-out loss (nats) at the end."""
-        return self.result.curves[0].test_loss[:, -1]
+        return selections.final(self.found, "test_loss")[0]
 
     @property
     def score(self) -> float:
@@ -40,4 +41,5 @@ class Trial:
 
     def rise(self, scale: str) -> np.ndarray:
         """[runs], of the held-out loss within `HEADLINE_RADIUS` of the end."""
-        return self.result.at["completion"][0].last("gsam", scale)[:, 0]
+        rise = selections.last(self.found, "gsam").isel(seed=0, radius=0)
+        return rise.sel(point="completion", scale=scale).values

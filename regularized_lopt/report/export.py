@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import statistics
-from regularized_lopt.measure.flatness import PROPERTIES, SCALES, KeptFlatness
-from regularized_lopt.measure.results import POINTS, TaskResult
+from regularized_lopt.measure import selections
+from regularized_lopt.measure.flatness import PROPERTIES, SCALES
+from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report import paper_claims, tables
 from regularized_lopt.report.paper_claims import Claim
 from regularized_lopt.report.verdicts import (
@@ -24,9 +27,17 @@ from regularized_lopt.report.verdicts import (
     units,
 )
 
+_ENDS = ("test_accuracy", "test_loss", "train_loss", "param_norm")
+_AROUND = {
+    "held_out_loss": "loss",
+    "grad_norm": "grad_norm",
+    "hessian_trace": "trace",
+    "hessian_top": "top",
+}
+
 
 def write(
-    results: Sequence[TaskResult],
+    tasks: Sequence[xr.Dataset],
     judged: Sequence[Verdict],
     claims: Sequence[Claim],
     out_dir: pathlib.Path,
@@ -41,73 +52,78 @@ def write(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
-        "table_1.csv": tables.table_1(results),
-        "failures.csv": tables.failures(results),
-        "table.csv": tables.accuracy_table(results),
-        "over_tasks.csv": tables.over_tasks(results),
+        "table_1.csv": tables.table_1(tasks),
+        "failures.csv": tables.failures(tasks),
+        "table.csv": tables.accuracy_table(tasks),
+        "over_tasks.csv": tables.over_tasks(tasks),
         "verdicts.csv": tables.verdict_table(judged),
         "claims.csv": paper_claims.table(claims),
     }
     for name, (header, rows) in as_seen.items():
         write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
-    write_csv(out_dir / "properties.csv", property_rows(results))
-    write_csv(out_dir / "measures.csv", measure_rows(results))
-    write_csv(out_dir / "runs.csv", run_rows(results))
+    write_csv(out_dir / "properties.csv", property_rows(tasks))
+    write_csv(out_dir / "measures.csv", measure_rows(tasks))
+    write_csv(out_dir / "runs.csv", run_rows(tasks))
 
 
-def property_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+def property_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
     """Every property, scale, point and radius, with its difference to the reference."""
-    for result in (result for result in results if result.is_measured):
-        for key, one in result.optimizers.items():
-            for point in POINTS:
-                for name in PROPERTIES:
-                    for scale in SCALES:
-                        for index, radius in enumerate(result.flatness_config.radii):
-                            values = one.last(name, point, index, scale)
-                            best = np.stack([s.best(name, scale)[:, index] for s in one.at[point]])
-                            base = result.reference_result.last(name, point, index, scale)
-                            summary = statistics.summarize(units(values))
-                            difference = compare(values, base)
-                            yield {
-                                "task": result.task,
-                                "optimizer": key,
-                                "point": point,
-                                "property": name,
-                                "scale": scale,
-                                "radius": radius,
-                                "mean": summary.mean,
-                                "std": summary.std,
-                                "best_mean": float(units(best).mean()),
-                                "difference": difference.mean,
-                                "low": difference.low,
-                                "high": difference.high,
-                            }
+    for task in filter(selections.is_measured, tasks):
+        base, radii = selections.reference(task), selections.flatness_config(task).radii
+        for one in selections.optimizers(task):
+            for point, name in itertools.product(POINTS, PROPERTIES):
+                last, best = selections.last(one, name), selections.best(one, name)
+                sides = [
+                    side.sel(point=point) for side in (last, best, selections.last(base, name))
+                ]
+                for scale, radius in itertools.product(SCALES, radii):
+                    values, highest, other = (
+                        side.sel(scale=scale, radius=radius).values for side in sides
+                    )
+                    summary = statistics.summarize(units(values))
+                    difference = compare(values, other)
+                    yield {
+                        "task": task.attrs["task"],
+                        "optimizer": one["optimizer"].item(),
+                        "point": point,
+                        "property": name,
+                        "scale": scale,
+                        "radius": radius,
+                        "mean": summary.mean,
+                        "std": summary.std,
+                        "best_mean": float(units(highest).mean()),
+                        "difference": difference.mean,
+                        "low": difference.low,
+                        "high": difference.high,
+                    }
 
 
-def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+def measure_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
     """What every optimizer is judged by, at the headline radius, by each measure.
 
     Columns say whether it is learned and whether it was trained for a property (`targeted`). Runs
     are at matched training loss once, so that `point` is empty there. The ends of a ratio's
     interval are NaN where values are not positive.
     """
-    for result in (result for result in results if result.is_measured):
-        for key, one in result.others:
+    for task in filter(selections.is_measured, tasks):
+        base = selections.reference(task)
+        for one in selections.others(task):
+            name = selections.judged_by(one)
             for measure in MEASURES:
                 for point in ("",) if measure == "matched" else POINTS:
-                    pair = paired_units(*measured_pair(result, key, one.judged_by, point, measure))
+                    pair = paired_units(*measured_pair(one, base, name, point, measure))
                     difference = statistics.paired_difference(*pair)
                     ratio = statistics.paired_ratio(*pair)
                     known = math.isfinite(ratio.log.mean)
                     low, high = (ratio.log.low, ratio.log.high) if known else (math.nan, math.nan)
                     yield {
-                        "task": result.task,
-                        "steps": result.num_steps,
-                        "optimizer": key,
-                        "reference": result.reference,
-                        "learned": one.is_learned,
-                        "targeted": one.targeted,
-                        "property": one.judged_by,
+                        "task": task.attrs["task"],
+                        "steps": int(task.attrs["num_steps"]),
+                        "optimizer": one["optimizer"].item(),
+                        "reference": task.attrs["reference"],
+                        "learned": selections.is_learned(one),
+                        "targeted": one["targeted"].item(),
+                        "property": name,
                         "measure": measure,
                         "point": point,
                         "difference": difference.mean,
@@ -119,56 +135,55 @@ def measure_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
                     }
 
 
-def run_rows(results: Sequence[TaskResult]) -> Iterator[dict[str, Any]]:
+def run_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
     """One row per optimizer, meta-training seed, run and point."""
-    for result in results:
-        for key, one in result.optimizers.items():
-            for seed, curves in enumerate(one.curves):
-                for point in POINTS:
-                    around = one.at[point][seed] if result.is_measured else None
-                    for run in range(len(curves.train_loss)):
-                        at_poc = point == "poc"
-                        row = {
-                            "task": result.task,
-                            "optimizer": key,
-                            "meta_training_seed": seed,
-                            "run": run,
-                            "point": point,
-                            "step": int(curves.poc_step[run]) + 1 if at_poc else result.num_steps,
-                            "poc_declared": bool(curves.poc_declared[run]),
-                            **(_around(around, run) if around is not None else {}),
-                            "test_accuracy": "" if at_poc else float(curves.test_accuracy[run, -1]),
-                            "test_loss": "" if at_poc else float(curves.test_loss[run, -1]),
-                            "train_loss": "" if at_poc else float(curves.final_train_loss[run]),
-                            "param_norm": "" if at_poc else float(curves.param_norm[run, -1]),
-                        }
-                        if around is not None:
-                            row |= _nearby(around, run, result.flatness_config.radii)
-                        yield row
+    for task in tasks:
+        steps, measured = int(task.attrs["num_steps"]), selections.is_measured(task)
+        for one in selections.optimizers(task):
+            around = {point: _around(one, point) if measured else {} for point in POINTS}
+            nearby = {point: _nearby(one, point) if measured else {} for point in POINTS}
+            ends = {name: selections.final(one, name) for name in _ENDS}
+            poc, declared = one["poc_step"].values + 1, one["poc_declared"].values
+            runs = range(one.sizes["run"])
+            for seed, point, run in itertools.product(range(one.sizes["seed"]), POINTS, runs):
+                at_poc = point == "poc"
+                yield {
+                    "task": task.attrs["task"],
+                    "optimizer": one["optimizer"].item(),
+                    "meta_training_seed": seed,
+                    "run": run,
+                    "point": point,
+                    "step": int(poc[seed, run]) if at_poc else steps,
+                    "poc_declared": bool(declared[seed, run]),
+                    **_cells(around[point], seed, run),
+                    **(dict.fromkeys(ends, "") if at_poc else _cells(ends, seed, run)),
+                    **_cells(nearby[point], seed, run),
+                }
 
 
-def _around(around: KeptFlatness, run: int) -> dict[str, Any]:
-    """At the params of a run; empty cells for one that was not measured."""
-    found = {
-        "held_out_loss": around.loss,
-        "grad_norm": around.grad_norm,
-        "hessian_trace": around.trace,
-        "hessian_top": around.top,
-    }
-    return {name: float(values[run]) if run < len(values) else "" for name, values in found.items()}
+def _around(one: xr.Dataset, point: str) -> dict[str, np.ndarray]:
+    """By column, [seeds, runs]: what was measured at the params."""
+    at = one.sel(point=point)
+    return {column: at[f"around_{name}"].values for column, name in _AROUND.items()}
 
 
-def _nearby(around: KeptFlatness, run: int, radii: Sequence[float]) -> dict[str, Any]:
-    """Every property in every ball around them."""
-    row: dict[str, Any] = {}
+def _nearby(one: xr.Dataset, point: str) -> dict[str, np.ndarray]:
+    """By column, [seeds, runs]: every property in every ball around them."""
+    found = {}
     for name in PROPERTIES:
-        for scale in SCALES:
-            last = around.last(name, scale)
-            for index, radius in enumerate(radii):
-                row[f"{name}_{scale}_r{radius:g}"] = (
-                    float(last[run, index]) if run < len(last) else ""
-                )
-    return row
+        last = selections.last(one, name).sel(point=point)
+        for scale, radius in itertools.product(SCALES, last["radius"].values):
+            values = last.sel(scale=scale, radius=radius).values
+            found[f"{name}_{scale}_r{radius:g}"] = values
+    return found
+
+
+def _cells(columns: Mapping[str, np.ndarray], seed: int, run: int) -> dict[str, Any]:
+    """Of one run; empty where it was not measured."""
+    return {
+        name: float(values[seed, run]) if run < values.shape[1] else ""
+        for name, values in columns.items()
+    }
 
 
 def _digits(value: float) -> str:

@@ -6,86 +6,77 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+import xarray as xr
 from matplotlib import figure as mpl_figure
 
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
 from regularized_lopt.measure.flatness import LABELS, PROPERTIES
 from regularized_lopt.measure.loss_slices import LossSlices
-from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.measure.results import POINTS
 from regularized_lopt.measure.training_curves import trailing_mean
 from regularized_lopt.report import plot_style
-from regularized_lopt.report.verdicts import Verdict, compare, matched_pair
+from regularized_lopt.report.verdicts import MEASURES, Verdict, compare, measured_pair
 
 _AT = {"poc": "at the PoC", "completion": "at completion"}
 
 
-def training_curves(result: TaskResult) -> mpl_figure.Figure:
+def training_curves(task: xr.Dataset) -> mpl_figure.Figure:
     """Training loss (trailing mean) and test accuracy by inner step, over all runs."""
     with matplotlib.rc_context(plot_style.STYLE):
         figure, (left, right) = plot_style.new_figure(2)
-        for style, one in plot_style.styled(result):
-            smooth = np.concatenate([curves.train_loss for curves in one.curves])
-            steps = one.curves[0].loss_steps
+        for style, one in plot_style.styled(task):
+            smooth, steps = selections.networks(one["train_loss"]), task["loss_step"].values
             smooth = smooth[np.isfinite(smooth).all(axis=1)]  # The table has those that diverged.
             if len(smooth):
-                plot_style.band(left, steps + 1, smooth, one.name, **style)
-            declared = np.concatenate(
-                [curves.poc_step[curves.poc_declared] for curves in one.curves]
-            )
+                plot_style.band(left, steps + 1, smooth, **style)
+            declared = one["poc_step"].values[one["poc_declared"].values]
             if len(smooth) and len(declared):
                 at = np.median(declared)
                 height = np.interp(at, steps, smooth.mean(axis=0))
                 left.plot(at + 1, height, "o", color=style["color"], markersize=5)
-            accuracy = np.concatenate([100 * curves.test_accuracy for curves in one.curves])
-            plot_style.band(
-                right, one.curves[0].eval_steps, accuracy, one.name, marker=".", **style
-            )
+            accuracy = 100 * selections.networks(one["test_accuracy"])
+            plot_style.band(right, task["eval_step"].values, accuracy, marker=".", **style)
         left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
         left.set_title("Training loss (dot: median PoC)")
         right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
-        right.set_xticks([0, *[10**e for e in range(int(np.log10(result.num_steps)) + 1)]])
+        right.set_xticks([0, *[10**e for e in range(int(np.log10(task.attrs["num_steps"])) + 1)]])
         right.set_title("Test accuracy")
-        best = max(one.accuracy().mean() for one in result.optimizers.values())
+        best = max(selections.accuracy(one).mean() for one in selections.optimizers(task))
         right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
         plot_style.legend_below(figure, right)
     return figure
 
 
 def property_by_radius(
-    results: Sequence[TaskResult], name: str, keys: Sequence[str], scale: str = "absolute"
+    tasks: Sequence[xr.Dataset], name: str, keys: Sequence[str], scale: str = "absolute"
 ) -> mpl_figure.Figure:
     """A property after the last ascent step by radius (the paper's Figures 4 to 6).
 
     Small multiples: a column per task, a row per point.
 
     Args:
-      results: by task.
+      tasks: their datasets.
       name: "sam", "gsam" or "gam".
       keys: optimizers to show.
       scale: of the radius, "absolute" or "relative".
     """
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(
-            figsize=(max(4.8, 2.6 * len(results) + 1), 5.2), layout="constrained"
+            figsize=(max(4.8, 2.6 * len(tasks) + 1), 5.2), layout="constrained"
         )
-        axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
-        colors = plot_style.palette(results)
-        for column, result in enumerate(results):
+        axes = figure.subplots(2, len(tasks), sharex=True, squeeze=False)
+        colors = plot_style.palette(tasks)
+        for column, task in enumerate(tasks):
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
-                for style, one in plot_style.styled(result, keys, colors):
-                    values = np.concatenate([s.last(name, scale) for s in one.at[point]])
-                    plot_style.band(
-                        axis,
-                        np.asarray(result.flatness_config.radii),
-                        values,
-                        one.name,
-                        marker=".",
-                        **style,
-                    )
+                for style, one in plot_style.styled(task, keys, colors):
+                    last = selections.last(one, name).sel(point=point, scale=scale)
+                    radii, values = task["radius"].values, selections.networks(last)
+                    plot_style.band(axis, radii, values, marker=".", **style)
                 axis.set(xscale="log", yscale="log")
                 if row == 0:
-                    axis.set_title(result.label)
+                    axis.set_title(selections.label(task))
                 else:
                     axis.set_xlabel(
                         "radius" if scale == "absolute" else "radius / rms of the filter"
@@ -96,7 +87,7 @@ def property_by_radius(
     return figure
 
 
-def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Figure:
+def ascent_curves(task: xr.Dataset, scale: str = "absolute") -> mpl_figure.Figure:
     """The three properties along the ascent at the headline radius (the paper's Figure 3)."""
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 5.2), layout="constrained")
@@ -104,9 +95,10 @@ def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Fig
         for column, name in enumerate(PROPERTIES):
             for row, point in enumerate(POINTS):
                 axis = axes[row, column]
-                for style, one in plot_style.styled(result):
-                    curve = np.concatenate([s.ascent(name, scale) for s in one.at[point]])
-                    plot_style.band(axis, np.arange(curve.shape[1]), curve, one.name, **style)
+                for style, one in plot_style.styled(task):
+                    ascent = selections.ascent(one, name).sel(point=point, scale=scale)
+                    curve = selections.networks(ascent)
+                    plot_style.band(axis, np.arange(curve.shape[1]), curve, **style)
                 if row == 0:
                     axis.set_title(LABELS[name])
                 else:
@@ -117,44 +109,40 @@ def ascent_curves(result: TaskResult, scale: str = "absolute") -> mpl_figure.Fig
     return figure
 
 
-def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Figure:
+def differences(task: xr.Dataset, judged: Sequence[Verdict]) -> mpl_figure.Figure:
     """What each optimizer gained or lost against the reference on a task, with 95% intervals.
 
     Left: test accuracy. Right: the rise that it is judged by at completion, in three ways of
     measuring it, each as a share of the reference's value.
     """
-    base, rows = result.reference_result, list(result.others)
-    index = result.flatness_config.headline
+    base, rows = selections.reference(task), list(selections.others(task))
+    reference = task.attrs["reference"]
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(figsize=(9.6, 1.4 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         found = {(v.task, v.optimizer, v.property, v.point): v for v in judged}
-        for y, (key, one) in enumerate(rows):
-            accuracy = compare(one.accuracy(), base.accuracy())
+        for y, one in enumerate(rows):
+            accuracy = compare(selections.accuracy(one), selections.accuracy(base))
             plot_style.interval(left, y, accuracy, 1.0, plot_style.COLORS[0])
-            verdict = found[result.task, key, one.judged_by, "completion"]
-            scales = (
-                base.last(one.judged_by, "completion", index).mean(),
-                base.last(one.judged_by, "completion", index, "relative").mean(),
-                matched_pair(one, one.judged_by)[1].mean(),
-            )
-            measured = (verdict.absolute, verdict.relative, verdict.matched)
-            for offset, (difference, unit) in enumerate(zip(measured, scales, strict=True)):
+            name = selections.judged_by(one)
+            verdict = found[task.attrs["task"], one["optimizer"].item(), name, "completion"]
+            for offset, measure in enumerate(MEASURES):
+                unit = measured_pair(one, base, name, "completion", measure)[1].mean()
                 plot_style.interval(
                     right,
                     y + 0.2 * (offset - 1),
-                    difference,
+                    getattr(verdict, measure),
                     100 / unit,
                     plot_style.COLORS[offset + 1],
                 )
-        left.set_yticks(range(len(rows)), [one.name for _, one in rows])
+        left.set_yticks(range(len(rows)), [one["name"].item() for one in rows])
         left.invert_yaxis()
         for axis in (left, right):
             axis.axvline(0, color="black", linewidth=0.8)
         left.set(xlabel="points")
-        left.set_title(f"{result.label}: test accuracy against {result.reference}")
+        left.set_title(f"{selections.label(task)}: test accuracy against {reference}")
         right.set(
-            xlabel=f"% of {result.reference}'s",
+            xlabel=f"% of {reference}'s",
             title="Rise nearby at completion (left is flatter)",
         )
         names = ("absolute radius", "relative radius", "at matched training loss")
@@ -164,30 +152,31 @@ def differences(result: TaskResult, judged: Sequence[Verdict]) -> mpl_figure.Fig
     return figure
 
 
-def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
+def seeds(tasks: Sequence[xr.Dataset], columns: int = 5) -> mpl_figure.Figure:
     """Test error of every meta-training seed, task by task: a mean can hide that one seed fails.
 
     Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
     diverged counts as an error of 100%.
     """
-    colors = plot_style.palette(results)
+    colors = plot_style.palette(tasks)
     keys = list(colors)
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.panels(len(results), columns, 0.9 + 0.24 * len(keys))
-        for axis, result in zip(axes, results, strict=True):
-            for key, one in result.optimizers.items():
+        figure, axes = plot_style.panels(len(tasks), columns, 0.9 + 0.24 * len(keys))
+        for axis, task in zip(axes, tasks, strict=True):
+            for one in selections.optimizers(task):
+                key = one["optimizer"].item()
                 error, color = _error(one), colors[key]
                 axis.plot(
                     error,
                     np.full(len(error), keys.index(key)),
                     "o",
                     color=color,
-                    markerfacecolor=color if one.is_learned else "none",
+                    markerfacecolor=color if selections.is_learned(one) else "none",
                     alpha=0.75,
                     markersize=5,
                     markeredgewidth=1.2,
                 )
-            axis.set(title=result.label, xlabel="test error (%)")
+            axis.set(title=selections.label(task), xlabel="test error (%)")
             plot_style.log_if_some_fail(axis, "x")
         axes[0].set_yticks(range(len(keys)), keys)
         axes[0].invert_yaxis()
@@ -195,26 +184,27 @@ def seeds(results: Sequence[TaskResult], columns: int = 5) -> mpl_figure.Figure:
 
 
 def validation(
-    results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]], columns: int = 5
+    tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[float]], columns: int = 5
 ) -> mpl_figure.Figure:
     """Test error on each task against the validation loss of meta-training.
 
     Args:
-      results: by task.
+      tasks: their datasets.
       losses: by optimizer, one (nats) per meta-training seed; the others are left out.
       columns: at most so many panels beside each other.
     """
-    colors = plot_style.palette(results)
+    colors = plot_style.palette(tasks)
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.panels(len(results), columns, 2.5, sharey=False)
-        for axis, result in zip(axes, results, strict=True):
-            for key, one in result.optimizers.items():
+        figure, axes = plot_style.panels(len(tasks), columns, 2.5, sharey=False)
+        for axis, task in zip(axes, tasks, strict=True):
+            for one in selections.optimizers(task):
+                key = one["optimizer"].item()
                 if key in losses:
                     axis.plot(
                         losses[key], _error(one), "o", color=colors[key], alpha=0.75,
-                        markersize=5, label=one.name,
+                        markersize=5, label=one["name"].item(),
                     )  # fmt: skip
-            axis.set(title=result.label, xlabel="validation loss (nats)")
+            axis.set(title=selections.label(task), xlabel="validation loss (nats)")
             plot_style.log_if_some_fail(axis, "y")
         axes[0].set_ylabel("test error (%)")
         plot_style.legend_below(figure, *axes)
@@ -324,6 +314,6 @@ def outer_training(
     return figure
 
 
-def _error(one: Result) -> np.ndarray:
+def _error(one: xr.Dataset) -> np.ndarray:
     """[seeds], percent; 100 where a run diverged."""
-    return 100 - np.nan_to_num(one.accuracy().mean(axis=1), nan=0.0)
+    return 100 - np.nan_to_num(selections.accuracy(one).mean(axis=1), nan=0.0)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.stats
+import xarray as xr
 
 from regularized_lopt import statistics
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
-from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report.sections import Table
 from regularized_lopt.report.tables import summary
@@ -66,25 +67,27 @@ def meta_training_table(
     return header, rows
 
 
-def validation_table(results: Sequence[TaskResult], losses: Mapping[str, Sequence[float]]) -> Table:
+def validation_table(tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[float]]) -> Table:
     """One row per task with three optimizers: what the validation loss of meta-training foretells.
 
     Args:
-      results: by task.
+      tasks: their datasets.
       losses: by optimizer, one (nats) per meta-training seed.
 
     Spearman's rank correlation over all optimizers and seeds (-1: the lower the loss, the higher
     the test accuracy), and its p of no relation.
     """
     rows = []
-    for result in results:
-        known = {key: one for key, one in result.optimizers.items() if key in losses}
-        loss = [value for key in known for value in losses[key]]
+    for task in tasks:
+        known = [one for one in selections.optimizers(task) if one["optimizer"].item() in losses]
+        loss = [value for one in known for value in losses[one["optimizer"].item()]]
         if len(loss) < 3:  # Of two, the order is always right or wrong.
             continue
-        accuracy = np.concatenate([one.accuracy().mean(axis=1) for one in known.values()])
+        accuracy = np.concatenate([selections.accuracy(one).mean(axis=1) for one in known])
         found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
-        rows.append([result.task, str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"])
+        rows.append(
+            [task.attrs["task"], str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"]
+        )
     return ["task", "optimizers", "rank correlation", "p"], rows
 
 

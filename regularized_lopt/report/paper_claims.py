@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import statistics
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import LABELS
-from regularized_lopt.measure.results import POINTS, Result, TaskResult
+from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
@@ -17,8 +19,8 @@ from regularized_lopt.report.verdicts import (
     UNDECIDED,
     Verdict,
     compare,
+    measured_pair,
     paired_units,
-    property_pair,
     units,
 )
 
@@ -60,17 +62,17 @@ def table(claims: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
     return ["claim", "outcome"], [[claim.text, claim.outcome] for claim in claims]
 
 
-def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> list[Claim]:
+def check_claims(tasks: Sequence[xr.Dataset], judged: Sequence[Verdict]) -> list[Claim]:
     """All six, in the paper's order."""
-    accuracy = _accuracy(results)
-    results = [result for result in results if result.is_measured]
+    accuracy = _accuracy(tasks)
+    tasks = [task for task in tasks if selections.is_measured(task)]
     return [
         accuracy,
         _learned(
             "SAM's property holds on all MLPs, CIFAR-10 included, and more at completion than at "
             "convergence.",
             "sam",
-            results,
+            tasks,
             judged,
             lambda facts: facts["architecture"] == "MLP",
         ),
@@ -78,7 +80,7 @@ def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> li
             "GSAM's property holds at one of the two points; weakly for the MLP with ReLU at "
             "convergence.",
             "gsam",
-            results,
+            tasks,
             judged,
             lambda facts: True,
             either_point=True,
@@ -86,25 +88,26 @@ def check_claims(results: Sequence[TaskResult], judged: Sequence[Verdict]) -> li
         _learned(
             "GAM's property holds for the CNN on MNIST and Fashion-MNIST, not on CIFAR-10.",
             "gam",
-            results,
+            tasks,
             judged,
             lambda facts: facts["architecture"] == "Conv" and facts["dataset"] != "Cifar10",
         ),
-        _relu(results),
-        _radius(results),
+        _relu(tasks),
+        _radius(tasks),
     ]
 
 
-def _accuracy(results: Sequence[TaskResult]) -> Claim:
+def _accuracy(tasks: Sequence[xr.Dataset]) -> Claim:
     text = "Regularized learned optimizers beat the unregularized one in test accuracy."
     signs, evidence = [], []
-    for result in results:
-        for key, one in result.learned:
-            if one.regularizer == result.reference_result.regularizer:  # None, either.
+    for task in tasks:
+        base = selections.reference(task)
+        for one in selections.learned(task):
+            if one["regularizer"] == base["regularizer"]:  # None, either.
                 continue
-            difference = compare(one.accuracy(), result.reference_result.accuracy())
+            difference = compare(selections.accuracy(one), selections.accuracy(base))
             signs.append(difference.sign)
-            evidence.append(f"{result.task}, {key}: {difference} points.")
+            evidence.append(f"{_named(one)}: {difference} points.")
     if not signs:
         return Claim(text, NOT_MEASURED, ())
     counts = (signs.count(1), signs.count(-1), signs.count(0))
@@ -123,17 +126,17 @@ def _accuracy(results: Sequence[TaskResult]) -> Claim:
 def _learned(
     text: str,
     name: str,
-    results: Sequence[TaskResult],
+    tasks: Sequence[xr.Dataset],
     judged: Sequence[Verdict],
     claimed: Callable[[Mapping[str, str]], bool],
     either_point: bool = False,
 ) -> Claim:
     """Whether optimizers that were trained for a property have it, where the paper says so."""
     owners = {
-        (result.task, key): one.judged_by
-        for result in results
-        for key, one in result.learned
-        if one.own_property == name and one.targeted
+        (task.attrs["task"], one["optimizer"].item()): selections.judged_by(one)
+        for task in tasks
+        for one in selections.learned(task)
+        if one["own_property"] == name and one["targeted"]
     }
     relevant = [v for v in judged if owners.get((v.task, v.optimizer)) == v.property]
     if not relevant:
@@ -144,16 +147,16 @@ def _learned(
         f"{v.text().capitalize()}."
         for v in relevant
     ]
-    by_task = {result.task: result for result in results}
-    evidence += [_growth(by_task[task], key, by) for (task, key), by in sorted(owners.items())]
-    wanted = [v for v in relevant if claimed(by_task[v.task].facts)]
+    by_name = {task.attrs["task"]: task for task in tasks}
+    evidence += [_growth(by_name[task], key, by) for (task, key), by in sorted(owners.items())]
+    wanted = [v for v in relevant if claimed(by_name[v.task].attrs)]
     if not wanted:
         return Claim(text, NOT_MEASURED, tuple(evidence))
     at = [v for v in wanted if either_point or v.point == "completion"]
     tested = [
         v.declared()
         for v in judged
-        if v.decision and (v.task, v.optimizer) in owners and claimed(by_task[v.task].facts)
+        if v.decision and (v.task, v.optimizer) in owners and claimed(by_name[v.task].attrs)
     ]
     return Claim(text, _by_measure(at), tuple(evidence), _tally(tested) if tested else "")
 
@@ -179,17 +182,23 @@ def _tally(outcomes: Sequence[str]) -> str:
     return f"{', '.join(parts)} of {len(outcomes)}"
 
 
-def _growth(result: TaskResult, key: str, name: str) -> str:
+def _named(one: xr.Dataset) -> str:
+    """The optimizer, and on which task."""
+    return f"{one.attrs['task']}, {one['optimizer'].item()}"
+
+
+def _growth(task: xr.Dataset, key: str, name: str) -> str:
     """How much more of the property there is at completion than at convergence."""
+    one, base = selections.optimizer(task, key), selections.reference(task)
     poc, end = (
-        paired_units(*property_pair(result, key, name, point, "absolute")) for point in POINTS
+        paired_units(*measured_pair(one, base, name, point, "absolute")) for point in POINTS
     )
     growth = statistics.paired_difference(
         statistics.differences(*end), statistics.differences(*poc)
     )
     ratio = statistics.paired_ratio(end[0] * poc[1], poc[0] * end[1])
     return (
-        f"{result.task}, {key}, {LABELS[name]} in absolute radius, against {result.reference}: "
+        f"{_named(one)}, {LABELS[name]} in absolute radius, against {task.attrs['reference']}: "
         f"completion less convergence {growth}, completion over convergence {ratio}."
     )
 
@@ -201,27 +210,24 @@ def _strongest(found: Sequence[str]) -> str:
     return found[0]
 
 
-def _relu(results: Sequence[TaskResult]) -> Claim:
+def _relu(tasks: Sequence[xr.Dataset]) -> Claim:
     """By the ratio, paired by optimizer; the unpaired difference is what was declared."""
     text = "The MLP with ReLU shows a much higher maximum loss nearby than the one with sigmoid."
-    by_facts = {tuple(sorted(result.facts.items())): result for result in results}
+    with_sigmoid = {_network(task): task for task in tasks if task.attrs["activation"] == "Sigmoid"}
     evidence, found, declared = [], [], []
-    for result in results:
-        other = {**result.facts, "activation": "Sigmoid"}
-        sigmoid = by_facts.get(tuple(sorted(other.items())))
-        if result.facts["activation"] != "Relu" or sigmoid is None:
+    for task in tasks:
+        sigmoid = with_sigmoid.get(_network(task))
+        if task.attrs["activation"] != "Relu" or sigmoid is None:
             continue
-        high, low = (
-            r.reference_result.last("sam", "completion", r.flatness_config.headline)
-            for r in (result, sigmoid)
-        )
+        one, other = (selections.reference(either) for either in (task, sigmoid))
+        high, low = measured_pair(one, other, "sam", "completion", "absolute")
         pair = paired_units(high, low)
         ratio = statistics.paired_ratio(*pair)
         difference = statistics.unpaired_difference(units(high), units(low))
         found.append(_HIGHER[ratio.sign])
         declared.append(_HIGHER[difference.sign])
         evidence.append(
-            f"{result.task}, {result.reference}: {ratio} times as high, paired by optimizer, "
+            f"{_named(one)}: {ratio} times as high, paired by optimizer, "
             f"higher in {np.sum(pair[0] > pair[1])} of {len(pair[0])}; {np.mean(high):.3g} against "
             f"{np.mean(low):.3g} nats, difference {difference}, unpaired."
         )
@@ -230,16 +236,19 @@ def _relu(results: Sequence[TaskResult]) -> Claim:
     return Claim(text, _tally(found), tuple(evidence), _tally(declared))
 
 
-def _radius(results: Sequence[TaskResult]) -> Claim:
+def _network(task: xr.Dataset) -> tuple[str, ...]:
+    """Which it is, but for its activation."""
+    return tuple(task.attrs[fact] for fact in ("dataset", "architecture", "sizes"))
+
+
+def _radius(tasks: Sequence[xr.Dataset]) -> Claim:
     """Where differences stand out most from their spread, over optimizers and tasks."""
     text = "Radius 0.01 reads best."
     effects: list[dict[float, float]] = []
-    for result in results:
-        for _, one in result.learned:
-            found = {
-                radius: _effect(result, one, index)
-                for index, radius in enumerate(result.flatness_config.radii)
-            }
+    for task in tasks:
+        base = selections.reference(task)
+        for one in selections.learned(task):
+            found = _effects(one, base)
             if np.isfinite(list(found.values())).all():
                 effects.append(found)
     if not effects:
@@ -263,10 +272,15 @@ def _radius(results: Sequence[TaskResult]) -> Claim:
     return Claim(text, verdict, evidence)
 
 
-def _effect(result: TaskResult, one: Result, index: int) -> float:
-    """|mean| over standard deviation of the differences to the reference, at one radius; or NaN."""
-    a = one.last(one.own_property, "completion", index)
-    b = result.reference_result.last(one.own_property, "completion", index)
-    difference = statistics.differences(*paired_units(a, b))
-    spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
-    return abs(float(difference.mean() / spread)) if spread > 0 else float("nan")
+def _effects(one: xr.Dataset, base: xr.Dataset) -> dict[float, float]:
+    """By radius, |mean| over standard deviation of the differences to the reference, or NaN."""
+    name = one["own_property"].item()
+    at = {"point": "completion", "scale": "absolute"}
+    a, b = (selections.last(side, name).sel(at) for side in (one, base))
+    found = {}
+    for radius in a["radius"].values:
+        pair = paired_units(a.sel(radius=radius).values, b.sel(radius=radius).values)
+        difference = statistics.differences(*pair)
+        spread = np.std(difference, ddof=1) if len(difference) > 1 else 0.0
+        found[float(radius)] = abs(float(difference.mean() / spread)) if spread > 0 else np.nan
+    return found

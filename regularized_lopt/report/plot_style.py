@@ -9,9 +9,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import PIL.Image
+import xarray as xr
 from matplotlib import figure as mpl_figure
 
-from regularized_lopt.measure.results import Result, TaskResult, names
+from regularized_lopt.measure import selections
 from regularized_lopt.statistics import Difference
 
 # Distinguishable for colour-blind readers and mid-tone, so that they stand out on white and on
@@ -71,23 +72,23 @@ def cycle() -> Any:
     return (COLORS[i % len(COLORS)] for i in range(1000))
 
 
-def palette(results: Sequence[TaskResult]) -> dict[str, str]:
+def palette(tasks: Sequence[xr.Dataset]) -> dict[str, str]:
     """A colour for every optimizer of any task."""
-    keys = names(results)
-    return dict(zip(keys, cycle(), strict=False))
+    return dict(zip(selections.names(tasks), cycle(), strict=False))
 
 
 def styled(
-    result: TaskResult,
+    task: xr.Dataset,
     keys: Sequence[str] | None = None,
     colors: Mapping[str, str] | None = None,
-) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Optimizers with their colours, default: of the task alone; baselines are dashed."""
-    colors = colors or palette([result])
-    for key, one in result.optimizers.items():
+) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Optimizers with their labels and colours, default: of the task alone; baselines dashed."""
+    colors = colors or palette([task])
+    for key in selections.keys(task):
         if keys is None or key in keys:
-            style = "-" if one.is_learned else "--"
-            yield {"color": colors[key], "linestyle": style}, one
+            one = selections.optimizer(task, key)
+            line = "-" if selections.is_learned(one) else "--"
+            yield {"label": one["name"].item(), "color": colors[key], "linestyle": line}, one
 
 
 def interval(axis: Any, y: float, difference: Difference, factor: float, color: str) -> None:
@@ -99,10 +100,10 @@ def interval(axis: Any, y: float, difference: Difference, factor: float, color: 
         axis.plot(difference.mean * factor, y, "o", color=color, markersize=4)
 
 
-def band(axis: Any, x: np.ndarray, runs: np.ndarray, label: str, **style: Any) -> None:
+def band(axis: Any, x: np.ndarray, runs: np.ndarray, **style: Any) -> None:
     """The mean of [runs, len(x)], and one standard deviation around it."""
     mean = runs.mean(axis=0)
-    axis.plot(x, mean, label=label, linewidth=1.5, **style)
+    axis.plot(x, mean, linewidth=1.5, **style)
     if len(runs) > 1:
         std = runs.std(axis=0, ddof=1)
         # On a logarithmic axis mean - std may be negative: end the band at the lowest run instead.

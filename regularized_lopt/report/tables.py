@@ -2,143 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import statistics
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import LABELS, PROPERTIES, SCALES
-from regularized_lopt.measure.results import Result, TaskResult, names
+from regularized_lopt.measure.selections import accuracy, final
 from regularized_lopt.report.sections import Table
-from regularized_lopt.report.verdicts import Verdict, compare, units
+from regularized_lopt.report.verdicts import Verdict, compare, measured_pair, units
 
 
-def table_1(results: Sequence[TaskResult], seeds: Mapping[str, int] | None = None) -> Table:
+def table_1(tasks: Sequence[xr.Dataset], seeds: Mapping[str, int] | None = None) -> Table:
     """One row per optimizer, one column per task: test accuracy at completion.
 
     Args:
-      results: by task.
+      tasks: their datasets.
       seeds: by optimizer, the place of the one meta-training seed to show; default: all of them.
     """
+    chosen = seeds or {}
 
-    def cell(result: TaskResult, key: str) -> str:
-        if key not in result.optimizers:
-            return ""
-        accuracy = result.optimizers[key].accuracy()
-        return summary(accuracy if seeds is None or key not in seeds else accuracy[[seeds[key]]])
+    def cell(task: xr.Dataset, key: str) -> str:
+        found = accuracy(selections.optimizer(task, key))
+        return summary(found[[chosen[key]]] if key in chosen else found)
 
-    rows = [[key, *(cell(result, key) for result in results)] for key in names(results)]
-    return ["optimizer", *(result.task for result in results)], rows
+    return _by_task(tasks, selections.names(tasks), cell)
 
 
 FAILURE_MARGIN = 10.0
 """A meta-training seed fails where it ends so many points below the best of all."""
 
 
-def failures(results: Sequence[TaskResult]) -> Table:
+def failures(tasks: Sequence[xr.Dataset]) -> Table:
     """One row per optimizer that has several seeds, one column per task: how many of them fail.
 
     Where some do, a mean over seeds tells little. The best, of which they fall short by more than
     `FAILURE_MARGIN`, is the highest mean over runs of any seed or baseline on that task. A seed
     whose accuracy is not finite fails.
     """
-    keys = dict.fromkeys(
-        key for result in results for key, one in result.optimizers.items() if len(one.curves) > 1
-    )
+    keys = dict.fromkeys(key for task in tasks for key in _with_several_seeds(task))
 
-    def cell(result: TaskResult, key: str) -> str:
-        if key not in result.optimizers:
-            return ""
-        failing = _failing(result, key)
+    def cell(task: xr.Dataset, key: str) -> str:
+        failing = _failing(task, key)
         return f"{np.sum(failing)} of {len(failing)}"
 
-    rows = [[key, *(cell(result, key) for result in results)] for key in keys]
-    return ["optimizer", *(result.task for result in results)], rows
+    return _by_task(tasks, list(keys), cell)
 
 
-def _failing(result: TaskResult, key: str) -> np.ndarray:
+def _by_task(
+    tasks: Sequence[xr.Dataset], keys: Sequence[str], cell: Callable[[xr.Dataset, str], str]
+) -> Table:
+    """One row per optimizer, one column per task; empty where the optimizer is not on it."""
+    on = [(task, selections.keys(task)) for task in tasks]
+    rows = [[key, *(cell(task, key) if key in of else "" for task, of in on)] for key in keys]
+    return ["optimizer", *(task.attrs["task"] for task in tasks)], rows
+
+
+def _with_several_seeds(task: xr.Dataset) -> list[str]:
+    return selections.keys(task.sel(optimizer=task["seeds"] > 1))
+
+
+def _failing(task: xr.Dataset, key: str) -> np.ndarray:
     """[seeds], which of an optimizer's do."""
-    every = [one.accuracy().mean(axis=1) for one in result.optimizers.values()]
+    every = [accuracy(one).mean(axis=1) for one in selections.optimizers(task)]
     enough = np.nanmax(np.concatenate(every)) - FAILURE_MARGIN
-    return ~(result.optimizers[key].accuracy().mean(axis=1) >= enough)
+    return ~(accuracy(selections.optimizer(task, key)).mean(axis=1) >= enough)
 
 
-def against_sam(results: Sequence[TaskResult]) -> Table:
+def against_sam(tasks: Sequence[xr.Dataset]) -> Table:
     """Learned optimizers against the baselines that take SAM's gradient in the inner loss."""
     header = ["task", "optimizer", "baseline", "accuracy (points)"]
-    if any(result.is_measured for result in results):
+    if any(map(selections.is_measured, tasks)):
         header += ["property", "absolute radius", "relative radius"]
     rows = []
-    for result in results:
-        baselines = {k: r for k, r in result.optimizers.items() if r.gradients_per_step > 1}
-        for key, one in result.optimizers.items():
-            if not one.is_learned:
-                continue
-            for other in baselines.values():
-                accuracy = compare(one.accuracy(), other.accuracy())
-                row = [result.task, key, other.name, str(accuracy)]
-                if result.is_measured:
-                    row += _own_property_against(one, other, result.flatness_config.headline)
+    for task in tasks:
+        every = list(selections.optimizers(task))
+        for one in filter(selections.is_learned, every):
+            for other in (other for other in every if other["gradients_per_step"] > 1):
+                accuracies = compare(accuracy(one), accuracy(other))
+                row = [task.attrs["task"], one["optimizer"].item(), other["name"].item()]
+                row.append(str(accuracies))
+                if selections.is_measured(task):
+                    row += _own_property_against(one, other)
                 rows.append(row + [""] * (len(header) - len(row)))
     return header, rows
 
 
-def _own_property_against(one: Result, other: Result, radius: int) -> list[str]:
+def _own_property_against(one: xr.Dataset, other: xr.Dataset) -> list[str]:
     """What `one` is judged by, and its difference to `other` at completion, by scale."""
-    name = one.judged_by
-    last = [[r.last(name, "completion", radius, scale) for r in (one, other)] for scale in SCALES]
-    return [LABELS[name], *(str(compare(own, theirs)) for own, theirs in last)]
+    name = selections.judged_by(one)
+    pairs = [measured_pair(one, other, name, "completion", scale) for scale in SCALES]
+    return [LABELS[name], *(str(compare(*pair)) for pair in pairs)]
 
 
-def over_tasks(results: Sequence[TaskResult]) -> Table:
+def over_tasks(tasks: Sequence[xr.Dataset]) -> Table:
     """One row per optimizer that has several seeds: its mean over the MLPs, and over the CNNs.
 
     A seed's accuracy is averaged over the tasks, two at least, that the optimizer and the reference
     are on; seeds are the units of the paired difference. Beside the mean stands the interquartile
     mean (IQM) of all pairs of a seed and a task, see `statistics.interquartile_mean`.
     """
-    header, reference = ["optimizer"], results[0].reference
-    keys = [
-        key
-        for key in names(results)
-        if any(key in r.optimizers and len(r.optimizers[key].curves) > 1 for r in results)
-    ]
+    header, reference = ["optimizer"], tasks[0].attrs["reference"]
+    several = {key for task in tasks for key in _with_several_seeds(task)}
+    keys = [key for key in selections.names(tasks) if key in several]
     rows: list[list[str]] = [[key] for key in keys]
     for name, inside in (("MLPs", True), ("CNNs", False)):
-        group = [r for r in results if (r.facts["architecture"] == "MLP") is inside]
+        group = [task for task in tasks if (task.attrs["architecture"] == "MLP") is inside]
         if len(group) < 2:
             continue
         columns = ("tasks", "accuracy (%)", "IQM (95%)", "fail", f"vs {reference} (points, 95%)")
         header += [f"{name}: {column}" for column in columns]
         for key, row in zip(keys, rows, strict=True):
-            own = [result for result in group if key in result.optimizers]
+            own = [task for task in group if key in selections.keys(task)]
             row.extend(_over(own, key) if len(own) > 1 else [""] * len(columns))
     return header, rows if len(header) > 1 else []
 
 
-def _over(results: Sequence[TaskResult], key: str) -> list[str]:
+def _over(tasks: Sequence[xr.Dataset], key: str) -> list[str]:
     """Of one optimizer on all of several tasks."""
 
-    def seeds(name: str) -> np.ndarray:
-        """[seeds, 1], the mean over tasks."""
-        by_task = [result.optimizers[name].accuracy().mean(axis=1) for result in results]
-        return np.mean(by_task, axis=0)[:, None]
+    def scores(name: str) -> np.ndarray:
+        """[tasks, seeds], the mean over runs."""
+        of = (selections.optimizer(task, name) for task in tasks)
+        return np.stack([accuracy(one).mean(axis=1) for one in of])
 
-    scores = np.stack([result.optimizers[key].accuracy().mean(axis=1) for result in results])
-    fail = sum(int(np.sum(_failing(result, key))) for result in results)
-    reference = results[0].reference
+    own, reference = scores(key), tasks[0].attrs["reference"]
+    fail = sum(int(np.sum(_failing(task, key))) for task in tasks)
+    seeds = own.mean(axis=0)[:, None]
     return [
-        str(len(results)),
-        summary(seeds(key)),
-        str(statistics.interquartile_mean(scores, shared_units=True)),
-        f"{fail} of {len(results) * len(seeds(key))}",
-        "" if key == reference else str(compare(seeds(key), seeds(reference))),
+        str(len(tasks)),
+        summary(seeds),
+        str(statistics.interquartile_mean(own, shared_units=True)),
+        f"{fail} of {own.size}",
+        "" if key == reference else str(compare(seeds, scores(reference).mean(axis=0)[:, None])),
     ]
 
 
-def accuracy_table(results: Sequence[TaskResult]) -> Table:
+def accuracy_table(tasks: Sequence[xr.Dataset]) -> Table:
     """One row per task and optimizer: means, deviations, paired differences to the reference."""
-    reference = results[0].reference
+    reference = tasks[0].attrs["reference"]
     header = [
         "task",
         "optimizer",
@@ -151,55 +155,47 @@ def accuracy_table(results: Sequence[TaskResult]) -> Table:
         "gradients per step",
     ]
     rows = []
-    for result in results:
-        base = result.reference_result.accuracy()
-        for key, one in result.optimizers.items():
-            poc = np.concatenate([curves.poc_step for curves in one.curves]) + 1
-            never = int(sum((~curves.poc_declared).sum() for curves in one.curves))
+    for task in tasks:
+        base = accuracy(selections.reference(task))
+        for one in selections.optimizers(task):
+            own, never = accuracy(one), int((~one["poc_declared"]).sum())
+            is_reference = one["optimizer"] == reference
             rows.append(
                 [
-                    result.task,
-                    one.name,
-                    summary(one.accuracy()),
-                    _lowest(one.accuracy()),
-                    "" if key == reference else str(compare(one.accuracy(), base)),
-                    summary(one.final_train_loss()),
-                    summary(one.param_norm()),
-                    f"{np.median(poc):.0f}" + (f" ({never} never)" if never else ""),
-                    str(one.gradients_per_step),
+                    task.attrs["task"],
+                    one["name"].item(),
+                    summary(own),
+                    _lowest(own),
+                    "" if is_reference else str(compare(own, base)),
+                    summary(final(one, "train_loss")),
+                    summary(final(one, "param_norm")),
+                    f"{np.median(one['poc_step']) + 1:.0f}"
+                    + (f" ({never} never)" if never else ""),
+                    str(one["gradients_per_step"].item()),
                 ]
             )
     return header, rows
 
 
-def property_table(result: TaskResult, point: str) -> Table:
+def property_table(task: xr.Dataset, point: str) -> Table:
     """One task: every optimizer's properties at the headline radius, with differences."""
-    reference = result.reference
-    radius = result.flatness_config.headline
+    base, has_hessian = selections.reference(task), selections.flatness_config(task).num_probes > 0
+    reference = task.attrs["reference"]
     header = ["optimizer"]
     for name in PROPERTIES:
         header += [LABELS[name], f"vs {reference} (95%)", "in relative radius (95%)"]
-    header += ["tr H", "λ max"] if result.flatness_config.num_probes else []
+    header += ["tr H", "λ max"] if has_hessian else []
     rows = []
-    for key, one in result.optimizers.items():
-        row = [one.name]
+    for one in selections.optimizers(task):
+        row = [one["name"].item()]
         for name in PROPERTIES:
-            row.append(_measured(one.last(name, point, radius)))
-            for scale in SCALES:
-                row.append(
-                    ""
-                    if key == reference
-                    else str(
-                        compare(
-                            one.last(name, point, radius, scale),
-                            result.reference_result.last(name, point, radius, scale),
-                        )
-                    )
-                )
-        if result.flatness_config.num_probes:
-            row += [
-                summary(np.stack([getattr(s, f) for s in one.at[point]])) for f in ("trace", "top")
-            ]
+            pairs = [measured_pair(one, base, name, point, scale) for scale in SCALES]
+            row.append(_measured(pairs[0][0]))
+            is_reference = one["optimizer"] == reference
+            row += ["" if is_reference else str(compare(*pair)) for pair in pairs]
+        if has_hessian:
+            at = one.sel(point=point)
+            row += [summary(at[f"around_{of}"].values) for of in ("trace", "top")]
         rows.append(row)
     return header, rows
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib import figure as mpl_figure
 
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import HEADLINE_RADIUS, SCALES
 from regularized_lopt.measure.trial import Trial
 from regularized_lopt.report import export, plot_style
@@ -16,15 +17,16 @@ from regularized_lopt.report import export, plot_style
 
 def row(trial: Trial) -> dict[str, Any]:
     """For trials.csv."""
-    curves = trial.result.curves[0]
+    accuracy = selections.accuracy(trial.found)
+    train_loss, norm = (selections.final(trial.found, of) for of in ("train_loss", "param_norm"))
     return {
         "variant": trial.variant,
         "bindings": "; ".join(trial.bindings),
         "held_out_loss": f"{trial.loss.mean():.4f}",
         "std": f"{trial.loss.std(ddof=1):.4f}",
-        "held_out_accuracy": f"{100 * curves.test_accuracy[:, -1].mean():.2f}",
-        "train_loss": f"{curves.final_train_loss.mean():.4f}",
-        "param_norm": f"{curves.param_norm[:, -1].mean():.1f}",
+        "held_out_accuracy": f"{accuracy.mean():.2f}",
+        "train_loss": f"{train_loss.mean():.4f}",
+        "param_norm": f"{norm.mean():.1f}",
         "rise_absolute": f"{trial.rise('absolute').mean():.4f}",
         "rise_relative": f"{trial.rise('relative').mean():.4f}",
         "chosen": "yes" if trial.chosen else "",

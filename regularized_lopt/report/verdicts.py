@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import statistics
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import PROPERTIES
-from regularized_lopt.measure.results import POINTS, Result, TaskResult, seed_pairs
+from regularized_lopt.measure.results import POINTS, seed_pairs
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -88,7 +90,7 @@ def _outcome(sign: int) -> str:
 
 
 def judge(
-    results: Sequence[TaskResult],
+    tasks: Sequence[xr.Dataset],
     primary: tuple[str, str] | None = None,
     alpha: float = 0.05,
     test: str = "auto",
@@ -96,78 +98,58 @@ def judge(
     """A verdict for every optimizer, property and point of every task that was measured.
 
     Args:
-      results: by task.
+      tasks: their datasets.
       primary: (optimizer, property) of the declared family: one test per task, at completion, at
         the headline radius, together under Holm's procedure; everything else is judged by its
         95% intervals, one by one, and is descriptive. None: nothing is declared.
       alpha: of the family.
       test: see `statistics.decide`.
     """
+    compared = [
+        (task.attrs["task"], str(one["optimizer"].item()), one, selections.reference(task))
+        for task in tasks
+        if selections.is_measured(task)
+        for one in selections.others(task)
+    ]
     decisions: Mapping[str, statistics.Decision] = {}
     if primary is not None:
-        family = {}
-        for result in results:
-            tested = primary[0] in result.optimizers and primary[0] != result.reference
-            if result.is_measured and tested:
-                pair = property_pair(result, primary[0], primary[1], "completion", "absolute")
-                family[result.task] = statistics.differences(*paired_units(*pair))
+        family = {
+            task: statistics.differences(
+                *paired_units(*measured_pair(one, base, primary[1], "completion", "absolute"))
+            )
+            for task, key, one, base in compared
+            if key == primary[0]
+        }
         decisions = statistics.decide(family, alpha, test) if family else {}
-    return [
-        _verdict(
-            result,
-            key,
-            name,
-            point,
-            decisions.get(result.task)
-            if (key, name) == primary and point == "completion"
-            else None,
-        )
-        for result in results
-        if result.is_measured
-        for key, _ in result.others
-        for name in PROPERTIES
-        for point in POINTS
-    ]
-
-
-def _verdict(
-    result: TaskResult, key: str, name: str, point: str, decision: statistics.Decision | None
-) -> Verdict:
-    measured = {
-        measure: compare(*measured_pair(result, key, name, point, measure)) for measure in MEASURES
-    }
-    return Verdict(result.task, key, name, point, **measured, decision=decision)
+    found = []
+    for task, key, one, base in compared:
+        for name, point in itertools.product(PROPERTIES, POINTS):
+            is_primary = (key, name) == primary and point == "completion"
+            measured = {m: compare(*measured_pair(one, base, name, point, m)) for m in MEASURES}
+            decision = decisions.get(task) if is_primary else None
+            found.append(Verdict(task, key, name, point, **measured, decision=decision))
+    return found
 
 
 def measured_pair(
-    result: TaskResult, key: str, name: str, point: str, measure: str
+    one: xr.Dataset, base: xr.Dataset, name: str, point: str, measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A property by one of `MEASURES`, [seeds, runs]: (optimizer's, reference's)."""
-    if measure == "matched":
-        return matched_pair(result.optimizers[key], name)
-    return property_pair(result, key, name, point, measure)
+    """A property by one of `MEASURES`, at the headline radius: (optimizer's, reference's).
 
+    [seeds, runs] each; at matched training loss [pairs, runs], in the relative radius, or NaN where
+    that was not measured.
 
-def matched_pair(one: Result, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A property at matched training loss, relative radius, [pairs, runs]: (own, reference's).
-
-    NaN where it was not measured.
+    Args:
+      one, base: what there is of the optimizer and of the reference, see `selections.optimizer`.
+      name: of the property.
+      point: "poc" or "completion"; at matched training loss without a meaning.
+      measure: one of `MEASURES`.
     """
-    if not one.matched:
-        return np.full((1, 1), np.nan), np.full((1, 1), np.nan)
-    pairs: list[list[Any]] = [
-        [getattr(m, side).last(name, "relative")[:, 0] for m in one.matched]
-        for side in ("own", "reference")
-    ]
-    return np.stack(pairs[0]), np.stack(pairs[1])
-
-
-def property_pair(
-    result: TaskResult, key: str, name: str, point: str, scale: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """A property at the headline radius, [seeds, runs]: (optimizer's, reference's)."""
-    radius = result.flatness_config.headline
-    return (
-        result.optimizers[key].last(name, point, radius, scale),
-        result.reference_result.last(name, point, radius, scale),
-    )
+    if measure == "matched":
+        if not one["pairs"]:
+            return np.full((1, 1), np.nan), np.full((1, 1), np.nan)
+        own, reference = selections.matched(one, name).sel(scale="relative").values
+        return own, reference
+    where = {"point": point, "scale": measure, "radius": selections.headline(one)}
+    own, reference = (selections.last(side, name).sel(where).values for side in (one, base))
+    return own, reference

@@ -6,10 +6,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 from matplotlib import figure as mpl_figure
 
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
-from regularized_lopt.measure.results import POINTS, StudyResults, TaskResult
+from regularized_lopt.measure.results import POINTS, StudyResults
 from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report import (
     export,
@@ -47,7 +49,7 @@ class Reporter:
     def __init__(self, study: StudyResults, out_dir: pathlib.Path):
         """Judges the results; the declared tests are those of `verdicts.judge`."""
         self._study = study
-        self._results = study.tasks
+        self._tasks = study.tasks
         self._out_dir = out_dir
         self._primary = study.primary
         self.judged = verdicts_lib.judge(study.tasks, study.primary, study.alpha, study.test)
@@ -56,10 +58,10 @@ class Reporter:
     def write(self) -> Page:
         """Writes files and figures, and returns the page, without the studies' own sections."""
         claims = self.claims if self._primary is not None else []
-        export.write(self._results, self.judged, claims, self._out_dir)
+        export.write(self._tasks, self.judged, claims, self._out_dir)
         page = Page(self._study.title, self._study.lead)
         self._accuracy(page)
-        if any(len(one.curves) > 1 for result in self._results for _, one in result.learned):
+        if any(one["seeds"] > 1 for task in self._tasks for one in selections.learned(task)):
             self._seeds(page)
         if self._study.chosen:
             self._chosen(page, self._study.chosen)
@@ -70,8 +72,8 @@ class Reporter:
             self._declared(page)
         self._against_sam(page)
         self._properties(page)
-        for result in self._results:
-            self._task(page, result, self._study.seconds_per_step.get(result.task, {}))
+        for task in self._tasks:
+            self._task(page, task, self._study.seconds_per_step.get(task.attrs["task"], {}))
         return page
 
     def _accuracy(self, page: Page) -> None:
@@ -84,19 +86,19 @@ class Reporter:
     def _seeds(self, page: Page) -> None:
         self._add(
             page,
-            figures_lib.seeds(self._results),
+            figures_lib.seeds(self._tasks),
             "seeds",
             "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
             "better.",
         )
         page.table_section(
             "Meta-training seeds that fail",
-            self._labelled(tables.failures(self._results)),
+            self._labelled(tables.failures(self._tasks)),
             f"A seed fails that ends more than {tables.FAILURE_MARGIN:g} points below the best of "
             "all seeds and baselines. Where some do, means over seeds and their intervals say "
             "little.",
         )
-        if (over := tables.over_tasks(self._results))[1]:
+        if (over := tables.over_tasks(self._tasks))[1]:
             page.table_section(
                 "Over several tasks",
                 over,
@@ -108,12 +110,12 @@ class Reporter:
             )
 
     def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
-        return self._labelled(tables.table_1(self._results, seeds))
+        return self._labelled(tables.table_1(self._tasks, seeds))
 
     def _labelled(self, table: Table) -> Table:
         """With short names of the tasks, which head the columns."""
         header, rows = table
-        labels = {result.task: result.label for result in self._results}
+        labels = {task.attrs["task"]: selections.label(task) for task in self._tasks}
         return [header[0], *(labels[task] for task in header[1:])], rows
 
     def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
@@ -129,7 +131,7 @@ class Reporter:
     def _accuracy_in_detail(self, page: Page) -> None:
         page.table_section(
             "Test accuracy in detail",
-            tables.accuracy_table(self._results),
+            tables.accuracy_table(self._tasks),
             "Means ± standard deviation over runs (over meta-training seeds where there are "
             "several), and the lowest of them. Differences are paired, by init and batches, with "
             "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
@@ -147,7 +149,7 @@ class Reporter:
         )
 
     def _against_sam(self, page: Page) -> None:
-        if (against := tables.against_sam(self._results))[1]:
+        if (against := tables.against_sam(self._tasks))[1]:
             page.table_section(
                 "Against SAM in the inner loss, with a tuned learning rate",
                 against,
@@ -157,16 +159,17 @@ class Reporter:
 
     def _properties(self, page: Page) -> None:
         """Of each that an optimizer should have learned."""
-        measured = [result for result in self._results if result.is_measured]
-        learned = [one for result in measured for _, one in result.learned]
-        for name in dict.fromkeys(one.own_property for one in learned):
-            self._property(page, name, measured)
+        measured = [task for task in self._tasks if selections.is_measured(task)]
+        keys: dict[str, list[str]] = {}
+        for one in (one for task in measured for one in selections.learned(task)):
+            own = keys.setdefault(one["own_property"].item(), [one.attrs["reference"]])
+            own.append(one["optimizer"].item())
+        for name, of in keys.items():
+            self._property(page, name, measured, of)
 
-    def _property(self, page: Page, name: str, measured: Sequence[TaskResult]) -> None:
-        reference = measured[0].reference
-        keys = [reference] + [
-            key for r in measured for key, one in r.learned if one.own_property == name
-        ]
+    def _property(
+        self, page: Page, name: str, measured: Sequence[xr.Dataset], keys: Sequence[str]
+    ) -> None:
         page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
         for scale in ("absolute", "relative"):
             self._add(
@@ -180,57 +183,55 @@ class Reporter:
     def _task(
         self,
         page: Page,
-        result: TaskResult,
+        task: xr.Dataset,
         seconds_per_step: Mapping[str, float],
     ) -> None:
-        directory = self._out_dir / result.task
-        directory.mkdir(parents=True, exist_ok=True)
-        runs = len(result.reference_result.curves[0].train_loss)
-        page.heading(f"{result.task}: {runs} runs of {result.num_steps} steps")
+        name = task.attrs["task"]
+        (self._out_dir / name).mkdir(parents=True, exist_ok=True)
+        page.heading(f"{name}: {task.attrs['runs']} runs of {task.attrs['num_steps']} steps")
         self._add(
             page,
-            figures_lib.training_curves(result),
-            f"{result.task}/training_curves",
+            figures_lib.training_curves(task),
+            f"{name}/training_curves",
             "Mean over runs; bands: one standard deviation.",
             detail=True,
         )
-        if result.is_measured:
-            self._flatness(page, result)
+        if selections.is_measured(task):
+            self._flatness(page, task)
         if seconds_per_step:
-            costs = [(one, seconds_per_step.get(key)) for key, one in result.optimizers.items()]
+            costs = [seconds_per_step.get(key) for key in selections.keys(task)]
             page.note("What a step of one run costs, compilation excluded, evaluations included:")
+            known = zip(task["name"].values, task["gradients_per_step"].values, costs, strict=True)
             rows = [
-                [one.name, str(one.gradients_per_step), "" if s is None else f"{1000 * s:.2f}"]
-                for one, s in costs
+                [str(label), str(gradients), "" if s is None else f"{1000 * s:.2f}"]
+                for label, gradients, s in known
             ]
             page.table((["optimizer", "gradients per step", "ms per step"], rows))
 
-    def _flatness(self, page: Page, result: TaskResult) -> None:
-        radius = result.flatness_config.radii[result.flatness_config.headline]
+    def _flatness(self, page: Page, task: xr.Dataset) -> None:
+        name = task.attrs["task"]
         self._add(
             page,
-            figures_lib.differences(result, self.judged),
-            f"{result.task}/differences",
+            figures_lib.differences(task, self.judged),
+            f"{name}/differences",
             "Dots: mean paired difference; lines: 95% interval.",
             detail=True,
         )
         for point in POINTS:
-            page.note(f"Properties at {point}, radius {radius:g}:")
-            title = f"{result.task}, properties at {point}"
-            page.table(tables.property_table(result, point), title)
+            page.note(f"Properties at {point}, radius {selections.headline(task):g}:")
+            page.table(tables.property_table(task, point), f"{name}, properties at {point}")
         self._add(
             page,
-            figures_lib.ascent_curves(result),
-            f"{result.task}/ascent_curves",
+            figures_lib.ascent_curves(task),
+            f"{name}/ascent_curves",
             "Along the ascent from a random start in the ball.",
             detail=True,
         )
-        slices = {one.name: one.slices for one in result.optimizers.values() if one.slices}
-        if slices:
+        if slices := selections.slices(task):
             self._add(
                 page,
-                figures_lib.loss_slices(slices, result.label),
-                f"{result.task}/loss_slices",
+                figures_lib.loss_slices(slices, selections.label(task)),
+                f"{name}/loss_slices",
                 "Around the PoC of run 0; 1 is as far as the filters are long.",
                 detail=True,
             )
@@ -263,7 +264,7 @@ class Reporter:
             "Losses are the plain ones, without regularizers.",
         )
         made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
-        if (foretold := optimizer_tables.validation_table(self._results, made))[1]:
+        if (foretold := optimizer_tables.validation_table(self._tasks, made))[1]:
             page.table_section(
                 "What the validation loss of meta-training foretells",
                 foretold,
@@ -273,7 +274,7 @@ class Reporter:
             )
             self._add(
                 page,
-                figures_lib.validation(self._results, made),
+                figures_lib.validation(self._tasks, made),
                 "validation",
                 "One dot per meta-training seed.",
             )
@@ -287,7 +288,7 @@ class Reporter:
         """
         page.table_section(
             "Updates as functions of the gradient",
-            optimizer_tables.smoothness_table(curves, self._results[0].reference),
+            optimizer_tables.smoothness_table(curves, self._tasks[0].attrs["reference"]),
             "The steepest slope of the update of one coordinate, hidden state fixed, which the "
             "smoothing term should lower. Means ± standard deviation over meta-training seeds; "
             "differences with 95% intervals.",

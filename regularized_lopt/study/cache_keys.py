@@ -93,7 +93,7 @@ class CacheKeys:
         return CacheKey("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
 
     def matched(self, task: str, name: str, optimizer: Identity, reference: Identity) -> CacheKey:
-        """`results.Matched` of those runs and the reference's."""
+        """`dataset.Matched` of those runs and the reference's."""
         spec = {
             **self._measured(task, name, optimizer),
             "reference": reference.name,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 
+import xarray as xr
+
 from regularized_lopt import errors, upstream, zoo
 from regularized_lopt.configurable import configurable
-from regularized_lopt.measure import flatness
+from regularized_lopt.measure import dataset, flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
-from regularized_lopt.measure.results import Result, TaskResult
 from regularized_lopt.study import experiment as experiment_lib
 from regularized_lopt.study import study as study_lib
 from regularized_lopt.study.task_runs import image_task
@@ -29,7 +29,7 @@ def meta_test(
     flatness_config: flatness.FlatnessConfig | None = None,
     measured: bool = True,
     progress: bool = True,
-) -> TaskResult:
+) -> xr.Dataset:
     """Trains and measures every optimizer on one task.
 
     Args:
@@ -43,6 +43,9 @@ def meta_test(
       flatness_config: what to measure around the params; default: `flatness.FlatnessConfig()`.
       measured: whether to measure it at all; if not, accuracies are what there is.
       progress: show progress bars.
+
+    Returns:
+      All that was found, see `measure.dataset`; `measure.selections` reads it.
 
     Raises:
       ValueError: an unknown name or a parameter out of range.
@@ -77,27 +80,19 @@ def train(
     num_steps: int = 500,
     seed: int = 0,
     progress: bool = True,
-) -> TaskResult:
+) -> xr.Dataset:
     """The training runs of `meta_test` alone: curves, and nothing measured around the params.
 
     Arguments and errors are those of `meta_test`; nothing is tuned.
     """
-    trainer = trainer_lib.Trainer(image_task(task), num_runs, num_steps, seed, progress=progress)
-    found = {}
-    for name, opt in opts.items():
-        one = _evaluated(name, opt)
-        found[name] = Result(
-            name=one.label,
-            own_property="sam",
-            gradients_per_step=one.gradients_per_step,
-            learning_rate=one.learning_rate,
-            curves=[trainer.train([one])[name]],
-            at={},
-            matched=[],
-            **dataclasses.asdict(one.trained_with),
-        )
-    facts = image_task(task).facts
-    return TaskResult(task, num_steps, flatness.FlatnessConfig(), next(iter(opts)), found, facts)
+    on = image_task(task)
+    trainer = trainer_lib.Trainer(on, num_runs, num_steps, seed, progress=progress)
+    given = {name: _evaluated(name, opt) for name, opt in opts.items()}
+    found = {
+        name: dataset.Found(one, [trainer.train([one])[one.name]]) for name, one in given.items()
+    }
+    nothing = flatness.FlatnessConfig()
+    return dataset.of_task(task, on.facts, num_steps, nothing, next(iter(opts)), found)
 
 
 def _evaluated(

@@ -13,11 +13,12 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
-from regularized_lopt.measure.results import Result
 from regularized_lopt.measure.trial import Bindings, Trial
 from regularized_lopt.study import locks
 from regularized_lopt.study.experiment import Experiment, task_plan
@@ -89,7 +90,7 @@ def search(
             },
             out_dir / "locks",
         )
-        tried = [Trial(variant, trials[name], result) for name, result in done.items()]
+        tried = [Trial(variant, trials[name], found) for name, found in done.items()]
         best = int(np.argmin([trial.score for trial in tried]))
         tried[best] = dataclasses.replace(tried[best], chosen=True)
         if variant == first:
@@ -116,9 +117,9 @@ def _try(
     bindings: Bindings,
     out_dir: pathlib.Path,
     progress: bool,
-) -> Result:
+) -> xr.Dataset:
     (found,) = _study(what, name, source, bindings, out_dir, progress).run()
-    return found.optimizers[name]
+    return selections.optimizer(found, name)
 
 
 def _study(

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import xarray as xr
+
 from regularized_lopt import serialization
-from regularized_lopt.measure import cubic_regression, flatness
+from regularized_lopt.measure import cubic_regression, flatness, selections
 from regularized_lopt.measure import update_curves as update_curves_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
-from regularized_lopt.measure.results import TaskResult
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import locks
 from regularized_lopt.study.cache import CacheKey
@@ -118,8 +119,8 @@ class Study:
         if early:
             yield self._early_evidence(dict(zip(early, _found(early), strict=True)))
 
-    def run(self) -> list[TaskResult]:
-        """Meta-trains what is missing, meta-tests, measures."""
+    def run(self) -> list[xr.Dataset]:
+        """Meta-trains what is missing, meta-tests, measures; a dataset per task."""
         self.check()
         self._make_directory()
         meta_training = self._meta_training()
@@ -139,7 +140,7 @@ class Study:
         )
         return list(tested.values())
 
-    def _test(self, task: str, learned: _Learned) -> TaskResult:
+    def _test(self, task: str, learned: _Learned) -> xr.Dataset:
         return self.on(task, learned).result()  # Its programs are let go of afterwards.
 
     def _meta_training(self) -> dict[str, dict[int, Step[EvaluatedOptimizer]]]:
@@ -270,9 +271,9 @@ class Study:
             lambda rates: rates.update_curves(name),
         )
 
-    def seconds_per_step(self, result: TaskResult) -> dict[str, float]:
+    def seconds_per_step(self, task: xr.Dataset) -> dict[str, float]:
         """Wall-clock of one inner step of one run by optimizer, where it was timed."""
-        steps = {key: step_timing(result.task, key) for key in result.optimizers}
+        steps = {key: step_timing(task.attrs["task"], key) for key in selections.keys(task)}
         timings = {key: self.cache.timings.get(step) for key, step in steps.items()}
         return {key: seconds for key, seconds in timings.items() if seconds is not None}
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import xarray as xr
 
 from regularized_lopt import serialization
-from regularized_lopt.measure import flatness, loss_slices, matched_loss
-from regularized_lopt.measure.flatness import KeptFlatness
-from regularized_lopt.measure.results import POINTS, Matched, Result, TaskResult, seed_pairs
+from regularized_lopt.measure import dataset, flatness, loss_slices, matched_loss
+from regularized_lopt.measure.dataset import Found, Matched
+from regularized_lopt.measure.flatness import Flatness
+from regularized_lopt.measure.results import POINTS, seed_pairs
 from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import identity
 from regularized_lopt.study.steps import Step, cached_step
@@ -26,32 +27,29 @@ class TaskStudy(TaskRuns):
         """All of the task, in the order in which they are done."""
         return {**self._tuning, **self._training, **self._measuring()}
 
-    def result(self) -> TaskResult:
+    def result(self) -> xr.Dataset:
         """What comes of all steps; those whose results are missing are done."""
         found = {part: step.result() for part, step in self.steps().items()}
-        return TaskResult(
+        return dataset.of_task(
             self.plan.name,
+            self._task.facts,
             self.experiment.num_steps,
             self.keys.flatness_config_of(self.plan.name),
             self.experiment.reference,
-            {name: self._result(name, found) for name in self._names},
-            self._task.facts,
+            {name: self._found(name, found) for name in self._names},
         )
 
-    def _result(self, name: str, found: Mapping[Part, Any]) -> Result:
+    def _found(self, name: str, found: Mapping[Part, Any]) -> Found:
         first, seeds = self._optimizer(name, 0), self._seeds(name)
         points = POINTS if self.plan.num_measured else ()
-        return Result(
-            name=first.label,
+        return Found(
+            first,
+            curves=[found["train", name, seed] for seed in seeds],
             own_property=self.experiment.property_of(first),
             targeted=self.experiment.is_targeted(first),
-            gradients_per_step=first.gradients_per_step,
-            learning_rate=first.learning_rate,
-            curves=[found["train", name, seed] for seed in seeds],
             at={point: [found["measure", name, seed, point] for seed in seeds] for point in points},
             matched=[found["match", name, *pair] for pair in self._pairs(name)],
             slices=found.get(("slice", name)),
-            **dataclasses.asdict(first.trained_with),
         )
 
     def _measuring(self) -> dict[Part, Step[Any]]:
@@ -65,7 +63,7 @@ class TaskStudy(TaskRuns):
                 steps["slice", name] = self._slicing_step(name)
         return steps
 
-    def _measuring_step(self, name: str, seed: int, point: str) -> Step[KeptFlatness]:
+    def _measuring_step(self, name: str, seed: int, point: str) -> Step[Flatness]:
         what = self.keys.flatness_config_of(self.plan.name)
 
         def compute() -> dict[str, Any]:
@@ -80,7 +78,7 @@ class TaskStudy(TaskRuns):
             f"measure {self.plan.name}",
             lambda: self._key(self.keys.flatness, name, seed, point),
             compute,
-            lambda tree: flatness.Flatness(**tree).kept(what.headline),
+            lambda tree: Flatness(**tree),
             lambda rates: rates.measuring(self.plan.name),
         )
 
@@ -113,7 +111,7 @@ class TaskStudy(TaskRuns):
 
         def read(tree: dict[str, Any]) -> Matched:
             for side in sides:
-                tree[side] = flatness.Flatness(**tree[side]).kept(0)  # Of one radius alone.
+                tree[side] = Flatness(**tree[side])
             return Matched(**tree)
 
         return cached_step(

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import scipy.stats
+import xarray as xr
 
 from regularized_lopt import errors
+from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import HEADLINE_RADIUS, FlatnessConfig
-from regularized_lopt.measure.results import Result
 from regularized_lopt.study.experiment import Experiment, TaskPlan
 from regularized_lopt.study.study import Study
 from regularized_lopt.zoo.cards import Card
@@ -86,16 +87,17 @@ def verify(
             headline_starts=row["starts"],
             num_probes=0,
         )
-        (result,) = Study(experiment, out_dir, flatness_config, progress=progress).run()
-        found += _checks(task, row, result.optimizers[card.name])
+        (measured,) = Study(experiment, out_dir, flatness_config, progress=progress).run()
+        found += _checks(task, row, selections.reference(measured))
     return found
 
 
-def _checks(task: str, row: dict[str, Any], result: Result) -> list[Check]:
+def _checks(task: str, row: dict[str, Any], one: xr.Dataset) -> list[Check]:
+    rise = selections.last(one, "gsam").isel(radius=0).sel(point="completion", scale="absolute")
     values = {
-        "accuracy": result.accuracy(),
-        "rise": result.last("gsam", "completion", 0),
-        "norm": result.param_norm(),
+        "accuracy": selections.accuracy(one),
+        "rise": rise.values,
+        "norm": selections.final(one, "param_norm"),
     }
     checks = []
     for name, label in _FIGURES.items():

@@ -22,8 +22,7 @@ import numpy as np
 from absl import flags
 
 from regularized_lopt import errors, launch, run_files, serialization, zoo
-from regularized_lopt.measure import results_file
-from regularized_lopt.measure.results import names
+from regularized_lopt.measure import results_file, selections
 from regularized_lopt.zoo import cards
 
 _LEAST_RUNS = 3
@@ -87,26 +86,30 @@ def _regularizer(description: dict[str, Any]) -> str:
 
 def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str, Any]]:
     tasks = results_file.load(results / results_file.FILE).tasks
-    errors.check_name(f"optimizer in {results}", optimizer, names(tasks))
+    errors.check_name(f"optimizer in {results}", optimizer, selections.names(tasks))
     found = []
-    for one in (one for one in tasks if optimizer in one.optimizers and one.is_measured):
-        own = one.optimizers[optimizer]
-        seeds = list(map(str, range(len(own.curves))))
-        errors.check_name(f"meta-training seed of {optimizer} on {one.task}", str(seed), seeds)
-        rise = own.at["completion"][seed].last("gsam")[:, one.flatness_config.headline]
-        if len(rise) < _LEAST_RUNS:
+    for task in filter(selections.is_measured, tasks):
+        if optimizer not in selections.keys(task):
             continue
+        every, name = selections.optimizer(task, optimizer), task.attrs["task"]
+        seeds = list(map(str, range(every.sizes["seed"])))
+        errors.check_name(f"meta-training seed of {optimizer} on {name}", str(seed), seeds)
+        if every.sizes["measured_run"] < _LEAST_RUNS:
+            continue
+        config = selections.flatness_config(task)
+        at = {"point": "completion", "scale": "absolute", "radius": selections.headline(task)}
+        rise = selections.last(every, "gsam").sel(at).values[seed]
         found.append(
             {
-                "task": one.task,
-                "num_steps": one.num_steps,
-                "num_runs": len(own.curves[seed].train_loss),
+                "task": name,
+                "num_steps": int(task.attrs["num_steps"]),
+                "num_runs": every.sizes["run"],
                 "measured_runs": len(rise),
-                "num_examples": one.flatness_config.num_examples,
-                "starts": one.flatness_config.headline_starts,
-                "accuracy": _mean_and_std(own.accuracy()[seed]),
+                "num_examples": config.num_examples,
+                "starts": config.headline_starts,
+                "accuracy": _mean_and_std(selections.accuracy(every)[seed]),
                 "rise": _mean_and_std(rise),
-                "norm": _mean_and_std(own.param_norm()[seed]),
+                "norm": _mean_and_std(selections.final(every, "param_norm")[seed]),
             }
         )
     if not found:
