@@ -22,11 +22,8 @@ import rich.console
 import rich.table
 
 from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, devices, launch, tasks
-from regularized_lopt.outer_training import (
-    RegularizedTruncatedStep,
-    curriculum,
-    theta_optimizer,
-)
+from regularized_lopt.estimators import RegularizedTruncatedStep
+from regularized_lopt.outer_training import curriculum, theta_optimizer
 from regularized_lopt.outer_training.loop import Loop
 
 

@@ -19,7 +19,7 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch, tasks, upstream, zoo
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training.curriculum import CurriculumOuterState
 
 FRACTIONS = (1.0, 0.25, 0.1, 0.03)

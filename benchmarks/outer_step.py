@@ -27,7 +27,7 @@ import rich.table
 
 import regularized_lopt
 from regularized_lopt import launch, learned_optimizers, tasks, upstream
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 K = TypeVar("K")
 UNROLL = 20

@@ -17,7 +17,7 @@ from outer_step import TRAJECTORY, UNROLL, measure, stepper
 
 import regularized_lopt
 from regularized_lopt import gin_files, launch, regularizers, tasks, upstream
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 # What each may cost, times none. In meta space: one more gradient for SAM, three for GAM's
 # differences; third derivatives of the unroll for the Hessian, to which no bound is set.

@@ -28,7 +28,8 @@ import rich.progress
 import rich.table
 
 from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, serialization, tasks
-from regularized_lopt.outer_training import RegularizedTruncatedStep, curriculum, theta_optimizer
+from regularized_lopt.estimators import RegularizedTruncatedStep
+from regularized_lopt.outer_training import curriculum, theta_optimizer
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.loop import Loop, TrainState
 from regularized_lopt.run_files import THETA_FILE, read_metrics

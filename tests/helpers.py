@@ -8,7 +8,7 @@ import numpy as np
 
 import regularized_lopt
 from regularized_lopt import tasks, upstream
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 
 KEY = jax.random.PRNGKey(0)
 ROOT = jax.random.PRNGKey(7)

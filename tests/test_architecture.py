@@ -27,6 +27,7 @@ FLOORS = (
     {"learned_optimizers", "regularizers", "tasks"},
     {"optax_bridge"},
     {"zoo"},
+    {"estimators"},
     {"outer_training"},
     {"measure"},
     {"report", "study"},

@@ -22,17 +22,13 @@ from helpers import CONSTANT, KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators.regularized_estimator import RegularizedEstimator
 from regularized_lopt.measure import flatness
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.outer_training import (
-    RegularizedTruncatedGrad,
-    RegularizedTruncatedStep,
-    outer_train,
-    parts,
-)
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
-from regularized_lopt.outer_training.regularized_estimator import RegularizedEstimator
+from regularized_lopt.outer_training import outer_train, parts
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import experiment, meta_training, search
 from regularized_lopt.study import study as study_lib

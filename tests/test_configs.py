@@ -12,13 +12,9 @@ from helpers import KEY, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.measure import FlatnessConfig
-from regularized_lopt.outer_training import (
-    Curriculum,
-    RegularizedTruncatedGrad,
-    RegularizedTruncatedStep,
-    theta_optimizer,
-)
+from regularized_lopt.outer_training import Curriculum, theta_optimizer
 from regularized_lopt.outer_training.curriculum import CurriculumState
 from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.regularizers import registry

@@ -12,7 +12,7 @@ from learned_optimization.learned_optimizers import base as lopt_base
 
 import regularized_lopt
 from regularized_lopt import regularizers
-from regularized_lopt.outer_training import coordinates
+from regularized_lopt.estimators import coordinates
 
 IMPORTANCE = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 1e3, width=32))
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import REPOSITORY
 
 from regularized_lopt import gin_files, regularizers
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, outer_train, parts
+from regularized_lopt.estimators import RegularizedTruncatedGrad
+from regularized_lopt.outer_training import outer_train, parts
 from regularized_lopt.outer_training.parts import check_bindings
 from regularized_lopt.outer_training.unread import SharedRegularizerWarning
 from regularized_lopt.regularizers import registry

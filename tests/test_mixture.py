@@ -10,11 +10,8 @@ from helpers import CONSTANT, KEY, ROOT, TwoLayer, flat, weights
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream, zoo
-from regularized_lopt.outer_training import (
-    RegularizedTruncatedGrad,
-    RegularizedTruncatedStep,
-    outer_train,
-)
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.outer_training import outer_train
 from regularized_lopt.run_files import load_metrics
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)

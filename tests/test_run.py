@@ -11,11 +11,8 @@ from conftest import REPOSITORY, digits_config, needs_mnist
 from learned_optimization.tasks import quadratics
 
 from regularized_lopt import errors, gin_files, serialization, zoo
-from regularized_lopt.outer_training import (
-    RegularizedTruncatedGrad,
-    outer_train,
-    run_dir,
-)
+from regularized_lopt.estimators import RegularizedTruncatedGrad
+from regularized_lopt.outer_training import outer_train, run_dir
 from regularized_lopt.outer_training.session import DivergedError
 from regularized_lopt.run_files import load_metrics
 

@@ -10,8 +10,8 @@ from learned_optimization.learned_optimizers import base as lopt_base
 
 import regularized_lopt
 from regularized_lopt import regularizers, tasks
+from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.measure import update_curves
-from regularized_lopt.outer_training import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.report import optimizer_tables, update_figures
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)

@@ -13,9 +13,9 @@ from learned_optimization.tasks import quadratics
 
 import regularized_lopt
 from regularized_lopt import regularizers, tasks, upstream
-from regularized_lopt.outer_training import RegularizedTruncatedStep
-from regularized_lopt.outer_training import unroll as unroll_lib
-from regularized_lopt.outer_training.inner_problem import UnrollState
+from regularized_lopt.estimators import RegularizedTruncatedStep
+from regularized_lopt.estimators import unroll as unroll_lib
+from regularized_lopt.estimators.inner_problem import UnrollState
 
 
 def reference_outer_loss(lopt, task, steps, loss_weights):

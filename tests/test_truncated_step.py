@@ -10,7 +10,8 @@ from test_upstream_estimators import build
 
 import regularized_lopt
 from regularized_lopt import regularizers, upstream
-from regularized_lopt.outer_training import outer_train, regularized
+from regularized_lopt.estimators import regularized
+from regularized_lopt.outer_training import outer_train
 
 LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
 THETA = LOPT.init(KEY)

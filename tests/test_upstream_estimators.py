@@ -16,11 +16,7 @@ from learned_optimization.outer_trainers import full_es, truncated_es, truncated
 
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, upstream
-from regularized_lopt.outer_training import (
-    FlatnessAwareFamily,
-    RegularizedTruncatedStep,
-    regularized,
-)
+from regularized_lopt.estimators import FlatnessAwareFamily, RegularizedTruncatedStep, regularized
 
 WHEEL = upstream.GENERATION == "wheel"
 NAMES = ("TruncatedES", "TruncatedPES", "FullES", "TruncatedGrad")

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from regularized_lopt import devices, upstream
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.checkpoint import Checkpoints
-from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 
 
 @flax.struct.dataclass

@@ -23,13 +23,13 @@ from regularized_lopt import (
     zoo,
 )
 from regularized_lopt.configurable import checked
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import unread
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
-from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
-from regularized_lopt.outer_training.truncated_step import RegularizedTruncatedStep
 
 AnyTask: TypeAlias = str | upstream.Task | upstream.TaskFamily
 

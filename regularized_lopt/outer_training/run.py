@@ -15,6 +15,7 @@ import optax
 from regularized_lopt import devices, errors, run_files, upstream, zoo
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import configurable
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import StopRequest
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import parts as parts_lib
@@ -23,7 +24,6 @@ from regularized_lopt.outer_training.parts import AnyTask
 from regularized_lopt.outer_training.run_dir import RunDir
 from regularized_lopt.outer_training.session import Session, Settings
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
-from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 
 
 class OutOfMemoryError(RuntimeError):

@@ -12,11 +12,11 @@ import tqdm
 
 from regularized_lopt import devices, errors, run_files, zoo
 from regularized_lopt import progress as progress_lib
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Event
 from regularized_lopt.outer_training.parts import Parts
 from regularized_lopt.outer_training.run_dir import RunDir
-from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
 
 
 class DivergedError(RuntimeError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import gin
 
 from regularized_lopt import gin_files, regularizers
-from regularized_lopt.outer_training.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 
 _SPACES = {"RegularizedTruncatedGrad": "meta", "RegularizedTruncatedStep": "optimizee"}
 

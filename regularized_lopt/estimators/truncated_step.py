@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.outer_training.inner_problem import InnerProblem, Theta, UnrollState
+from regularized_lopt.estimators.inner_problem import InnerProblem, Theta, UnrollState
 
 
 @configurable()

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import devices, errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.outer_training import checks
-from regularized_lopt.outer_training import unroll as unroll_lib
-from regularized_lopt.outer_training.truncated_step import (
+from regularized_lopt.estimators import checks
+from regularized_lopt.estimators import unroll as unroll_lib
+from regularized_lopt.estimators.truncated_step import (
     RegularizedTruncatedStep as TruncatedStep,
 )
 from regularized_lopt.regularizers import tree

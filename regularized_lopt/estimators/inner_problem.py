@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from regularized_lopt import devices, errors, regularizers, upstream
+from regularized_lopt.estimators import rescaling
 from regularized_lopt.learned_optimizers import leaves
-from regularized_lopt.outer_training import rescaling
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any

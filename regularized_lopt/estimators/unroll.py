@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import devices, regularizers
+from regularized_lopt.estimators import coordinates
+from regularized_lopt.estimators.inner_problem import INNER_GRADIENT, InnerProblem, UnrollState
 from regularized_lopt.learned_optimizers import leaves
-from regularized_lopt.outer_training import coordinates
-from regularized_lopt.outer_training.inner_problem import INNER_GRADIENT, InnerProblem, UnrollState
 
 LOSSES = ("last", "mean", "weighted")
 
