@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import rich.console
 import rich.table
 
@@ -25,6 +24,7 @@ from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, devices, launch
 from regularized_lopt.estimators import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum, theta_optimizer
 from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.programs import Programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,16 @@ def build(case: Case) -> tuple[Callable[[], None], float]:
         coordinate_fraction=case.fraction,
         mesh=devices.make_mesh(None, [case.trajectories]),
     )
-    loop = Loop(estimator, curriculum.Curriculum(), theta_optimizer(), jax.random.PRNGKey(0))
+    stages = curriculum.Curriculum()
+    programs = Programs(estimator, theta_optimizer(), stages.num_validation_tasks)
+    loop = Loop(programs, stages, jax.random.PRNGKey(0))
     state, data = loop.init(), estimator.get_datas()
-    length = jnp.asarray(100, jnp.int32)
 
     def step() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(loop.outer_step(state, data, length))
+        state, _ = jax.block_until_ready(
+            programs.outer_steps([loop.next_step(state, 100)], data)[0]
+        )
 
     step()
     return step, time.perf_counter() - start

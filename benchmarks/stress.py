@@ -21,7 +21,6 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
@@ -31,7 +30,8 @@ from regularized_lopt import LSTMLOpt, RegularizedTruncatedGrad, launch, seriali
 from regularized_lopt.estimators import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum, theta_optimizer
 from regularized_lopt.outer_training.checkpoint import Checkpoints
-from regularized_lopt.outer_training.loop import Loop, TrainState
+from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.programs import Programs, TrainState
 from regularized_lopt.run_files import THETA_FILE, read_metrics
 
 CONFIG = (
@@ -158,17 +158,18 @@ def overhead(root: pathlib.Path, dataset: str, rounds: int, block: float) -> dic
     schedule = curriculum.CurriculumTruncationSchedule()
     step_lib = RegularizedTruncatedStep(family, LSTMLOpt(), schedule)
     estimator = RegularizedTruncatedGrad(step_lib)
-    loop = Loop(estimator, curriculum.Curriculum(), theta_optimizer(), jax.random.PRNGKey(0))
+    stages = curriculum.Curriculum()
+    programs = Programs(estimator, theta_optimizer(), stages.num_validation_tasks)
+    loop = Loop(programs, stages, jax.random.PRNGKey(0))
     state, data = loop.init(), estimator.get_datas()
-    length = jnp.asarray(100, jnp.int32)
     checkpoints = Checkpoints(root / "checkpoints")
 
     def seconds(state: TrainState, steps: int, save: bool) -> tuple[TrainState, float]:
         began = time.perf_counter()
         if save:
-            checkpoints.save(int(state.outer_iteration), loop.on_host(state), {})
+            checkpoints.save(int(state.outer_iteration), programs.on_host(state), {})
         for _ in range(steps):
-            state, scalars = loop.outer_step(state, data, length)
+            state, scalars = programs.outer_steps([loop.next_step(state, 100)], data)[0]
         jax.block_until_ready(scalars)
         return state, time.perf_counter() - began
 

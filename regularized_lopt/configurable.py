@@ -68,10 +68,10 @@ def checked(function: _F, owner: str) -> _F:
 
     @functools.wraps(function)
     def with_check(*args: Any, **kwargs: Any) -> Any:
-        hints = _hints(function)
+        found = hints(function)
 
         def check(name: str, value: Any) -> Any:
-            hint = hints.get(name, Any)
+            hint = found.get(name, Any)
             if not _fits(value, hint):
                 raise TypeError(
                     f"{owner}.{name} = {_shown(value)}: it must be {_words(hint)}.{_advice(value)}"
@@ -94,15 +94,16 @@ def checked(function: _F, owner: str) -> _F:
 
 
 @functools.cache  # At the first call: before, not all names may be defined.
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    hints: dict[str, Any] = {}
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of parameters as types, those alone that can be resolved."""
+    found: dict[str, Any] = {}
     names = getattr(inspect.unwrap(function), "__globals__", {})
     for name, annotation in getattr(function, "__annotations__", {}).items():
         # One by one: jaxtyping's dimensions are no names, and spoil their own annotation alone.
         with contextlib.suppress(NameError, AttributeError, SyntaxError, TypeError):
             alone = types.SimpleNamespace(__annotations__={name: annotation})
-            hints |= typing.get_type_hints(alone, names)
-    return hints
+            found |= typing.get_type_hints(alone, names)
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

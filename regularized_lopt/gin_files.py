@@ -198,6 +198,28 @@ def set_aside() -> Iterator[None]:
             one.update(before)
 
 
+@contextlib.contextmanager
+def bound(values: Mapping[str, Any]) -> Iterator[None]:
+    """Other values of gin parameters for a while, e.g. of "SAM.rho"; then those of before."""
+    records = (gin.config._CONFIG, gin.config._OPERATIVE_CONFIG)
+    keys = {name: gin.config.ParsedBindingKey.parse(name) for name in values}
+    places = {(key.scope, key.complete_selector) for key in keys.values()}
+    before = [{at: dict(record.get(at, {})) for at in places} for record in records]
+    try:
+        for name, key in keys.items():
+            at = (key.scope, key.complete_selector)
+            gin.config._CONFIG.setdefault(at, {})[key.arg_name] = values[name]
+            if at in gin.config._OPERATIVE_CONFIG:  # It was called: with this value, one may say.
+                gin.config._OPERATIVE_CONFIG[at][key.arg_name] = values[name]
+        yield
+    finally:
+        for record, kept in zip(records, before, strict=True):
+            for at, parameters in kept.items():
+                record.pop(at, None)
+                if parameters:
+                    record[at] = parameters
+
+
 def named_in(bindings: Sequence[str]) -> set[Binding]:
     """What lines of gin bind, such as those of a command line."""
     found = set()

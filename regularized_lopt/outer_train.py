@@ -1,5 +1,9 @@
 """Launcher: python -m regularized_lopt.outer_train --config_file=... --train_log_dir=..."""
 
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from absl import flags
 
 from regularized_lopt import devices, launch
@@ -16,13 +20,16 @@ def main() -> None:
         warm_start=given.warm_start,
         asked_for=given.gin_bindings,
     )
-    if not devices.is_writer():
-        return
-    validations = [
-        row["validation_loss"] for row in result.metrics if row["validation_loss"] is not None
-    ]
-    steps = result.metrics[-1]["outer_step"] if result.metrics else 0
-    print(f"Outer training done, {steps:.0f} steps: {given.train_log_dir}/theta.npz", end="")
+    runs = result if isinstance(result, dict) else {"": result}
+    for name, run in runs.items() if devices.is_writer() else ():
+        _say(pathlib.Path(given.train_log_dir, name), run.metrics)
+
+
+def _say(directory: pathlib.Path, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Where the result of a run is, and how good it is."""
+    validations = [row["validation_loss"] for row in metrics if row["validation_loss"] is not None]
+    steps = metrics[-1]["outer_step"] if metrics else 0
+    print(f"Outer training done, {steps:.0f} steps: {directory}/theta.npz", end="")
     print(f", last validation loss {validations[-1]:.4f}." if validations else ".")
 
 

@@ -62,6 +62,45 @@ def bar(total: int, label: str, show: bool, **options: Any) -> tqdm.tqdm:
     return _Lines(bar_format=line, **options)
 
 
+class Shared:
+    """A bar of several runs: their steps together, their mean loss."""
+
+    def __init__(self, bar: tqdm.tqdm):
+        """Initializer."""
+        self.bar = bar
+        self.begun = 0
+        self.losses: dict[int, float] = {}
+
+    def part(self) -> Part:
+        """For one more run."""
+        return Part(self)
+
+
+class Part:
+    """One run's part of a bar."""
+
+    def __init__(self, of: Shared):
+        """Initializer."""
+        self._of = of
+        self._step = 0
+
+    def begin(self, step: int) -> None:
+        """The run goes on from there."""
+        self._of.begun += step
+        self._of.bar.initial = self._of.begun
+
+    def to(self, step: int) -> None:
+        """The run has come so far, or went back."""
+        self._of.bar.update(step - self._step)
+        self._step = step
+
+    def say(self, loss: float, **more: str) -> None:
+        """What stands behind the bar, of the run that said so last; the loss is all runs' mean."""
+        self._of.losses[id(self)] = loss
+        mean = sum(self._of.losses.values()) / len(self._of.losses)
+        self._of.bar.set_postfix(loss=f"{mean:.4f}", **more, refresh=False)
+
+
 def say(text: str) -> None:
     """A line on stdout, beside a bar."""
     tqdm.tqdm.write(text)

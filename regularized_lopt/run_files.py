@@ -13,6 +13,8 @@ THETA_FILE = "theta.npz"
 METRICS_FILE = "metrics.csv"
 EXPERIMENT_FILE = "experiment.json"
 CONFIG_FILE = "config.gin"
+POPULATION_FILE = "population.json"
+PARALLELISM_FILE = "parallelism.json"
 METRICS = (
     "outer_step",
     "loss",
@@ -25,6 +27,10 @@ METRICS = (
     "redrawn",
     "rollbacks",
     "smoothness",
+    "meta_rise",
+    "optimizee_rise",
+    "meta_rise_at_reference",
+    "optimizee_rise_at_reference",
     "seconds",
 )
 """Columns of metrics.csv."""

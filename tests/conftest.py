@@ -134,5 +134,6 @@ def digits_config(num_outer_steps, *extra):
         "Curriculum.num_validation_tasks = 2",
         "Curriculum.min_validations = 1",
         "Curriculum.max_validations = 2",
+        "ObjectiveCheck.num_trajectories = 0",
         *extra,
     ]

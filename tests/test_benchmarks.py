@@ -199,6 +199,12 @@ def test_outer_steps_are_timed_on_the_device_at_hand():
     assert float(milliseconds) > 0
 
 
+def test_members_of_a_population_are_timed_one_by_one_and_together():
+    found = rows(run("population", "--smallest"))
+    assert {"1", "2"} <= set(found)
+    assert all(float(milliseconds) > 0 for _, milliseconds, *_ in found.values())
+
+
 def test_runs_on_two_devices_are_compared(tmp_path):
     """Of two optimizers on one task; a third has no counterpart."""
     rng = np.random.default_rng(0)

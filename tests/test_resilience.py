@@ -28,6 +28,7 @@ from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.flatness import FlatnessConfig
 from regularized_lopt.outer_training import checkpoint, run_dir
 from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.programs import Programs
 from regularized_lopt.outer_training.run import OutOfMemoryError
 from regularized_lopt.outer_training.session import DivergedError
 from regularized_lopt.report import html, tables, write
@@ -294,14 +295,14 @@ def test_divergence_goes_back_to_the_checkpoint_with_a_lower_rate(tmp_path, monk
         return found.replace(grad=zero, nonfinite=bad)
 
     flat_scale = {}
-    step = Loop._outer_step
+    update = Programs._update
 
-    def with_scale(self, state, data, length):
+    def with_scale(self, state, *of):
         flat_scale["rate_scale"] = state.rate_scale
-        return step(self, state, data, length)
+        return update(self, state, *of)
 
     monkeypatch.setattr(regularized_lopt.RegularizedTruncatedGrad, "estimate", poisoned)
-    monkeypatch.setattr(Loop, "_outer_step", with_scale)
+    monkeypatch.setattr(Programs, "_update", with_scale)
     config = ["outer_train.max_nonfinite = 2", "outer_train.checkpoint_every = 3"]
     train(tmp_path / "run", 10, *config)
     columns = load_metrics(tmp_path / "run")

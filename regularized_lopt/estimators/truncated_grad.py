@@ -146,6 +146,7 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
             for step_lib in self.truncated_steps
         ]
         self._jitted_estimate = jax.jit(self.estimate)
+        self._jitted_inits = [jax.jit(one.init_step_state) for one in self.truncated_steps]
 
     @property
     def truncated_step(self) -> TruncatedStep:
@@ -160,8 +161,8 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
     def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
         """Starts the trajectories: `UnrollState` with leading axis [num_tasks], or a tuple."""
         state = self._join(
-            jax.jit(step_lib.init_step_state)(worker_weights.theta, worker_weights.outer_state, key)
-            for step_lib, key in zip(self.truncated_steps, self._split(key), strict=True)
+            init(worker_weights.theta, worker_weights.outer_state, key)
+            for init, key in zip(self._jitted_inits, self._split(key), strict=True)
         )
         return devices.place(state, self.mesh, devices.SHARED)
 

@@ -1,4 +1,4 @@
-"""Outer training: the curriculum, theta's optimizer, checkpoints, and the loop."""
+"""Outer training: the curriculum, theta's optimizer, populations, checkpoints, and the loop."""
 
 from regularized_lopt.outer_training.curriculum import Curriculum as Curriculum
 from regularized_lopt.outer_training.curriculum import (

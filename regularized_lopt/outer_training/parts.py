@@ -28,7 +28,10 @@ from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.learned_optimizers import LSTMLOpt
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import unread
+from regularized_lopt.outer_training.doses import Doses
 from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.objective import ObjectiveCheck
+from regularized_lopt.outer_training.programs import Programs
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 
 AnyTask: TypeAlias = str | upstream.Task | upstream.TaskFamily
@@ -57,10 +60,16 @@ class Parts(NamedTuple):
             "regularizer_meta_space": estimator.regularizer.describe(),
             "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
             "smoothing": estimator.smoothing and estimator.smoothing.describe(),
-            "devices": estimator.num_devices,
+            "devices": self.loop.programs.num_devices,
             "made_with": provenance.versions(),
             "task": self.task_name,
         }
+
+    def of_member(self, seed: int, doses: tuple[float, ...]) -> Loop:
+        """The loop of a member, by the same programs."""
+        loop = self.loop
+        key = jax.random.PRNGKey(seed)
+        return Loop(loop.programs, loop.curriculum, key, loop.warm_theta, doses)
 
 
 def make(
@@ -71,19 +80,39 @@ def make(
     seed: int = 0,
     num_devices: int | None = None,
     warm_start: str | os.PathLike[str] | None = None,
+    *,
+    varied: Doses | None = None,
+    num_members: int = 1,
 ) -> Parts:
-    """What `outer_train` runs; arguments are its own."""
+    """What `outer_train` runs; arguments are its own.
+
+    Args:
+      varied: parameters of which every member has its own value.
+      num_members: of a population. Devices share them where they divide their number, else the
+        tasks of each.
+    """
     learned_opt = learned_opt or LSTMLOpt()
     learned_optimizers.describe(learned_opt)  # Refuses what could not be saved.
     curriculum = curriculum or curriculum_lib.Curriculum()
-    estimator, task_name = _estimator(task, learned_opt, num_devices)
+    mesh = None
+    if num_members > 1 and num_members % (num_devices or jax.device_count()) == 0:
+        mesh = devices.make_mesh(num_devices, [num_members])
+    estimator, task_name = _estimator(task, learned_opt, 1 if mesh is not None else num_devices)
     curriculum.check(estimator.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
     transformation = errors.call_checked(
         "outer_train.optimizer", optimizer, optax.GradientTransformation
     )
-    loop = Loop(estimator, curriculum, transformation, jax.random.PRNGKey(seed), theta)
-    return Parts(loop, task_name)
+    programs = Programs(
+        estimator,
+        transformation,
+        curriculum.num_validation_tasks,
+        ObjectiveCheck(),
+        varied,
+        mesh,
+    )
+    values = tuple(1.0 for _ in programs.doses.schedules)
+    return Parts(Loop(programs, curriculum, jax.random.PRNGKey(seed), theta, values), task_name)
 
 
 def _estimator(
@@ -164,19 +193,25 @@ def check_read(made: Parts, asked_for: Sequence[str]) -> None:
 
 def configuration() -> list[str]:
     """Gin's bindings, less those that may change on resuming: "gin" in a run's experiment.json."""
-    free = tuple(
-        f"outer_train.{name} ="
-        for name in (
-            "num_outer_steps",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "max_nonfinite",
-            "max_rollbacks",
-            "rollback_factor",
-            "num_devices",
-            "progress",
-        )
+    free = (
+        "ObjectiveCheck.",
+        *(
+            f"outer_train.{name} ="
+            for name in (
+                "num_outer_steps",
+                "log_every",
+                "checkpoint_every",
+                "keep_checkpoints",
+                "max_nonfinite",
+                "max_rollbacks",
+                "rollback_factor",
+                "num_devices",
+                "progress",
+                "seeds",
+                "doses",
+                "parallelism",
+            )
+        ),
     )
     return sorted(
         line

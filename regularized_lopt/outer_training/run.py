@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 import jax
 import optax
 
-from regularized_lopt import devices, errors, run_files, upstream, zoo
+from regularized_lopt import devices, errors, run_files, upstream
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import configurable
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import StopRequest
 from regularized_lopt.outer_training import curriculum as curriculum_lib
-from regularized_lopt.outer_training import parts as parts_lib
-from regularized_lopt.outer_training import unread
+from regularized_lopt.outer_training import population as population_lib
+from regularized_lopt.outer_training import runs as runs_lib
 from regularized_lopt.outer_training.parts import AnyTask
 from regularized_lopt.outer_training.run_dir import RunDir
 from regularized_lopt.outer_training.session import Session, Settings
@@ -48,6 +49,9 @@ def outer_train(
     optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
     num_outer_steps: int = 10_000,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    doses: Mapping[str, Sequence[float]] | None = None,
+    parallelism: tuple[int, int] | None = None,
     log_every: int = 10,
     checkpoint_every: int = 500,
     keep_checkpoints: int = 2,
@@ -59,7 +63,7 @@ def outer_train(
     overwrite: bool = False,
     warm_start: str | os.PathLike[str] | None = None,
     asked_for: Sequence[str] = (),
-) -> OuterTrainResult:
+) -> OuterTrainResult | dict[str, OuterTrainResult]:
     """Meta-trains a learned optimizer; continues where the directory's last checkpoint stands.
 
     The regularizer is a gin parameter of `RegularizedTruncatedGrad` (meta space) or
@@ -77,14 +81,22 @@ def outer_train(
       num_outer_steps: stop after so many updates of theta if the curriculum has not ended before,
         > 0.
       seed: of theta, tasks, params and batches, 0 to 2^32 - 1.
+      seeds: of a population: one run per seed, in a directory of its own in `train_log_dir`, all of
+        them by the same program; instead of `seed`. Each is the run that it would be alone, to
+        rounding. One that diverges does not stop the others.
+      doses: of a population: by gin name (e.g. "SAM.rho") one number per member, which takes the
+        place of that parameter. It must be one that may be a schedule, so that shapes agree.
+      parallelism: of a population: (members per program, programs at a time); None: the fastest of
+        a few ways is found once, and kept in parallelism.json.
       log_every: outer steps between entries of the curves, > 0.
       checkpoint_every: outer steps between checkpoints, > 0.
       keep_checkpoints: how many of the last checkpoints to keep, beside the best, > 0.
       max_nonfinite: after so many skipped updates in a row, go back to the last checkpoint, > 0.
       max_rollbacks: stop if that happens more often, >= 0.
       rollback_factor: on theta's learning rate whenever it does, in (0, 1].
-      num_devices: devices that share the tasks of an outer step, a divisor of their number; None:
-        as many as there are, of all processes. The result is the same to rounding.
+      num_devices: devices that share the tasks of an outer step, a divisor of their number, or the
+        members of a population, if it divides theirs; None: as many as there are, of all
+        processes. The result is the same to rounding.
       progress: show a progress bar.
       overwrite: if the directory holds another experiment of ours, delete that.
       warm_start: a trained optimizer (see `zoo.load`) whose theta to begin with.
@@ -92,10 +104,11 @@ def outer_train(
         others there is a warning.
 
     Returns:
-      The optimizer with the best theta by validation.
+      The optimizer with the best theta by validation; of a population, one by directory.
 
     Raises:
-      DivergedError: see `max_rollbacks`; the message names the last good checkpoint.
+      DivergedError: see `max_rollbacks`; the message names the last good checkpoint. Of a
+        population, after all others are done.
       OutOfMemoryError: the message names the parameters that need less.
       Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of that step, unless its update
         was skipped.
@@ -110,29 +123,37 @@ def outer_train(
         num_outer_steps, log_every, checkpoint_every, max_nonfinite, max_rollbacks, rollback_factor
     )
     errors.check_count("outer_train.keep_checkpoints", keep_checkpoints)
-    made = parts_lib.make(task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start)
-    if devices.is_writer():
-        unread.warn_if_shared(made.estimator)
-    parts_lib.check_read(made, asked_for)
-    longest = max(made.loop.curriculum.train_lengths)
-    metadata = {**made.describe(), "seed": seed, zoo.LONGEST: longest}
-    # What makes a run this run.
-    experiment = {"task": made.task_name, "seed": seed, "gin": parts_lib.configuration()}
-    if warm_start is not None:
-        experiment["warm_start"] = str(warm_start)
-    shown = progress and devices.is_writer()
-    with (
-        _memory_explained(made.estimator),
-        RunDir(
-            train_log_dir, experiment, keep_checkpoints, overwrite, writes=devices.is_writer()
-        ) as run_dir,
-        StopRequest() as stop,
-        progress_lib.bar(num_outer_steps, run_dir.path.name, shown) as bar,
-    ):
+    for count in parallelism or ():
+        errors.check_count("outer_train.parallelism", count)
+    members = population_lib.members(seeds, doses)
+    arguments = (task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start)
+    made, several = runs_lib.make(arguments, members, asked_for)
+    path = pathlib.Path(train_log_dir)
+    with _memory_explained(made.estimator), contextlib.ExitStack() as stack:
+        if members:
+            population_lib.claim(path, members, overwrite)
+        opened = {
+            name: stack.enter_context(
+                RunDir(path / name, one.experiment, keep_checkpoints, overwrite)
+            )
+            for name, one in several.items()
+        }
+        stop = stack.enter_context(StopRequest())
+        steps = num_outer_steps * len(several)
+        bar = progress_lib.bar(steps, path.name, progress and devices.is_writer())
+        shown = progress_lib.Shared(stack.enter_context(bar))
         devices.meet("the directory is claimed")
-        theta = Session(made, settings, run_dir, metadata, bar).run(stop)
-    metrics = run_files.read_metrics(run_dir.path)
-    return OuterTrainResult(made.estimator.learned_opt, theta, metrics)
+        sessions = {
+            name: Session(one.loop, settings, opened[name], one.metadata, one.config, shown.part())
+            for name, one in several.items()
+        }
+        thetas = population_lib.train(made.loop.programs, sessions, stop, path, parallelism)
+    learned_opt = made.estimator.learned_opt
+    found = {
+        name: OuterTrainResult(learned_opt, theta, run_files.read_metrics(path / name))
+        for name, theta in thetas.items()
+    }
+    return found if members else found[""]
 
 
 @contextlib.contextmanager

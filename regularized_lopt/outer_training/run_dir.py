@@ -19,7 +19,7 @@ import filelock
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from regularized_lopt import run_files, serialization
+from regularized_lopt import devices, run_files, serialization
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 
 _CHECKPOINTS = "checkpoints"
@@ -53,7 +53,7 @@ class RunDir:
         experiment: Mapping[str, Any],
         keep_checkpoints: int = 2,
         overwrite: bool = False,
-        writes: bool = True,
+        writes: bool | None = None,
     ):
         """Claims the directory for `experiment`.
 
@@ -63,7 +63,7 @@ class RunDir:
           keep_checkpoints: see `Checkpoints`.
           overwrite: delete another experiment of ours instead of refusing.
           writes: False: another process of the same job writes; this one claims nothing and only
-            reads.
+            reads. Default: as `devices.is_writer` says.
 
         Raises:
           OtherExperimentError: the directory is taken; the message has the differences.
@@ -71,6 +71,7 @@ class RunDir:
           OSError: it cannot be written to.
         """
         self.path = pathlib.Path(path)
+        writes = devices.is_writer() if writes is None else writes
         description = json.dumps(experiment, indent=1, sort_keys=True)
         self.digest = hashlib.sha256(description.encode()).hexdigest()
         self.checkpoints = Checkpoints(

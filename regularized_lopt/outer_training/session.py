@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
-
-import gin
-import tqdm
 
 from regularized_lopt import devices, errors, run_files, zoo
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import Interrupted, StopRequest
-from regularized_lopt.outer_training.loop import Event
-from regularized_lopt.outer_training.parts import Parts
+from regularized_lopt.outer_training.loop import Asking, Event, Loop
+from regularized_lopt.outer_training.programs import OuterStep
 from regularized_lopt.outer_training.run_dir import RunDir
 
 
@@ -49,34 +47,41 @@ class Session:
 
     def __init__(
         self,
-        made: Parts,
+        loop: Loop,
         settings: Settings,
         run_dir: RunDir,
         metadata: dict[str, Any],
-        bar: tqdm.tqdm,
+        config: Callable[[], str],
+        shown: progress_lib.Part,
     ):
         """Goes on where the directory's last checkpoint stands.
 
         Args:
-          made: what the run is made of.
+          loop: what to do.
           settings: see there.
           run_dir: where everything goes.
           metadata: of theta's file.
-          bar: shows the progress.
+          config: says what the whole configuration is, for who reads the directory.
+          shown: the run's part of a bar of progress.
         """
-        self._loop = made.loop
-        self._made = made
+        self._loop = loop
         self._settings = settings
         self._run_dir = run_dir
         self._metadata = metadata
-        self._bar = bar
+        self._shown = shown
         self._state, self._stage = self._loop.init_or_restore(run_dir.checkpoints)
-        self._step = bar.initial = int(self._state.outer_iteration)
+        self._step = int(self._state.outer_iteration)
+        shown.begin(self._step)
         self._log = run_dir.open_log(self._step)
-        run_dir.write(run_files.CONFIG_FILE, gin.operative_config_str())
+        run_dir.write(run_files.CONFIG_FILE, config())
         self._clock = time.monotonic() - self._log.seconds_before
 
-    def run(self, stop: StopRequest) -> Any:
+    def next_step(self) -> OuterStep:
+        """What the next update of theta needs, to time it by."""
+        length = self._loop.curriculum.trajectory_length(self._stage)
+        return self._loop.next_step(self._state, length)
+
+    def run(self, stop: StopRequest) -> Asking[Any]:
         """Takes all steps that are left.
 
         Args:
@@ -90,7 +95,7 @@ class Session:
           Interrupted: a signal came.
         """
         while self._step < self._settings.num_outer_steps and not self._stage.finished:
-            event = self._loop.step(self._state, self._stage)
+            event = yield from self._loop.step(self._state, self._stage)
             self._state, self._stage = event.state, event.stage
             self._step += 1
             if event.validation_loss is not None:
@@ -104,15 +109,15 @@ class Session:
                 self._save_checkpoint()
             if signum:
                 self._stop(signum)
-            self._bar.update(self._step - self._bar.n)
-        self._state = self._loop.finish(self._state, self._stage)
+            self._shown.to(self._step)
+        self._state = yield from self._loop.finish(self._state, self._stage)
         self._save_theta()
         return self._state.best_theta
 
     def _keep_best(self, event: Event) -> None:
         self._save_theta()
         if event.is_best:
-            state = self._loop.on_host(self._state)
+            state = self._loop.programs.on_host(self._state)
             self._run_dir.checkpoints.save_best(state, dataclasses.asdict(self._stage))
 
     def _save_theta(self) -> None:
@@ -125,7 +130,7 @@ class Session:
                 "stage": dataclasses.asdict(self._stage),
             }
             path = self._run_dir.path / run_files.THETA_FILE
-            zoo.save(path, self._made.estimator.learned_opt, self._state.best_theta, about)
+            zoo.save(path, self._loop.estimator.learned_opt, self._state.best_theta, about)
 
     def _log_due(self, event: Event) -> bool:
         last = self._step == self._settings.num_outer_steps
@@ -133,23 +138,20 @@ class Session:
         return self._step % self._settings.log_every == 0 or last or validated
 
     def _write_log(self, event: Event) -> None:
-        scalars = _as_floats(event.scalars, self._made.estimator)
+        scalars = _as_floats(event.scalars, self._loop.estimator)
         if event.validation_loss is not None:
             scalars["validation_loss"] = event.validation_loss
         seconds = time.monotonic() - self._clock
         self._log.write(self._step, {**scalars, "seconds": seconds})
-        self._bar.set_postfix(
-            loss=f"{scalars['loss']:.4f}",
-            stage=f"{self._stage.stage + 1}/{len(self._loop.curriculum.train_lengths)}",
-            refresh=False,
-        )
+        stages = len(self._loop.curriculum.train_lengths)
+        self._shown.say(loss=scalars["loss"], stage=f"{self._stage.stage + 1}/{stages}")
 
     def _recover(self) -> None:
         """Back to the last checkpoint, with a lower learning rate, or the end of it."""
         state, checkpoints = self._state, self._run_dir.checkpoints
         what = (
             f"{int(state.nonfinite_run)} updates in a row up to outer step "
-            f"{int(state.outer_iteration)} on {self._made.task_name} were not finite and were "
+            f"{int(state.outer_iteration)} on {self._metadata['task']} were not finite and were "
             "skipped"
         )
         checkpoints.wait()  # One may be on its way.
@@ -178,7 +180,7 @@ class Session:
         return self._step % self._settings.checkpoint_every == 0 or last
 
     def _save_checkpoint(self) -> None:
-        state = self._loop.on_host(self._state)
+        state = self._loop.programs.on_host(self._state)
         self._run_dir.checkpoints.save(self._step, state, dataclasses.asdict(self._stage))
 
     def _stop(self, signum: int) -> None:

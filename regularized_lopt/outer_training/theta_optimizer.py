@@ -10,7 +10,7 @@ import optax
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.regularizers.schedules import is_zero
+from regularized_lopt.regularizers.schedules import Scheduled, check, is_zero
 
 _SCHEDULES = ("constant", "cosine", "linear")
 _OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -18,7 +18,7 @@ _OPTIMIZERS = ("adam", "adamw", "sgd")
 
 @configurable()
 def theta_learning_rate(
-    learning_rate: float = 1e-3,
+    learning_rate: Scheduled = 1e-3,
     schedule: str = "constant",
     schedule_steps: int | None = None,
     final_fraction: float = 0.0,
@@ -26,7 +26,8 @@ def theta_learning_rate(
     """The learning rate of theta, a function of the outer step.
 
     Args:
-      learning_rate: at outer step 0, > 0.
+      learning_rate: at outer step 0, a number > 0; or a schedule, which is multiplied with what
+        `schedule` says.
       schedule: "constant", "cosine" or "linear" decay.
       schedule_steps: outer steps over which it decays, > 0; needed unless constant.
       final_fraction: where it decays to, as a share of `learning_rate`, in [0, 1].
@@ -35,10 +36,16 @@ def theta_learning_rate(
       ValueError: an argument is out of its range.
     """
     errors.check_name("theta_learning_rate.schedule", schedule, _SCHEDULES)
-    errors.check_positive("theta_learning_rate.learning_rate", learning_rate)
+    check("theta_learning_rate.learning_rate", learning_rate)
+    if not callable(learning_rate):
+        errors.check_positive("theta_learning_rate.learning_rate", learning_rate)
     errors.check_in("theta_learning_rate.final_fraction", final_fraction, "[0, 1]")
     if schedule_steps is not None:
         errors.check_count("theta_learning_rate.schedule_steps", schedule_steps)
+    if callable(learning_rate):
+        given = learning_rate
+        share = theta_learning_rate(1.0, schedule, schedule_steps, final_fraction)
+        return lambda step: given(step) * share(step)
     if schedule == "constant":
         return optax.constant_schedule(learning_rate)
     if schedule_steps is None:
@@ -55,7 +62,7 @@ def theta_optimizer(
     name: str = "adam",
     clip_norm: float | None = 1.0,
     momentum: float = 0.0,
-    decay: float | None = None,
+    decay: Scheduled | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of theta; its learning rate is `theta_learning_rate`.
 
@@ -64,9 +71,10 @@ def theta_optimizer(
       clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
         > 0; None: no clipping.
       momentum: of SGD alone, in [0, 1).
-      decay: of AdamW alone: theta shrinks by the learning rate times this at every step, in [0, 1];
-        default: 0.1; STAR (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink, i.e. a network's
-        weights; not its biases, nor what is no network, such as learned decays and scales.
+      decay: of AdamW alone: theta shrinks by the learning rate times this at every step, in [0, 1],
+        or a schedule; default: 0.1; STAR (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink,
+        i.e. a network's weights; not its biases, nor what is no network, such as learned decays and
+        scales.
 
     Raises:
       ValueError: an argument is out of its range, or not of this optimizer.
@@ -78,7 +86,10 @@ def theta_optimizer(
     if decay is not None and name != "adamw":
         raise ValueError(f"theta_optimizer.decay = {decay} is of AdamW, not of {name!r}.")
     decay = 0.1 if decay is None else decay
-    errors.check_in("theta_optimizer.decay", decay, "[0, 1]")
+    if callable(decay):
+        check("theta_optimizer.decay", decay)
+    else:
+        errors.check_in("theta_optimizer.decay", decay, "[0, 1]")
     if clip_norm is not None:
         errors.check_positive("theta_optimizer.clip_norm", clip_norm)
     rate = theta_learning_rate()

@@ -1,0 +1,286 @@
+"""A population: members that differ in seed and doses, whose steps are computed together."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from regularized_lopt import devices, errors, run_files, serialization
+from regularized_lopt.interruption import Interrupted, StopRequest
+from regularized_lopt.outer_training import doses as doses_lib
+from regularized_lopt.outer_training.loop import Asking, Request
+from regularized_lopt.outer_training.programs import Check, OuterStep, Programs, Validation
+from regularized_lopt.outer_training.run_dir import OtherExperimentError
+from regularized_lopt.outer_training.session import DivergedError, Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """What sets one run apart from the others.
+
+    Attributes:
+      name: of its directory.
+      seed: of theta, tasks, params and batches.
+      doses: its values, by gin name.
+    """
+
+    name: str
+    seed: int
+    doses: Mapping[str, float]
+
+
+class Parallelism(NamedTuple):
+    """How steps of members are computed; results are the same to rounding.
+
+    Attributes:
+      batch: members per program, > 0.
+      threads: programs at a time, > 0.
+    """
+
+    batch: int
+    threads: int
+
+
+def members(
+    seeds: Sequence[int] | None, doses: Mapping[str, Sequence[float]] | None = None
+) -> tuple[Member, ...]:
+    """The members with these seeds and doses.
+
+    Args:
+      seeds: one per member, each 0 to 2^32 - 1; None: this is no population, and has no members.
+      doses: by gin name, one number per member.
+
+    Raises:
+      ValueError: there are none, or two that are the same, or doses for another number of them.
+    """
+    doses = doses or {}
+    if seeds is None:
+        if doses:
+            raise ValueError("outer_train.doses needs outer_train.seeds: one seed per value.")
+        return ()
+    if not seeds:
+        raise ValueError("outer_train.seeds is empty: give one per member.")
+    for seed in seeds:
+        errors.check_seed("outer_train.seeds", seed)
+    doses_lib.check(doses, len(seeds))
+    found: dict[Any, Member] = {}
+    for place, seed in enumerate(seeds):
+        own = {name: values[place] for name, values in doses.items()}
+        what = (seed, *own.values())
+        if what in found:
+            raise ValueError(
+                f"outer_train.seeds: seed {seed} is there twice"
+                + (" with the same doses" if doses else "")
+                + ": two members would be the same run. Leave one of them out."
+            )
+        parts = [f"seed{seed}", *(f"{name.replace('/', '_')}={own[name]:g}" for name in own)]
+        found[what] = Member(",".join(parts), seed, own)
+    return tuple(found.values())
+
+
+def claim(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> None:
+    """Writes who belongs to a population's directory, in the process that writes.
+
+    Raises:
+      OtherExperimentError: it has other members, or holds something else; nothing was written.
+    """
+    if not devices.is_writer():
+        return
+    description = json.dumps([dataclasses.asdict(one) for one in given], indent=1)
+    file = path / run_files.POPULATION_FILE
+    if file.is_file():
+        if file.read_text() == description:
+            return
+        if not overwrite:
+            there = ", ".join(str(one["name"]) for one in json.loads(file.read_text()))
+            raise OtherExperimentError(
+                f"{path} holds a population with other members ({there}); nothing was written. "
+                "Give the same outer_train.seeds and outer_train.doses to resume it, or choose "
+                "another --train_log_dir."
+            )
+    elif path.is_dir() and any(path.iterdir()):
+        raise OtherExperimentError(
+            f"{path} is not empty and holds no population ({run_files.POPULATION_FILE} is "
+            "missing). Choose another --train_log_dir; nothing was written."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    serialization.write_atomically(file, description.encode())
+
+
+class Population:
+    """Computes what members ask for, as many of them together as it is told to."""
+
+    def __init__(self, programs: Programs, parallelism: Parallelism):
+        """Initializer.
+
+        Args:
+          programs: that compute it.
+          parallelism: see there.
+        """
+        self._programs = programs
+        self._parallelism = parallelism
+
+    def run(
+        self, asking: Mapping[str, Asking[Any]]
+    ) -> tuple[dict[str, Any], dict[str, DivergedError | Interrupted]]:
+        """Until every member is done, or has failed; none of them stops another.
+
+        Args:
+          asking: what members do, by name.
+
+        Returns:
+          By name, what they found, and how the others ended.
+        """
+        asked: dict[str, Request] = {}
+        found: dict[str, Any] = {}
+        failed: dict[str, DivergedError | Interrupted] = {}
+
+        def go_on(name: str, answer: Any = None) -> None:
+            asked.pop(name, None)
+            try:
+                asked[name] = asking[name].send(answer)
+            except StopIteration as done:
+                found[name] = done.value
+            except (DivergedError, Interrupted) as error:
+                failed[name] = error
+
+        for name in asking:
+            go_on(name)
+        with concurrent.futures.ThreadPoolExecutor(self._parallelism.threads) as pool:
+            while asked:
+                due = _due(asked)
+                for name, answer in zip(due, self._answers(list(due.values()), pool), strict=True):
+                    go_on(name, answer)
+        return found, failed
+
+    def seconds(self, asked: Sequence[OuterStep], rounds: int = 2) -> float:
+        """Of one outer step of all members, after one that compiles it."""
+        with concurrent.futures.ThreadPoolExecutor(self._parallelism.threads) as pool:
+            jax.block_until_ready(self._answers(asked[: self._parallelism.batch], pool))
+            began = time.perf_counter()
+            for _ in range(rounds):
+                jax.block_until_ready(self._answers(asked, pool))
+        return (time.perf_counter() - began) / rounds
+
+    def _answers(
+        self, asked: Sequence[Any], pool: concurrent.futures.ThreadPoolExecutor
+    ) -> list[Any]:
+        """To requests of one kind."""
+        size = self._parallelism.batch
+        groups = [asked[i : i + size] for i in range(0, len(asked), size)]
+        compute: Callable[[Any], Sequence[Any]]
+        if isinstance(asked[0], Validation):
+            compute = self._programs.validation_losses
+        elif isinstance(asked[0], Check):
+            compute = self._programs.checks
+        else:
+            # Once: all members take their batches from the same data, as each would alone.
+            data = self._programs.estimator.get_datas()
+
+            def compute(group: Any) -> Sequence[Any]:
+                return jax.block_until_ready(self._programs.outer_steps(group, data))
+
+        def of_group(group: Sequence[Any]) -> Sequence[Any]:
+            # Filled up, so that nothing is compiled anew when members are fewer.
+            filled = [*group, *[group[0]] * (size - len(group))]
+            return compute(filled)[: len(group)]
+
+        found = pool.map(of_group, groups) if len(groups) > 1 else map(of_group, groups)
+        return [answer for of in found for answer in of]
+
+
+def _due(asked: Mapping[str, Request]) -> dict[str, Request]:
+    """Those that can be computed together; steps when nothing else is asked for."""
+    kinds = {name: _kind(one) for name, one in asked.items()}
+    first = min(kinds.values())
+    return {name: one for name, one in asked.items() if kinds[name] == first}
+
+
+def _kind(one: Request) -> tuple[int, int]:
+    """Validations of one length, checks of one length, steps."""
+    if isinstance(one, OuterStep):
+        return 2, 0
+    return (0 if isinstance(one, Validation) else 1), one.length
+
+
+def ways(num_members: int) -> list[Parallelism]:
+    """Those that are worth a try: one by one, all in one program, and shares of the CPU's cores."""
+    cores = min(os.cpu_count() or 1, num_members) if jax.default_backend() == "cpu" else 1
+    found = {
+        Parallelism(1, 1),
+        Parallelism(1, cores),
+        Parallelism(-(-num_members // cores), cores),
+        Parallelism(num_members, 1),
+    }
+    return sorted(found)
+
+
+def choose(programs: Programs, asked: Sequence[OuterStep]) -> Parallelism:
+    """The fastest of the `ways` to take a step of all members, by trying each.
+
+    Where several devices share the members, all are in one program.
+    """
+    if programs.mesh is not None:
+        return Parallelism(len(asked), 1)
+    return min(ways(len(asked)), key=lambda way: Population(programs, way).seconds(asked))
+
+
+def kept_parallelism(
+    path: pathlib.Path, find: Callable[[], Parallelism], platform: str
+) -> Parallelism:
+    """The choice that was made in a population's directory for such devices, or is made now."""
+    file = path / run_files.PARALLELISM_FILE
+    chosen = json.loads(file.read_text()) if file.is_file() else {}
+    if platform not in chosen:
+        chosen[platform] = find()._asdict()
+        serialization.write_atomically(file, json.dumps(chosen, indent=1).encode())
+    return Parallelism(**chosen[platform])
+
+
+def train(
+    programs: Programs,
+    sessions: Mapping[str, Session],
+    stop: StopRequest,
+    path: pathlib.Path,
+    parallelism: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """The best theta of every run.
+
+    Args:
+      programs: of all of them.
+      sessions: by name.
+      stop: hears of signals.
+      path: of the population.
+      parallelism: see `outer_train`.
+
+    Raises:
+      DivergedError, Interrupted: a run ended so; of several, when the others are done.
+    """
+    if parallelism is not None:
+        way = Parallelism(*parallelism)
+    elif len(sessions) == 1:
+        way = Parallelism(1, 1)
+    else:
+        steps = [one.next_step() for one in sessions.values()]
+        platform = f"{programs.num_devices} x {jax.devices()[0].device_kind}"
+        way = kept_parallelism(path, functools.partial(choose, programs, steps), platform)
+    asking = {name: one.run(stop) for name, one in sessions.items()}
+    found, failed = Population(programs, way).run(asking)
+    if not failed:
+        return found
+    first = next(iter(failed.values()))
+    if len(sessions) == 1 or isinstance(first, Interrupted):
+        raise first
+    raise DivergedError(
+        f"{len(failed)} of {len(sessions)} members diverged, the others are done. "
+        + " ".join(f"{name}: {error}" for name, error in failed.items())
+    )

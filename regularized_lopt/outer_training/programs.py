@@ -1,0 +1,345 @@
+"""The compiled parts of outer training, which all members of a population share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from regularized_lopt import devices, upstream
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
+from regularized_lopt.outer_training import curriculum as curriculum_lib
+from regularized_lopt.outer_training.doses import Doses
+from regularized_lopt.outer_training.objective import ObjectiveCheck
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything the outer loop carries on the device.
+
+    Attributes:
+      theta: weights of the learned optimizer.
+      opt_state: state of theta's optimizer.
+      unroll_state: trajectories under way.
+      outer_iteration: outer steps taken, int32.
+      nonfinite_run: consecutive outer steps whose update was skipped, int32.
+      nonfinite_total: all of them, int32.
+      redrawn_total: trajectories that exploded and were drawn anew, int32.
+      rollbacks: how often training went back to a checkpoint, int32.
+      rate_scale: factor on theta's learning rate, lowered by rollbacks, float32.
+      best_theta: the stage's best theta by validation.
+    """
+
+    theta: Any
+    opt_state: Any
+    unroll_state: Any
+    outer_iteration: jax.Array
+    nonfinite_run: jax.Array
+    nonfinite_total: jax.Array
+    redrawn_total: jax.Array
+    rollbacks: jax.Array
+    rate_scale: jax.Array
+    best_theta: Any
+
+
+class OuterStep(NamedTuple):
+    """A member asks for one update of its theta; the answer is (state, scalars).
+
+    Attributes:
+      state: before the update.
+      length: inner steps of its trajectories, int32.
+      key: of all its outer steps.
+      doses: its own values, float32.
+    """
+
+    state: TrainState
+    length: jax.Array
+    key: jax.Array
+    doses: tuple[Any, ...] = ()
+
+
+class Validation(NamedTuple):
+    """A member asks for a plain loss on held-out data; the answer is a float.
+
+    Attributes:
+      theta: to be judged.
+      length: inner steps of a trajectory.
+      key: of the trajectories.
+    """
+
+    theta: Any
+    length: int
+    key: jax.Array
+
+
+class Check(NamedTuple):
+    """A member asks for what its regularizers add to the outer loss; the answer is by column.
+
+    Attributes:
+      theta: to be judged.
+      length: inner steps of a trajectory.
+      key: of the trajectories.
+      outer_iteration: outer steps taken, int32.
+      doses: its own values, float32.
+    """
+
+    theta: Any
+    length: Any
+    key: jax.Array
+    outer_iteration: jax.Array
+    doses: tuple[Any, ...] = ()
+
+
+class Programs:
+    """Steps of several members in one program, and their validations.
+
+    Attributes:
+      estimator: of theta's gradient.
+      doses: parameters that members have values of their own for.
+      mesh: devices that share the members; None: all of them are on one device, or those of the
+        estimator's mesh share the tasks of each.
+    """
+
+    def __init__(
+        self,
+        estimator: RegularizedTruncatedGrad,
+        optimizer: optax.GradientTransformation,
+        num_validation_tasks: int,
+        check: ObjectiveCheck | None = None,
+        doses: Doses | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """Initializer.
+
+        Args:
+          estimator: of theta's gradient.
+          optimizer: of theta.
+          num_validation_tasks: trajectories per validation, > 0.
+          check: of the objective; None: it is not checked.
+          doses: see above.
+          mesh: see above.
+        """
+        self.estimator = estimator
+        self.optimizer = optimizer
+        self.doses = doses or Doses()
+        self.mesh = mesh
+        self._num_validation_tasks = num_validation_tasks
+        self._check = check or ObjectiveCheck(num_trajectories=0)
+        # Every member's state goes in and comes out by itself: nothing outside of the program
+        # stacks them.
+        self._outer_steps = jax.jit(self._of_all(self._outer_step), out_shardings=self._outs())
+        self._validation_losses = [
+            jax.jit(
+                self._of_all(functools.partial(self._final_loss, step)), out_shardings=self._outs()
+            )
+            for step in estimator.truncated_steps
+        ]
+        self._checks = jax.jit(self._of_all(self._rises), out_shardings=self._outs())
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that share members, or tasks."""
+        return self.estimator.num_devices if self.mesh is None else self.mesh.size
+
+    def outer_steps(
+        self, asked: Sequence[OuterStep], data: Any
+    ) -> tuple[tuple[TrainState, dict[str, Any]], ...]:
+        """One update of each member's theta; skipped, and counted, where it is not finite.
+
+        Args:
+          asked: by members whose states have equal shapes.
+          data: of the estimator.
+        """
+        return self._outer_steps(tuple(asked), data)  # type: ignore[no-any-return]
+
+    def validation_losses(self, asked: Sequence[Validation]) -> list[float]:
+        """Held-out losses at the end of fresh trajectories of one length, plain (no regularizer).
+
+        The mean over `num_validation_tasks` trajectories and their last `unroll_length` steps.
+        """
+        length = jnp.asarray(asked[0].length, jnp.int32)
+        judged = tuple((one.theta, one.key) for one in asked)
+        totals = np.zeros(len(asked))
+        for index, weight in enumerate(self.estimator.task_weights):
+            step_lib = self.estimator.truncated_steps[index]
+            data = step_lib.unroll_data(asked[0].length, outer_split="outer_valid")
+            found = self._validation_losses[index](judged, (length, data))
+            totals += weight * np.array([float(loss) for loss in found])
+        return [float(total) for total in totals]
+
+    @property
+    def checks_objective(self) -> bool:
+        """Whether members should ask for it."""
+        return self._check.num_trajectories > 0
+
+    def checks(self, asked: Sequence[Check]) -> list[dict[str, float]]:
+        """What regularizers add to the outer loss, of trajectories of one length."""
+        length = asked[0].length
+        datas = tuple(
+            step.unroll_data(length, outer_split="outer_valid")
+            for step in self.estimator.truncated_steps
+        )
+        own = tuple(one._replace(length=jnp.asarray(length, jnp.int32)) for one in asked)
+        found = jax.device_get(self._checks(own, datas))
+        return [{name: float(value) for name, value in one.items()} for one in found]
+
+    def trace(self, asked: OuterStep) -> None:
+        """Calls, on shapes alone, whatever a run calls; compiles nothing."""
+        data = self.estimator.get_datas()
+        jax.eval_shape(self._outer_steps, (asked,), data)
+        for index, step_lib in enumerate(self.estimator.truncated_steps):
+            held_out = step_lib.unroll_data(1, outer_split="outer_valid")
+            judged = ((asked.state.theta, asked.key),)
+            jax.eval_shape(self._validation_losses[index], judged, (asked.length, held_out))
+
+    def placed(self, state: TrainState) -> TrainState:
+        """The same on the devices: trajectories shared out over them, the rest on each."""
+        state = jax.tree.map(jnp.asarray, state)
+        if self.mesh is not None:
+            return devices.place(state, self.mesh, devices.REPLICATED)  # type: ignore[no-any-return]
+        mesh = self.estimator.mesh
+        unrolls = devices.place(state.unroll_state, mesh, devices.SHARED)
+        rest = state.replace(unroll_state=None)  # type: ignore[attr-defined]
+        return devices.place(rest, mesh, devices.REPLICATED).replace(unroll_state=unrolls)  # type: ignore[no-any-return]
+
+    def on_host(self, state: TrainState) -> TrainState:
+        """The whole of it, as NumPy arrays; every process has to call it."""
+        mesh = self.mesh or self.estimator.mesh
+        return jax.device_get(devices.place(state, mesh, devices.REPLICATED))
+
+    def _outs(self) -> Any:
+        if self.mesh is None:
+            return None
+        return jax.sharding.NamedSharding(self.mesh, devices.REPLICATED)
+
+    def _of_all(self, of_one: Any) -> Any:
+        """`of_one(member's, shared)` for a tuple of members; alone, a member has no batch axis."""
+
+        @functools.wraps(getattr(of_one, "func", of_one))  # Its name is in XLA's logs.
+        def of_all(own: tuple[Any, ...], shared: Any) -> tuple[Any, ...]:
+            if len(own) == 1:
+                return (of_one(own[0], shared),)
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+            batched = jax.vmap(of_one, in_axes=(0, None))
+            if self.mesh is not None and len(own) % self.mesh.size == 0:
+                specs = (devices.SHARED, devices.REPLICATED)
+                batched = devices.share(batched, self.mesh, specs)
+            found = batched(stacked, shared)
+            return tuple(
+                jax.tree.map(lambda leaf, place=place: leaf[place], found)
+                for place in range(len(own))
+            )
+
+        return of_all
+
+    def _outer_step(self, asked: OuterStep, data: Any) -> tuple[TrainState, dict[str, Any]]:
+        with self.doses.given(asked.doses):
+            return self._update(asked.state, asked.length, asked.key, data)
+
+    def _rises(self, asked: Check, datas: Any) -> dict[str, jax.Array]:
+        outer_state = curriculum_lib.CurriculumOuterState(asked.outer_iteration, asked.length)
+        with self.doses.given(asked.doses):
+            return self._check.rises(self.estimator, asked.theta, asked.key, outer_state, datas)
+
+    def _update(
+        self, state: TrainState, trajectory_length: jax.Array, step_key: jax.Array, data: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        outer_state = curriculum_lib.CurriculumOuterState(state.outer_iteration, trajectory_length)
+        # After a rollback the same steps see other batches.
+        at = state.outer_iteration + 1_000_003 * state.rollbacks
+        key = jax.random.fold_in(step_key, at)
+        estimate = self.estimator.estimate(state.theta, state.unroll_state, key, data, outer_state)
+        updates, opt_state = self.optimizer.update(estimate.grad, state.opt_state, state.theta)
+        updates = jax.tree.map(lambda u: (state.rate_scale * u).astype(u.dtype), updates)
+        updated = (optax.apply_updates(state.theta, updates), opt_state)
+        theta, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(estimate.nonfinite, old, new),
+            updated,
+            (state.theta, state.opt_state),
+        )
+        state = state.replace(  # type: ignore[attr-defined]
+            theta=theta,
+            opt_state=opt_state,
+            unroll_state=estimate.unroll_state,
+            outer_iteration=state.outer_iteration + 1,
+            nonfinite_run=jnp.where(estimate.nonfinite, state.nonfinite_run + 1, 0),
+            nonfinite_total=state.nonfinite_total + estimate.nonfinite,
+            redrawn_total=state.redrawn_total + estimate.redrawn,
+        )
+        scalars = {
+            "loss": estimate.mean_loss,
+            "grad_norm": optax.tree.norm(estimate.grad),
+            "gradient_correction": estimate.gradient_correction,
+            "loss_correction": estimate.loss_correction,
+            "trajectory_length": trajectory_length,
+            "nonfinite": state.nonfinite_total,
+            "redrawn": state.redrawn_total,
+            "rollbacks": state.rollbacks,
+        }
+        if estimate.smoothness is not None:
+            scalars["smoothness"] = estimate.smoothness
+        return state, scalars
+
+    def _final_loss(
+        self,
+        step_lib: RegularizedTruncatedStep,
+        judged: tuple[Any, jax.Array],
+        shared: tuple[jax.Array, Any],
+    ) -> jax.Array:
+        (theta, key), (length, data) = judged, shared
+        window = self.estimator.unroll_length
+        outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
+
+        def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
+            init_key, loop_key = jax.random.split(key)
+            task_state = step_lib.init_one(theta, outer_state, init_key, rescaled=False)
+
+            def body(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+                task_state, total = carry
+                keys = jax.random.split(jax.random.fold_in(loop_key, t), 4)
+                task_state, _, _ = step_lib.step_one(
+                    theta, task_state, keys[0], step_lib.batch_one(data["train"], t, keys[1])
+                )
+
+                def outer_loss() -> jax.Array:
+                    batch = step_lib.batch_one(data["outer"], t, keys[2])
+                    return step_lib.outer_loss_one(theta, task_state, keys[3], batch, outer_state)[
+                        1
+                    ]
+
+                loss = jax.lax.cond(t >= length - window, outer_loss, lambda: 0.0)
+                return task_state, total + loss
+
+            return jax.lax.fori_loop(0, length, body, (task_state, 0.0))[1] / window
+
+        keys = jax.random.split(key, self._num_validation_tasks)
+        if (
+            step_lib.data_axis is not None
+        ):  # Pulled batches: all trajectories take those of the first task.
+            data = jax.tree.map(lambda leaf: leaf[:, 0], data)
+        judge = jax.vmap(final_loss, in_axes=(None, 0, None))
+        mesh = self.estimator.mesh
+        if mesh is not None and len(keys) % mesh.size == 0:
+            judge = devices.share(
+                judge, mesh, (devices.REPLICATED, devices.SHARED, devices.REPLICATED)
+            )
+        return jnp.mean(judge(theta, keys, data))
+
+    def fresh_unrolls(self, theta: Any, length: int, key: jax.Array) -> Any:
+        """Trajectories of a member that begin now."""
+        outer_state = curriculum_lib.CurriculumOuterState(
+            jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
+        )
+        # Waited for: what did not fit into memory is to be an error here. As the input of a next
+        # program it makes that wait for ever on CPU.
+        return jax.block_until_ready(
+            self.estimator.init_worker_state(upstream.WorkerWeights(theta, None, outer_state), key)
+        )

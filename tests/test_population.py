@@ -1,0 +1,275 @@
+"""Populations: every member is the run that it would be alone."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import digits_config
+from test_run import flat, train
+
+import regularized_lopt
+from regularized_lopt import run_files, serialization
+from regularized_lopt.interruption import Interrupted
+from regularized_lopt.outer_training import doses, population
+from regularized_lopt.outer_training.loop import Loop
+from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.run_dir import OtherExperimentError
+from regularized_lopt.outer_training.session import DivergedError
+
+SPACES = [
+    "RegularizedTruncatedStep.regularizer = 'sam'",
+    "RegularizedTruncatedGrad.regularizer = 'l2'",
+    "ObjectiveCheck.num_trajectories = 2",
+    # Three validations in each of both stages.
+    "Curriculum.min_validations = 3",
+    "Curriculum.max_validations = 3",
+]
+SEEDS = (0, 1, 0)
+DOSES = {
+    "SAM.rho": (0.5, 0.0, 0.25),
+    "L2.strength": (0.01, 0.1, 0.0),
+    "theta_learning_rate.learning_rate": (1e-3, 3e-3, 1e-3),
+}
+NAMES = [one.name for one in population.members(SEEDS, DOSES)]
+
+
+def curves(directory):
+    """Of a run, without the time it took."""
+    columns = run_files.load_metrics(directory)
+    columns.pop("seconds")
+    return columns
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The directories of the members' own runs."""
+    path = tmp_path_factory.mktemp("alone")
+    for place, name in enumerate(NAMES):
+        own = [f"{dose} = {values[place]}" for dose, values in DOSES.items()]
+        train(path / name, 20, *SPACES, *own, f"outer_train.seed = {SEEDS[place]}")
+    return path
+
+
+# All in one program; two and one, filled up to two; one after the other in two threads.
+@pytest.mark.parametrize("parallelism", [(3, 1), (2, 1), (1, 2)])
+def test_a_member_is_the_run_that_it_is_alone(tmp_path, alone, parallelism):
+    found = train(tmp_path, 20, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=parallelism)
+    assert list(found) == NAMES
+    for name in NAMES:
+        one, other = curves(tmp_path / name), curves(alone / name)
+        assert len(one["loss"]) == 20
+        assert one["trajectory_length"][-1] == 20
+        for column, values in one.items():
+            np.testing.assert_allclose(values, other[column], 1e-4, 1e-6, err_msg=column)
+        for file in (run_files.EXPERIMENT_FILE, run_files.CONFIG_FILE):
+            assert (tmp_path / name / file).read_text() == (alone / name / file).read_text()
+        theta = regularized_lopt.load(tmp_path / name)
+        assert theta.metadata["seed"] == SEEDS[NAMES.index(name)]
+        np.testing.assert_array_equal(flat(theta.theta), flat(found[name].theta))
+    rho = regularized_lopt.load(tmp_path / NAMES[2]).metadata["regularizer_optimizee_space"]["rho"]
+    assert rho == 0.25
+
+
+def test_doses_decide_what_is_learned(alone):
+    thetas = [flat(regularized_lopt.load(alone / name).theta) for name in NAMES]
+    assert not np.allclose(thetas[0], thetas[2])
+
+
+def test_members_take_curriculum_decisions_of_their_own(tmp_path, monkeypatch):
+    """From the same losses the same ones as alone; one that ends does not stop the others."""
+    counts = collections.Counter()
+
+    def drawn(self, asked):
+        """Losses by member, stage and validation, whatever theta is."""
+        keys = [tuple(np.asarray(one.key).tolist()) for one in asked]
+        counts.update(set(keys))  # A program may be filled up with copies of a member.
+        return [float(np.random.default_rng([*key, counts[key]]).uniform()) for key in keys]
+
+    monkeypatch.setattr(Programs, "validation_losses", drawn)
+    config = ["Curriculum.max_validations = 9", "Curriculum.train_lengths = (5, 10, 20)"]
+    seeds = (0, 1, 2, 3)
+    train(tmp_path, 60, *config, seeds=seeds, parallelism=(4, 1))
+    lengths = set()
+    for seed in seeds:
+        counts.clear()
+        train(tmp_path / "alone" / str(seed), 60, *config, f"outer_train.seed = {seed}")
+        one, other = curves(tmp_path / f"seed{seed}"), curves(tmp_path / "alone" / str(seed))
+        for column in ("outer_step", "trajectory_length", "validation_loss"):
+            np.testing.assert_array_equal(one[column], other[column])
+        lengths.add(tuple(one["trajectory_length"]))
+    assert len(lengths) > 2
+    assert len({len(of) for of in lengths}) > 1
+
+
+def test_a_population_resumes_exactly(tmp_path):
+    config = ["outer_train.checkpoint_every = 3", *SPACES]
+    arguments = {"seeds": (3, 4), "doses": {"SAM.rho": (0.1, 0.2)}, "parallelism": (2, 1)}
+    train(tmp_path / "run", 8, *config, **arguments)
+    resumed = train(tmp_path / "run", 14, *config, **arguments)
+    whole = train(tmp_path / "whole", 14, *config, **arguments)
+    for name in whole:
+        np.testing.assert_array_equal(flat(resumed[name].theta), flat(whole[name].theta))
+
+
+def test_a_signal_stops_every_member_after_a_checkpoint(tmp_path, monkeypatch):
+    step = Loop.step
+
+    def told_to_stop(self, state, stage):
+        if int(state.outer_iteration) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, stage)
+
+    arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
+    monkeypatch.setattr(Loop, "step", told_to_stop)
+    with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step") as error:
+        train(tmp_path / "run", 9, **arguments)
+    assert error.value.exit_code == 143
+    monkeypatch.undo()
+    for seed in (0, 1):
+        assert list((tmp_path / "run" / f"seed{seed}" / "checkpoints").glob("checkpoint_*"))
+    resumed = train(tmp_path / "run", 9, **arguments)
+    whole = train(tmp_path / "whole", 9, **arguments)
+    for name in whole:
+        np.testing.assert_array_equal(flat(resumed[name].theta), flat(whole[name].theta))
+
+
+def test_one_that_diverges_does_not_stop_the_others(tmp_path):
+    config = ["outer_train.max_nonfinite = 3", "outer_train.max_rollbacks = 0"]
+    rates = {"theta_learning_rate.learning_rate": (1e-3, 1e38)}
+    with pytest.raises(DivergedError, match=r"^1 of 2 members diverged, .*=1e\+38: Outer training"):
+        train(tmp_path, 12, *config, seeds=(0, 0), doses=rates, parallelism=(2, 1))
+    good, bad = population.members((0, 0), rates)
+    assert curves(tmp_path / good.name)["outer_step"][-1] == 12
+    assert np.isfinite(flat(regularized_lopt.load(tmp_path / good.name).theta)).all()
+    assert curves(tmp_path / bad.name)["outer_step"][-1] < 12
+
+
+def test_the_parallelism_is_measured_once(tmp_path, monkeypatch):
+    train(tmp_path, 2, seeds=(0, 1))
+    chosen = json.loads((tmp_path / run_files.PARALLELISM_FILE).read_text())
+    ((platform, way),) = chosen.items()
+    assert platform.startswith("1 x ")
+    assert way["batch"] in (1, 2)
+
+    def again(*_):
+        raise AssertionError("It was measured again.")
+
+    monkeypatch.setattr(population, "choose", again)
+    train(tmp_path, 3, seeds=(0, 1))
+
+
+def test_a_damaged_checkpoint_is_named_with_its_member(tmp_path):
+    arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
+    train(tmp_path, 2, **arguments)
+    (file,) = (tmp_path / "seed1" / "checkpoints").glob("checkpoint_*")
+    file.write_bytes(file.read_bytes()[:-100])
+    with (
+        pytest.warns(UserWarning, match=r"seed1.checkpoints.checkpoint_00000002.npz"),
+        pytest.raises(serialization.FileFormatError, match=r"seed1.checkpoints"),
+    ):
+        train(tmp_path, 3, **arguments)
+
+
+BAD = {
+    "none": ({"seeds": ()}, "outer_train.seeds is empty: give one per member."),
+    "twice": ({"seeds": (3, 4, 3)}, "outer_train.seeds: seed 3 is there twice: two members"),
+    "twice with doses": (
+        {"seeds": (3, 3), "doses": {"SAM.rho": (0.5, 0.5)}},
+        "seed 3 is there twice with the same doses",
+    ),
+    "negative seed": ({"seeds": (-1,)}, "outer_train.seeds = -1"),
+    "unequal lengths": (
+        {"seeds": (0, 1), "doses": {"SAM.rho": (0.5,)}},
+        "outer_train.doses\\['SAM.rho'\\] has 1 values, and outer_train.seeds 2 members",
+    ),
+    "without seeds": ({"doses": {"SAM.rho": (0.5,)}}, "outer_train.doses needs outer_train.seeds"),
+    "a shape": (
+        {"seeds": (0, 1), "doses": {"RegularizedTruncatedStep.num_tasks": (1, 2)}},
+        "'RegularizedTruncatedStep.num_tasks' is fixed when the program is compiled",
+    ),
+    "static": (
+        {"seeds": (0, 1), "doses": {"ASAM.eta": (0.1, 0.2)}},
+        "'ASAM.eta' is fixed when the program is compiled",
+    ),
+    "no parameter": (
+        {"seeds": (0, 1), "doses": {"SAM.rhoo": (0.1, 0.2)}},
+        "Unknown parameter of SAM in outer_train.doses 'rhoo'. Did you mean 'rho'",
+    ),
+    "no configurable": (
+        {"seeds": (0, 1), "doses": {"SAMM.rho": (0.1, 0.2)}},
+        "outer_train.doses: 'SAMM.rho' is no gin parameter",
+    ),
+    "negative": (
+        {"seeds": (0, 1), "doses": {"SAM.rho": (0.1, -0.2)}},
+        "outer_train.doses\\['SAM.rho'\\] = -0.2: it must be 0 or greater",
+    ),
+    "out of its range": (
+        {"seeds": (0, 1), "doses": {"theta_learning_rate.learning_rate": (0.1, 0.0)}},
+        "theta_learning_rate.learning_rate = 0.0: it must be greater than 0",
+    ),
+    "read by nothing": (
+        {"seeds": (0, 1), "doses": {"GSAM.rho": (0.1, 0.2)}},
+        "GSAM.rho = .* is read by nothing: no regularizer here is gsam",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, case):
+    arguments, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        train(tmp_path / "run", 2, *SPACES, **arguments)
+    assert "\n" not in str(error.value).partition("\n  In call to configurable")[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_with_other_members_is_refused(tmp_path):
+    train(tmp_path / "run", 2, seeds=(0, 1), parallelism=(1, 1))
+    with pytest.raises(OtherExperimentError, match=r"other members \(seed0, seed1\); nothing was"):
+        train(tmp_path / "run", 2, seeds=(0, 2), parallelism=(1, 1))
+    assert not (tmp_path / "run" / "seed2").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(OtherExperimentError, match=r"holds no population \(population.json is"):
+        train(tmp_path / "other", 2, seeds=(0, 1))
+
+
+def test_a_dose_reaches_whatever_reads_it_while_it_is_given():
+    several = doses.Doses(("SAM.rho", "L2.strength"))
+    rho, strength = several.schedules.values()
+    with several.given((0.5, 2.0)):
+        assert (float(rho(0)), float(strength(7))) == (0.5, 2.0)
+        with several.given((1.5, 3.0)):
+            assert float(rho(0)) == 1.5
+        assert float(rho(0)) == 0.5
+
+
+@pytest.mark.slow
+def test_devices_share_the_members(tmp_path):
+    """Four members on four devices give the thetas of four on one."""
+    lines = [*digits_config(6, *SPACES), "outer_train.seeds = (0, 1, 2, 3)"]
+    lines += ["outer_train.doses = {'SAM.rho': (0.0, 0.1, 0.2, 0.3)}"]
+    for count in (1, 4):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "regularized_lopt.outer_train"),
+                *(f"--gin_bindings={line}" for line in lines),
+                "--gin_bindings=outer_train.parallelism = (4, 1)",
+                f"--train_log_dir={tmp_path / str(count)}",
+            ],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("Outer training done, 6 steps: ") == 4
+    for one in population.members((0, 1, 2, 3), {"SAM.rho": (0.0, 0.1, 0.2, 0.3)}):
+        thetas = [regularized_lopt.load(tmp_path / count / one.name) for count in ("1", "4")]
+        assert [theta.metadata["devices"] for theta in thetas] == [1, 4]
+        np.testing.assert_allclose(*[flat(theta.theta) for theta in thetas], rtol=1e-4, atol=1e-5)
