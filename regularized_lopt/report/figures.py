@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -283,35 +284,51 @@ def outer_training(
 ) -> mpl_figure.Figure:
     """Outer loss (running mean) and validation loss by outer step, one curve per meta-training.
 
+    Below, where it was measured: how much the outer loss rises within the reference radius, which
+    a regularizer should lower, in both spaces (see `ObjectiveCheck`).
+
     Args:
       curves: by optimizer and meta-training seed, as `load_metrics` has them; those of one
         optimizer share a colour.
     """
+    one_by_one = [
+        (columns, color, None if place else name)  # One line in the legend for all seeds.
+        for (name, seeds), color in zip(curves.items(), plot_style.cycle(), strict=False)
+        for place, columns in enumerate(seeds.values())
+    ]
+    every = [columns for columns, *_ in one_by_one]
+    measured = any(np.isfinite(of.get(name, np.nan)).any() for of in every for name in _RISES)
+    rises = list(_RISES.items()) if measured else []
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, (left, right) = plot_style.new_figure(2)
-        one_by_one = [
-            (columns, color, None if place else name)  # One line in the legend for all seeds.
-            for (name, seeds), color in zip(curves.items(), plot_style.cycle(), strict=False)
-            for place, columns in enumerate(seeds.values())
-        ]
+        figure, (left, right, *below) = plot_style.new_figure(2, rows=2 if measured else 1)
         for columns, color, label in one_by_one:
-            steps, loss = columns["outer_step"], columns["loss"]
+            loss = columns["loss"]
             smooth = trailing_mean(loss[None], np.arange(len(loss)), 10)[0]
-            left.plot(steps, smooth, color=color, label=label, linewidth=1.2)
-            validated = np.isfinite(columns["validation_loss"])
-            right.plot(
-                steps[validated],
-                columns["validation_loss"][validated],
-                ".-",
-                color=color,
-                linewidth=1.2,
-            )
+            left.plot(columns["outer_step"], smooth, color=color, label=label, linewidth=1.2)
+            _by_outer_step(right, columns, "validation_loss", color)
+            for axes, (column, _) in zip(below, rises, strict=True):
+                _by_outer_step(axes, columns, column, color)
         left.set(yscale="log", xlabel="outer step", ylabel="outer loss (nats)")
         left.set_title("Outer loss at the end of an unroll (running mean)")
         right.set(yscale="log", xlabel="outer step", ylabel="held-out loss (nats)")
         right.set_title("Validation at the next, longer horizon")
+        for axes, (_, label) in zip(below, rises, strict=True):
+            axes.set(yscale="log", xlabel="outer step", ylabel="L_reg − L (nats)", title=label)
         left.legend(loc="upper right")
     return figure
+
+
+_RISES = {
+    "optimizee_rise_at_reference": "Rise of the outer loss around params",
+    "meta_rise_at_reference": "Rise of the outer loss around theta",
+}
+
+
+def _by_outer_step(axes: Any, columns: Mapping[str, np.ndarray], column: str, color: str) -> None:
+    """A column of metrics.csv that only some rows have."""
+    values = columns.get(column, np.full_like(columns["outer_step"], np.nan))
+    there = np.isfinite(values)
+    axes.plot(columns["outer_step"][there], values[there], ".-", color=color, linewidth=1.2)
 
 
 def _error(one: xr.Dataset) -> np.ndarray:

@@ -46,11 +46,11 @@ STYLE = {
 
 
 def new_figure(
-    columns: int, width: float = 9.6, height: float = 3.3
+    columns: int, width: float = 9.6, height: float = 3.3, rows: int = 1
 ) -> tuple[mpl_figure.Figure, Any]:
-    """An empty figure, to be filled within `rc_context(STYLE)`: (figure, axes)."""
-    figure = mpl_figure.Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    """An empty figure, to be filled within `rc_context(STYLE)`: (figure, axes in one line)."""
+    figure = mpl_figure.Figure(figsize=(width, rows * height), layout="constrained")
+    return figure, np.ravel(figure.subplots(rows, columns))
 
 
 def panels(
