@@ -67,7 +67,7 @@ _OTHERS = ("collections", "haiku", "jax", "jaxlib", "jaxtyping", "learned_optimi
 _OTHERS += ("matplotlib", "mpl_figure", "numpy", "optax", "os", "pathlib", "tqdm", "xarray", "xr")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
-    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree"),
+    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree|_T"),
     ("py:class", r"regularized_lopt\..*\._\w+|(truncated_step|curriculum)_lib\..*|Mesh"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]
