@@ -21,7 +21,6 @@ from regularized_lopt.report import figures, html, terminal, write
 from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import meta_test
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = {
     "no regularizer": "gin_configs/digits_star_none.gin",
     "SAM": "gin_configs/digits_star_sam_optimizee.gin",
@@ -36,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--smallest", action="store_true", help="a minute, to see that everything runs"
     )
-    parser.add_argument("--out_dir", type=pathlib.Path, default=REPOSITORY / "runs" / "quickstart")
+    parser.add_argument("--out_dir", type=pathlib.Path, default=pathlib.Path("runs/quickstart"))
     args = parser.parse_args()
     outer_steps, num_runs = (20, 2) if args.smallest else (800, 5)
     launch.reuse_freed_memory()
@@ -56,7 +55,7 @@ def main() -> None:
         "Quickstart: two learned optimizers, one of them meta-trained with SAM",
         "Two learned optimizers (StarLSTMLOpt) were meta-trained on scikit-learn's handwritten "
         "digits with an MLP of 20 sigmoid units, one with the plain outer loss, one with SAM in "
-        "it. Here both train networks that they have not seen, an MLP with ReLU and a CNN, on an "
+        "it. Here both train networks outside their meta-training, a ReLU MLP and a CNN, on an "
         "ordinary loss, beside SGD and Adam with tuned learning rates. One seed each: it shows "
         "how things work, not whether SAM wins.",
         [
@@ -75,12 +74,14 @@ def main() -> None:
     page.heading("Outer training")
     page.figure(
         figures.outer_training(curves),
-        "Left: what theta is trained on. Right: held-out validation.",
+        "Left: what theta is trained on. Right: held-out validation. Below: how much the outer "
+        "loss rises around params and around theta, at the same radius for both.",
     )
     page.note(f"Seed 0, {outer_steps} outer steps each.")
     html.write(page, args.out_dir / "report.html")
     terminal.show(page)
-    print(f"Done in {time.monotonic() - start:.0f} s. Open {args.out_dir / 'report.html'}")
+    report = (args.out_dir / "report.html").resolve()
+    print(f"Done in {time.monotonic() - start:.0f} s. Open {report}")
 
 
 if __name__ == "__main__":
