@@ -8,8 +8,16 @@ import pytest
 
 from regularized_lopt.measure import optimizers as optimizers_lib
 
+SAM_RHOS = {
+    "SGD+SAM": 0.1,
+    "SGD+SAM 0.05": 0.05,
+    "SGD+SAM 1.0": 1.0,
+    "Adam+SAM": 0.1,
+    "Adam+SAM 0.5": 0.5,
+}
 
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", "SGD+SAM", "Adam+SAM"])
+
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", *SAM_RHOS])
 def test_baselines_are_optax_s(name):
     """Two steps on a quadratic, against optax driven by hand; SAM's ascent written out."""
     a = jnp.asarray([1.0, 4.0])
@@ -18,7 +26,8 @@ def test_baselines_are_optax_s(name):
         "SGD": optax.sgd(0.1),
         "Momentum": optax.sgd(0.1, momentum=0.9),
         "Adam": optax.adam(0.1),
-    }[name.removesuffix("+SAM")]
+    }[name.partition("+")[0]]
+    rho = SAM_RHOS.get(name)
     params = expected = jnp.asarray([1.0, -1.0])
     optimizer = optimizers_lib.baseline(name, 0.1)
     opt = optimizer.make(optimizer.hyper)
@@ -27,9 +36,28 @@ def test_baselines_are_optax_s(name):
         at = opt.get_params(state)
         state = opt.update(state, grad_fn(at), loss=0.0, grad_fn=grad_fn)
         g = grad_fn(expected)
-        if name.endswith("SAM"):
-            g = grad_fn(expected + optimizers_lib.SAM_RHO * g / jnp.linalg.norm(g))
+        if rho is not None:
+            g = grad_fn(expected + rho * g / jnp.linalg.norm(g))
         updates, by_hand = base.update(g, by_hand, expected)
         expected = optax.apply_updates(expected, updates)
     np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
-    assert optimizer.gradients_per_step == (2 if name.endswith("SAM") else 1)
+    assert optimizer.gradients_per_step == (1 if rho is None else 2)
+    assert optimizer.trained_with.strength == rho
+
+
+def test_doses_are_facts_and_complete():
+    """What a figure of doses draws, of each regularizer and optimizer."""
+    doses = {}
+    for name, one in optimizers_lib.BASELINES.items():
+        key = (one.trained_with.regularizer, name.partition("+")[0])
+        doses.setdefault(key, []).append(one.trained_with.strength)
+    assert {key: sorted(of) for key, of in doses.items() if key[0] != "none"} == {
+        ("sam", "SGD"): [0.05, 0.1, 0.2, 0.5, 1.0],
+        ("sam", "Adam"): [0.05, 0.1, 0.2, 0.5, 1.0],
+        ("msam", "Momentum"): [0.1, 0.3, 1.0, 3.0],
+        ("msam", "Adam"): [0.1, 0.3, 1.0, 3.0],
+        ("ema", "SGD"): [0.99],
+        ("ema", "Adam"): [0.99],
+    }
+    kinds = [one.kind for one in optimizers_lib.BASELINES.values()]
+    assert len(set(kinds)) == len(kinds)  # None shares another's program, or stored results.

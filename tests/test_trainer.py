@@ -15,6 +15,7 @@ from regularized_lopt.measure import (
 )
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure.programs import Programs
 
 DIGITS = "ImageMLP_Digits_20_Relu"
 
@@ -70,6 +71,76 @@ def test_runs_are_what_a_plain_loop_gives():
             *map(jax.tree.leaves, (params, reached[lowest][1])), strict=True
         ):
             np.testing.assert_allclose(found[run], expected, rtol=1e-4, atol=1e-6)
+
+
+def by_hand(name, task, run_key, num_steps, rate):
+    """The params to evaluate and the losses at them, of a plain loop with two gradients per step.
+
+    One of them is at the point that the optimizer trains at.
+    """
+    arrays = task.datasets.arrays("train")
+    grad = jax.grad(task.loss)
+    shown = trained = task.init(jax.random.fold_in(run_key, 0))
+    v = jax.tree.map(jnp.zeros_like, trained)
+    past, losses = [], []
+    for t in range(num_steps):
+        batch_key = jax.random.fold_in(jax.random.fold_in(run_key, 1), t)
+        batch = task.datasets.sample(arrays, batch_key)
+        losses.append(float(task.loss(shown, run_key, batch)))
+        if name == "Momentum+MSAM 1.0":
+            norm = max(float(optax.tree.norm(v)), 1e-30)
+            at = jax.tree.map(lambda p, m, norm=norm: p - m / norm, trained, v)
+            v = jax.tree.map(lambda m, g: 0.9 * m + g, v, grad(at, run_key, batch))
+            shown = trained = jax.tree.map(lambda p, m: p - rate * m, trained, v)
+        else:
+            g = grad(trained, run_key, batch)
+            trained = jax.tree.map(lambda p, m: p - rate * m, trained, g)
+            past.append(trained)
+            weights = 0.99 ** np.arange(t, -1, -1.0)
+            weights /= weights.sum()
+            shown = jax.tree.map(
+                lambda *ps, w=weights: sum(a * p for a, p in zip(w, ps, strict=True)), *past
+            )
+    return shown, losses
+
+
+@pytest.mark.parametrize("name", ["Momentum+MSAM 1.0", "SGD+EMA"])
+def test_what_is_evaluated_and_kept_is_unperturbed_or_averaged(name):
+    """The params around which flatness is measured, and the losses that convergence goes by."""
+    task = tasks.get(DIGITS)
+    trainer = trainer_lib.Trainer(task, 1, 25, seed=3, eval_steps=[25], progress=False)
+    found = trainer.train([optimizers_lib.baseline(name, 0.1)])[name]
+    key = jax.random.fold_in(jax.random.PRNGKey(3), 0)
+    shown, losses = by_hand(name, task, key, 25, 0.1)
+    for kept, expected in zip(
+        *map(jax.tree.leaves, (found.saved_params.final, shown)), strict=True
+    ):
+        np.testing.assert_allclose(kept[0], expected, rtol=1e-4, atol=1e-5)
+    assert found.final_train_loss[0] == pytest.approx(np.mean(losses[-20:]), rel=1e-4)
+    loss, _ = task.loss_and_aux(
+        shown, key, task.datasets.normalize(task.datasets.host_arrays("test"))
+    )
+    assert float(found.test_loss[0, -1]) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_a_gradient_that_nothing_uses_is_not_computed():
+    """MSAM and averages add a loss to a step, where SAM adds a loss and its gradient."""
+    task = tasks.get(DIGITS)
+    train = task.datasets.arrays("train")
+
+    def flops(name):
+        one = optimizers_lib.baseline(name, 0.1)
+        program = Programs(task).of(one)
+        key = jax.random.PRNGKey(0)
+        hyper, keys = one.hyper[None], key[None]
+        params = jax.tree.map(lambda leaf: leaf[None], task.init(key))
+        carry = jax.tree.map(lambda leaf: leaf[0], program._start(hyper, keys, params, 2))
+        step = jax.jit(lambda carry: program._step(one.hyper, key, 0, carry, train))
+        return step.lower(carry).compile().cost_analysis()["flops"]
+
+    one, two = flops("Momentum"), flops("SGD+SAM")
+    for name in ("Momentum+MSAM 1.0", "SGD+EMA"):
+        assert one < flops(name) < (one + two) / 2
 
 
 def test_all_optimizers_start_from_the_same_params_and_batches():

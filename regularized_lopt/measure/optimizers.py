@@ -13,9 +13,16 @@ import numpy as np
 import optax
 
 from regularized_lopt import errors, learned_optimizers, upstream
+from regularized_lopt.measure import transformations
 
 SAM_RHO = 0.1
-"""Radius of the SAM baselines, fixed beforehand: only their learning rate is tuned."""
+"""Radius of SGD+SAM and Adam+SAM, fixed beforehand: only their learning rate is tuned."""
+OTHER_SAM_RHOS = (0.05, 0.2, 0.5, 1.0)
+"""Radii of the baselines that complete SAM's range of doses."""
+MSAM_RHOS = (0.1, 0.3, 1.0, 3.0)
+"""Radii of the MSAM baselines."""
+EMA_DECAY = 0.99
+"""Of the averages of params: over the last 100 steps or so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +30,11 @@ class TrainedWith:
     """The regularizer of an optimizer's training.
 
     Attributes:
-      regularizer: "none", its name, or that of the first of several.
+      regularizer: "none", its name, or that of the first of several; of a baseline "sam", "msam" or
+        "ema".
       space: "meta", "optimizee", "update" (smoothing), or "params" (of a baseline); "none".
-      strength: its weight in the objective; None: there is none.
+      strength: its weight in the objective; of a baseline the radius rho, or the decay of the
+        average; None: there is none.
     """
 
     regularizer: str = "none"
@@ -165,7 +174,7 @@ class OptaxBaseline(upstream.Optimizer):
         grad_fn: Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> OptaxState:
-        """One step; `grad_fn(params)`, the gradient on this batch, is needed by SAM alone."""
+        """One step; `grad_fn(params)`, the gradient on this batch: see `transformations`."""
         del loss, key, kwargs
         updates, optax_state = self._transformation.update(
             grad,
@@ -176,22 +185,19 @@ class OptaxBaseline(upstream.Optimizer):
         return OptaxState(optax.apply_updates(opt_state.params, updates), model_state, optax_state)
 
 
-def _sam(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(SAM_RHO))
-    return optax.contrib.sam(optimizer, ascent, opaque_mode=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """An optax optimizer with a learning rate to tune.
 
     Attributes:
+      kind: see `EvaluatedOptimizer`.
       make: learning rate -> transformation.
       learning_rates: the grid that is searched.
       gradients_per_step: gradients of the loss that a step takes.
       trained_with: see `EvaluatedOptimizer`.
     """
 
+    kind: str
     make: Callable[[Any], optax.GradientTransformation]
     learning_rates: np.ndarray
     gradients_per_step: int = 1
@@ -199,17 +205,65 @@ class Baseline:
 
 
 _SGD_RATES = np.geomspace(0.01, 10.0, 10)
-_WITH_SAM = TrainedWith("sam", "params")
 _ADAM_RATES = np.geomspace(1e-4, 0.1, 10)
 
+_PLAIN: Mapping[str, Baseline] = {
+    "SGD": Baseline("SGD", optax.sgd, _SGD_RATES),
+    "Momentum": Baseline("Momentum", lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
+    "Adam": Baseline("Adam", optax.adam, _ADAM_RATES),
+}
+_MOMENTUM_BUFFERS = {"Momentum": "trace", "Adam": "mu"}
+
+
+def _with_sam(base: str, rho: float) -> Baseline:
+    plain = _PLAIN[base]
+    return Baseline(
+        f"{base}+SAM, rho {rho}",
+        lambda rate: transformations.sam(plain.make(rate), rho),
+        plain.learning_rates,
+        2,
+        TrainedWith("sam", "params", rho),
+    )
+
+
+def _with_msam(base: str, rho: float) -> Baseline:
+    plain = _PLAIN[base]
+    return Baseline(
+        f"{base}+MSAM, rho {rho}",
+        lambda rate: transformations.msam(plain.make(rate), _MOMENTUM_BUFFERS[base], rho),
+        plain.learning_rates,
+        trained_with=TrainedWith("msam", "params", rho),
+    )
+
+
+def _with_ema(base: str) -> Baseline:
+    plain = _PLAIN[base]
+    return Baseline(
+        f"{base}+EMA, decay {EMA_DECAY}",
+        lambda rate: transformations.averaged(plain.make(rate), EMA_DECAY),
+        plain.learning_rates,
+        trained_with=TrainedWith("ema", "params", EMA_DECAY),
+    )
+
+
 BASELINES: Mapping[str, Baseline] = {
-    "SGD": Baseline(optax.sgd, _SGD_RATES),
-    "Momentum": Baseline(lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
-    "Adam": Baseline(optax.adam, _ADAM_RATES),
-    "SGD+SAM": Baseline(lambda rate: _sam(optax.sgd(rate)), _SGD_RATES, 2, _WITH_SAM),
-    "Adam+SAM": Baseline(lambda rate: _sam(optax.adam(rate)), _ADAM_RATES, 2, _WITH_SAM),
+    **_PLAIN,
+    **{f"{base}+SAM": _with_sam(base, SAM_RHO) for base in ("SGD", "Adam")},
+    **{
+        f"{base}+SAM {rho}": _with_sam(base, rho)
+        for base in ("SGD", "Adam")
+        for rho in OTHER_SAM_RHOS
+    },
+    **{
+        f"{base}+MSAM {rho}": _with_msam(base, rho)
+        for base in _MOMENTUM_BUFFERS
+        for rho in MSAM_RHOS
+    },
+    **{f"{base}+EMA": _with_ema(base) for base in ("SGD", "Adam")},
 }
 """Baselines by name, each with a grid of ten rates over three decades."""
+DEFAULT_BASELINES = ("SGD", "Momentum", "Adam", "SGD+SAM", "Adam+SAM")
+"""Those of a study that does not say which."""
 
 
 def baseline(name: str, learning_rate: float) -> EvaluatedOptimizer:
@@ -219,10 +273,9 @@ def baseline(name: str, learning_rate: float) -> EvaluatedOptimizer:
       errors.UnknownNameError: it is none of `BASELINES`.
     """
     found = BASELINES[errors.check_name("baseline", name, BASELINES)]
-    kind = name if found.gradients_per_step == 1 else f"{name}, rho {SAM_RHO}"
     return EvaluatedOptimizer(
         name,
-        kind,
+        found.kind,
         lambda rate: OptaxBaseline(name, found.make(rate)),
         jnp.asarray(learning_rate, jnp.float32),
         found.gradients_per_step,

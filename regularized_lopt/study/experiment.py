@@ -112,7 +112,7 @@ class Experiment:
     reference: str = "none"
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    baselines: tuple[str, ...] = tuple(optimizers_lib.BASELINES)
+    baselines: tuple[str, ...] = optimizers_lib.DEFAULT_BASELINES
     tuning_runs: int = 2
     num_steps: int = 2000
     seed: int = 0
