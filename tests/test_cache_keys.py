@@ -1,5 +1,8 @@
 """What results are called in the files that are kept: a name that changes loses them."""
 
+import dataclasses
+
+import pytest
 from helpers_study import RELU
 
 from regularized_lopt.measure import FlatnessConfig
@@ -20,8 +23,8 @@ EXPERIMENT = Experiment(
 )
 
 
-def digests(name):
-    keys = CacheKeys(EXPERIMENT, FlatnessConfig())
+def digests(name, **changes):
+    keys = CacheKeys(dataclasses.replace(EXPERIMENT, **changes), FlatnessConfig())
     one = identity(optimizers_lib.baseline(name, 0.1))
     return keys.tune(RELU, name).digest, keys.training_curves(RELU, name, one).digest
 
@@ -29,3 +32,23 @@ def digests(name):
 def test_the_default_baselines_are_those_that_are_stored():
     assert EXPERIMENT.baselines == tuple(KEPT)
     assert {name: digests(name) for name in KEPT} == KEPT
+
+
+@pytest.mark.parametrize("name", optimizers_lib.BASELINES)
+def test_a_budget_of_gradients_renames_only_what_it_changes(name):
+    one_gradient = optimizers_lib.BASELINES[name].gradients_per_step == 1
+    for at_steps, at_gradients in zip(
+        digests(name), digests(name, budget="gradients"), strict=True
+    ):
+        assert (at_steps == at_gradients) == one_gradient
+
+
+def test_a_match_depends_on_the_steps_of_both_sides():
+    sgd, sam = (identity(optimizers_lib.baseline(name, 0.1)) for name in ("SGD", "SGD+SAM"))
+
+    def digest(own, reference, budget):
+        keys = CacheKeys(dataclasses.replace(EXPERIMENT, budget=budget), FlatnessConfig())
+        return keys.matched(RELU, "", own, reference).digest
+
+    for pair, same in (((sgd, sgd), True), ((sam, sgd), False), ((sgd, sam), False)):
+        assert (digest(*pair, "steps") == digest(*pair, "gradients")) == same

@@ -58,6 +58,10 @@ def test_only_optimizers_of_a_property_speak_for_it():
         ({"tasks": (RELU, SIGMOID, RELU)}, f"Experiment.tasks has '{RELU}' twice: name it once"),
         ({"baselines": ("Adma",)}, "Unknown Experiment.baselines 'Adma'. Did you mean 'Adam'"),
         ({"num_steps": 0}, "Experiment.num_steps = 0"),
+        (
+            {"budget": "gradient"},
+            r"Unknown Experiment.budget 'gradient'\. Did you mean 'gradients'\? Known: ",
+        ),
         ({"tasks": ()}, "must name at least one each"),
         (
             {"plan": {"optimizers": ("none", "SDG")}},

@@ -61,3 +61,11 @@ def test_doses_are_facts_and_complete():
     }
     kinds = [one.kind for one in optimizers_lib.BASELINES.values()]
     assert len(set(kinds)) == len(kinds)  # None shares another's program, or stored results.
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("steps", (7, 7)), ("gradients", (7, 3))])
+def test_two_gradients_per_step_halve_the_steps_of_a_budget_of_gradients(budget, steps):
+    found = [optimizers_lib.steps_within(budget, 7, per_step) for per_step in (1, 2)]
+    assert tuple(found) == steps
+    with pytest.raises(ValueError, match=r"Unknown budget 'gradient'.* Did you mean 'gradients'"):
+        optimizers_lib.steps_within("gradient", 7, 1)

@@ -7,6 +7,7 @@ import chex
 import gin
 import numpy as np
 import pytest
+import xarray as xr
 from helpers_study import QUICK, RELU, SAM, SIGMOID, given, make_study, table
 
 from regularized_lopt import serialization
@@ -166,6 +167,27 @@ def test_a_task_may_tune_its_baselines_by_shorter_runs(tmp_path, monkeypatch):
     rates = [task["learning_rate"].sel(optimizer="SGD") for task in (short, long)]
     assert rates[0] >= rates[1]
     assert short.attrs["num_steps"] == long.attrs["num_steps"] == 30
+
+
+def test_equal_gradients_rerun_two_per_step_alone(tmp_path):
+    """Beside results at equal steps, in one directory, and with rates of their own."""
+    what = {"baselines": ("SGD", "SGD+SAM 0.5"), "tuning_runs": 1, "num_steps": 20}
+    (steps,) = make_study(tmp_path, **what).run()
+    study = make_study(tmp_path, **what, budget="gradients")
+    to_do = {(line.stage, line.label) for line in dry_run.plan(study) if not line.cached}
+    names = {label.split(", ")[1] for _, label in to_do}
+    assert names == {"sam", "SGD+SAM 0.5"}
+    assert ("tune", f"{RELU}, SGD+SAM 0.5") in to_do
+    (gradients,) = study.run()
+    assert [task.attrs["budget"] for task in (steps, gradients)] == ["steps", "gradients"]
+    sgd, sam = (gradients["poc_step"].sel(optimizer=name) for name in ("SGD", "SGD+SAM 0.5"))
+    assert (sgd == 19).all()
+    assert (sam == 9).all()
+    xr.testing.assert_equal(
+        gradients.sel(optimizer="SGD")["test_accuracy"], steps.sel(optimizer="SGD")["test_accuracy"]
+    )
+    # The doses are there for a figure to draw.
+    assert gradients.sel(optimizer="SGD+SAM 0.5")["strength"] == 0.5
 
 
 def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,32 @@ def test_a_gradient_that_nothing_uses_is_not_computed():
     one, two = flops("Momentum"), flops("SGD+SAM")
     for name in ("Momentum+MSAM 1.0", "SGD+EMA"):
         assert one < flops(name) < (one + two) / 2
+
+
+def test_a_budget_of_gradients_ends_two_per_step_half_way():
+    """What it is then, in params and in curves, is what it is after half of the steps."""
+    task = tasks.get(DIGITS)
+    steps, grid = 41, [0, 5, 20, 30, 41]
+    trainer = trainer_lib.Trainer(task, 1, steps, eval_steps=grid, progress=False)
+    equal = trainer.like(eval_steps=grid, budget="gradients")
+    sam, sgd = (optimizers_lib.baseline(name, 0.3) for name in ("SGD+SAM", "SGD"))
+    assert [equal.steps_of(one) for one in (sam, sgd)] == [20, 41]
+    half = trainer.like(num_steps=20, eval_steps=[0, 5, 20]).train([sam])["SGD+SAM"]
+    found = equal.train([sam])["SGD+SAM"]
+    chex.assert_trees_all_equal(found.saved_params.final, half.saved_params.final)
+    assert found.eval_steps.tolist() == grid
+    np.testing.assert_array_equal(found.test_loss, half.test_loss[:, [0, 1, 2, 2, 2]])
+    np.testing.assert_array_equal(found.final_train_loss, half.final_train_loss)
+    assert found.loss_steps[-1] == 40
+    np.testing.assert_array_equal(
+        found.train_loss[:, found.loss_steps == 30], half.train_loss[:, -1:]
+    )
+    assert found.poc_step[0] == half.poc_step[0] == 19
+    # The other takes all of its steps.
+    whole, same = (one.train([sgd])["SGD"] for one in (trainer, equal))
+    chex.assert_trees_all_equal(same.saved_params.final, whole.saved_params.final)
+    np.testing.assert_array_equal(same.train_loss, whole.train_loss)
+    assert whole.poc_step[0] == 40
 
 
 def test_all_optimizers_start_from_the_same_params_and_batches():

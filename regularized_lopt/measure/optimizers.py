@@ -24,6 +24,21 @@ MSAM_RHOS = (0.1, 0.3, 1.0, 3.0)
 EMA_DECAY = 0.99
 """Of the averages of params: over the last 100 steps or so."""
 
+BUDGETS = ("steps", "gradients")
+"""What all optimizers have equally many of."""
+
+
+def steps_within(budget: str, num_steps: int, gradients_per_step: int) -> int:
+    """The steps that an optimizer takes where others take `num_steps`, at least one.
+
+    Args:
+      budget: "steps": as many; "gradients": as many gradients in all, rounded down.
+      num_steps: of an optimizer with one gradient per step.
+      gradients_per_step: of the optimizer in question.
+    """
+    errors.check_name("budget", budget, BUDGETS)
+    return num_steps if budget == "steps" else max(1, num_steps // gradients_per_step)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedWith:

@@ -15,7 +15,7 @@ from regularized_lopt import tasks
 from regularized_lopt.measure import convergence
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
-from regularized_lopt.measure.training_curves import LossLevels, loss_grid, trailing_mean
+from regularized_lopt.measure.training_curves import LossLevels, trailing_mean
 from regularized_lopt.tasks import classification
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
@@ -51,8 +51,14 @@ class Program:
         self._evaluate = jax.jit(self._evaluation)
         self._params = jax.jit(self._params_of)
 
-    def run(self, runs: Sequence[Any], num_steps: int, grid: Any, report: Any) -> list[Any]:
-        """Trains a group of runs to the end: one dict of arrays per run."""
+    def run(
+        self, runs: Sequence[Any], num_steps: int, loss_steps: Any, grid: Any, report: Any
+    ) -> list[Any]:
+        """Trains a group of runs to the end: one dict of arrays per run.
+
+        Of curves' steps, those beyond the end read what there is at the end: params stay there.
+        """
+        loss_steps, grid = np.minimum(loss_steps, num_steps - 1), np.minimum(grid, num_steps)
         datasets = self._task.datasets
         train, test = datasets.arrays("train"), datasets.arrays("test")
         hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
@@ -73,7 +79,7 @@ class Program:
         # [runs, 4, evals]; tuning asks for no evaluations at all.
         columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(runs)).T
         arrays = {
-            "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_grid(num_steps)),
+            "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_steps),
             **dict(
                 zip(
                     ("test_loss", "test_accuracy", "param_norm", "update_norm"),

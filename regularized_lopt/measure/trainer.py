@@ -58,27 +58,33 @@ class Trainer:
         eval_steps: Sequence[int] | None = None,
         parallelism: Parallelism = Parallelism(),
         progress: bool = True,
+        budget: str = "steps",
     ):
         """Initializer.
 
         Args:
           task: an image task in phase "meta_test".
           num_runs: networks per optimizer, > 0.
-          num_steps: inner steps, > 0.
+          num_steps: inner steps, > 0; see `budget`.
           seed: run r starts from key (seed, r).
           eval_steps: when to evaluate the test set; default: `eval_grid(num_steps)`.
           parallelism: how runs share the machine.
           progress: show progress bars.
+          budget: "steps": every optimizer takes `num_steps` steps; "gradients": it takes as many
+            gradients, so that one with two per step stops half-way, and its params and curves stay
+            as they are there, see `optimizers.steps_within`.
         """
         errors.check_positive("num_runs", num_runs)
         errors.check_positive("num_steps", num_steps)
         errors.check_positive("Parallelism.batch", parallelism.batch)
         errors.check_positive("Parallelism.threads", parallelism.threads)
+        errors.check_name("budget", budget, optimizers_lib.BUDGETS)
         self.task = task
         self.num_runs = num_runs
         self.num_steps = num_steps
         self.seed = seed
         self.parallelism = parallelism
+        self.budget = budget
         self._grid = np.asarray(eval_grid(num_steps) if eval_steps is None else eval_steps)
         self._progress = progress
         self._keys = jax.vmap(lambda run: jax.random.fold_in(jax.random.PRNGKey(seed), run))(
@@ -98,10 +104,17 @@ class Trainer:
             "seed": self.seed,
             "parallelism": self.parallelism,
             "progress": self._progress,
+            "budget": self.budget,
         }
         other = Trainer(self.task, **{**arguments, **changes})
         other._programs = self._programs
         return other
+
+    def steps_of(self, optimizer: EvaluatedOptimizer) -> int:
+        """The steps that an optimizer takes."""
+        return optimizers_lib.steps_within(
+            self.budget, self.num_steps, optimizer.gradients_per_step
+        )
 
     def train(
         self, optimizers: Sequence[EvaluatedOptimizer], label: str = ""
@@ -115,12 +128,12 @@ class Trainer:
         kinds = {optimizer.kind for optimizer in optimizers}
         if len(kinds) != 1:
             raise ValueError(f"Trainer.train takes optimizers of one kind, got {sorted(kinds)}.")
-        program = self._programs.of(optimizers[0])
+        program, num_steps = self._programs.of(optimizers[0]), self.steps_of(optimizers[0])
         runs = [(one.hyper, key) for one in optimizers for key in self._keys]
         width = min(self.parallelism.batch, len(runs))
         groups = [runs[i : i + width] for i in range(0, len(runs), width)]
         bar = progress_lib.bar(
-            len(runs) * self.num_steps,
+            len(runs) * num_steps,
             label or ", ".join(one.label for one in optimizers),
             self._progress,
             unit_scale=True,
@@ -133,7 +146,11 @@ class Trainer:
                 bar.update(steps)
 
         run = functools.partial(
-            program.run, num_steps=self.num_steps, grid=self._grid, report=report
+            program.run,
+            num_steps=num_steps,
+            loss_steps=loss_grid(self.num_steps),
+            grid=self._grid,
+            report=report,
         )
         with bar, concurrent.futures.ThreadPoolExecutor(self.parallelism.threads) as pool:
             finished = list(pool.map(run, groups))

@@ -27,15 +27,18 @@ class Identity:
     Attributes:
       name: unlike any other's.
       lasting: it is called so in every process.
+      gradients_per_step: on which the number of its steps may depend.
     """
 
     name: str
     lasting: bool
+    gradients_per_step: int = 1
 
 
 def identity(optimizer: EvaluatedOptimizer) -> Identity:
     """Of an optimizer."""
-    return Identity(f"{optimizer.kind} {cache_lib.digest(optimizer.hyper)}", optimizer.lasting)
+    name = f"{optimizer.kind} {cache_lib.digest(optimizer.hyper)}"
+    return Identity(name, optimizer.lasting, optimizer.gradients_per_step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +62,15 @@ class CacheKeys:
 
     def tune(self, task: str, baseline: str) -> CacheKey:
         """The learning rate of a baseline."""
-        rates = [float(rate) for rate in optimizers_lib.BASELINES[baseline].learning_rates]
+        one = optimizers_lib.BASELINES[baseline]
+        num_steps = self.experiment.tuning_steps_on(task)
         spec = {
             **self._spec(task),
-            "num_steps": self.experiment.tuning_steps_on(task),
+            "num_steps": num_steps,
             "baseline": baseline,
-            "rates": rates,
+            "rates": [float(rate) for rate in one.learning_rates],
             "tuning_runs": self.experiment.tuning_runs,
+            **self._fewer_steps("steps", num_steps, one.gradients_per_step),
         }
         return CacheKey("tune", f"{task} {baseline}", spec)
 
@@ -76,6 +81,7 @@ class CacheKeys:
             "num_runs": self.experiment.plans[task].runs,
             "contestant": optimizer.name,
             "levels": [LEVEL_RATIO, LEVELS_KEPT],
+            **self._fewer_steps("steps", self.experiment.num_steps, optimizer.gradients_per_step),
         }
         return CacheKey("runs", f"{task} {name}", spec, optimizer.lasting)
 
@@ -97,6 +103,9 @@ class CacheKeys:
         spec = {
             **self._measured(task, name, optimizer),
             "reference": reference.name,
+            **self._fewer_steps(
+                "reference_steps", self.experiment.num_steps, reference.gradients_per_step
+            ),
             "measurement": dataclasses.asdict(self.flatness_config_of(task).headline_alone()),
         }
         lasting = optimizer.lasting and reference.lasting
@@ -127,6 +136,11 @@ class CacheKeys:
             # Changes where gin's parameters of the data splits do.
             "splits": cache_lib.digest(data_lib.meta_splits(1000)),
         }
+
+    def _fewer_steps(self, what: str, num_steps: int, gradients_per_step: int) -> dict[str, int]:
+        """The steps that an optimizer takes, where those are fewer than `num_steps`."""
+        steps = optimizers_lib.steps_within(self.experiment.budget, num_steps, gradients_per_step)
+        return {} if steps == num_steps else {what: steps}
 
     def _measured(self, task: str, name: str, optimizer: Identity) -> dict[str, Any]:
         return {

@@ -92,6 +92,8 @@ class Experiment:
       baselines: of `optimizers.BASELINES`, their learning rates tuned first.
       tuning_runs: runs per learning rate of a baseline's grid, > 0; none of them is reported.
       num_steps: inner steps per run, > 0.
+      budget: what `num_steps` is of: "steps", or "gradients", of which some baselines take two per
+        step; these then stop half-way, see `trainer.Trainer`, when they are tuned, too.
       seed: of inits and batches, 0 to 2^32 - 1.
       meta_training_seeds: each optimizer is meta-trained once per seed (gin files only), at
         least one; or the seeds by optimizer, of which all begin with the same ones.
@@ -115,6 +117,7 @@ class Experiment:
     baselines: tuple[str, ...] = optimizers_lib.DEFAULT_BASELINES
     tuning_runs: int = 2
     num_steps: int = 2000
+    budget: str = "steps"
     seed: int = 0
     meta_training_seeds: tuple[int, ...] | Mapping[str, tuple[int, ...]] = (0,)
     bindings: tuple[str, ...] = ()
@@ -135,6 +138,7 @@ class Experiment:
         object.__setattr__(self, "plans", self._plans())
         self._check_optimizers()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
+        errors.check_name("Experiment.budget", self.budget, optimizers_lib.BUDGETS)
         for name in ("tuning_runs", "num_steps"):
             errors.check_count(f"Experiment.{name}", getattr(self, name))
         for batch_or_threads in self.parallelism or ():

@@ -63,12 +63,14 @@ class Rates:
         """Of a baseline."""
         rates = optimizers_lib.BASELINES[name].learning_rates
         runs = self._experiment.tuning_runs * len(rates)
-        return runs * self._experiment.tuning_steps_on(task) * self._inner_step(task, name)
+        steps = self._steps(name, self._experiment.tuning_steps_on(task))
+        return runs * steps * self._inner_step(task, name)
 
     def training(self, task: str, name: str) -> float:
         """Of all runs of an optimizer."""
         runs = self._experiment.plans[task].runs
-        return runs * self._experiment.num_steps * self._inner_step(task, name)
+        steps = self._steps(name, self._experiment.num_steps)
+        return runs * steps * self._inner_step(task, name)
 
     def measuring(self, task: str) -> float:
         """At one point of all measured runs."""
@@ -109,6 +111,14 @@ class Rates:
             print(f"Timing: {name}", file=sys.stderr)
         self._kept[name] = seconds = measure()
         return seconds
+
+    def _steps(self, name: str, num_steps: int) -> int:
+        """Those that an optimizer takes within the experiment's budget."""
+        is_learned = name in self._experiment.optimizers
+        one = self._like(name) if is_learned else optimizers_lib.BASELINES[name]
+        return optimizers_lib.steps_within(
+            self._experiment.budget, num_steps, one.gradients_per_step
+        )
 
     def _inner_step(self, task: str, name: str) -> float:
         """Seconds per step of one run, as parallel as the runs will be."""

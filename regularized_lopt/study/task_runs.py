@@ -62,6 +62,7 @@ class TaskRuns:
             self.experiment.num_steps,
             self.experiment.seed,
             progress=self.progress,
+            budget=self.experiment.budget,
         )
         if self.experiment.parallelism is not None:
             trainer.parallelism = Parallelism(*self.experiment.parallelism)
@@ -190,7 +191,7 @@ class TaskRuns:
             if self.plan.num_measured:  # Large, and of no other use.
                 self.cache.results.save(self.keys.saved_params(*who), params)
             self.cache.results.save(self.keys.training_curves(*who), curves)
-            steps = self.trainer.num_runs * self.experiment.num_steps
+            steps = self.trainer.num_runs * self.trainer.steps_of(one)
             self.cache.timings[step_timing(self.plan.name, part[1])] = trained / steps
             self.cache.record_seconds(self._training[part].timing, trained + (compiled - start))
 

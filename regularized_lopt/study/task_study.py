@@ -30,7 +30,7 @@ class TaskStudy(TaskRuns):
     def result(self) -> xr.Dataset:
         """What comes of all steps; those whose results are missing are done."""
         found = {part: step.result() for part, step in self.steps().items()}
-        return dataset.of_task(
+        of_task = dataset.of_task(
             self.plan.name,
             self._task.facts,
             self.experiment.num_steps,
@@ -38,6 +38,7 @@ class TaskStudy(TaskRuns):
             self.experiment.reference,
             {name: self._found(name, found) for name in self._names},
         )
+        return of_task.assign_attrs(budget=self.experiment.budget)
 
     def _found(self, name: str, found: Mapping[Part, Any]) -> Found:
         first, seeds = self._optimizer(name, 0), self._seeds(name)
