@@ -29,6 +29,7 @@ from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
 from regularized_lopt.outer_training import outer_train, parts
+from regularized_lopt.outer_training.objective import ObjectiveCheck
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import experiment, meta_training, search
 from regularized_lopt.study import study as study_lib
@@ -225,9 +226,19 @@ def _(made):
 
 @use.register
 def _(made: loop_lib.Loop):
-    data = made.estimator.get_datas()
-    state = jax.eval_shape(made.init)
-    jax.eval_shape(lambda state: made.outer_step(state, data, jnp.asarray(20)), state)
+    made.trace()
+
+
+@use.register
+def _(made: ObjectiveCheck):
+    outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0), jnp.asarray(20))
+    estimator, data = RegularizedTruncatedGrad(STEP), [STEP.unroll_data(20, "outer_valid")]
+    if made.num_trajectories:
+
+        def rises(theta, key):
+            return made.rises(estimator, theta, key, outer_state, data)
+
+        jax.eval_shape(rises, jax.eval_shape(LOPT.init, KEY), KEY)
 
 
 @use.register
