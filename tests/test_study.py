@@ -8,12 +8,13 @@ import gin
 import numpy as np
 import pytest
 import xarray as xr
-from helpers_study import QUICK, RELU, SAM, SIGMOID, given, make_study, table
+from helpers_study import QUICK, RELU, SAM, SIGMOID, experiment, given, make_study, table
 
 from regularized_lopt import serialization
+from regularized_lopt.measure import FlatnessConfig, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
-from regularized_lopt.measure import selections
 from regularized_lopt.measure import trainer as trainer_lib
+from regularized_lopt.measure.flatness import NORMS, SCALES
 from regularized_lopt.measure.results import POINTS
 from regularized_lopt.report import (
     export,
@@ -25,7 +26,7 @@ from regularized_lopt.report import (
 )
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import dry_run
-from regularized_lopt.study.cache_keys import identity
+from regularized_lopt.study.cache_keys import CacheKeys, Identity, identity
 from regularized_lopt.study.experiment import TaskPlan
 from regularized_lopt.study_report import publish
 
@@ -88,8 +89,47 @@ def test_a_changed_configuration_reruns_only_what_it_affects(tmp_path):
     ]
     assert to_do
     assert all(", sam" in label for label in to_do)
+    scales = dataclasses.replace(QUICK, scales=(*SCALES, "live"))
+    assert missing(make_study(tmp_path, scales)) == {"measure", "match"}
+    hessian = dataclasses.replace(QUICK, num_probes=1)
+    assert missing(make_study(tmp_path, hessian)) == {"measure"}
+    hessian = dataclasses.replace(hessian, hessian_at_matched=True)
+    assert missing(make_study(tmp_path, hessian)) == {"measure", "match"}
     gin.parse_config("meta_splits.seed = 1")
     assert missing(make_study(tmp_path)) == {"train", "measure", "match", "slice"}
+
+
+def test_keys_are_those_of_the_results_that_are_kept():
+    """Digests as they were before there were `FlatnessConfig.scales`."""
+    plan = TaskPlan(RELU, 2, examples=64)
+    names = experiment(["none"], (plan,), num_steps=2000)
+    keys = CacheKeys(names, FlatnessConfig(radii=(0.01, 0.05)))
+    sgd = Identity("SGD 0", lasting=True)
+    assert keys.flatness(RELU, "none", sgd, "poc").digest == "036e1369f9dd0e7b"
+    assert keys.matched(RELU, "none", sgd, sgd).digest == "eb8800a03ca64d15"
+
+
+def test_all_scales_norms_and_the_hessian_are_measured_at_matched_loss(tmp_path):
+    """Once more from the files, which have no order of scales."""
+    config = dataclasses.replace(
+        QUICK, scales=("l2", *SCALES, "live"), num_probes=2, hessian_at_matched=True
+    )
+    (found,) = make_study(tmp_path, config).run()
+    (again,) = make_study(tmp_path, config).run()
+    xr.testing.assert_identical(found, again)
+    one = selections.optimizer(found, "sam")
+    rise = selections.matched(one, "gsam")
+    assert list(rise["scale"].values) == ["l2", "absolute", "relative", "live"]
+    for name in ("trace", "top", *NORMS):
+        assert np.isfinite(one[f"matched_{name}"]).all()
+        assert one[f"matched_{name}"].dims == ("side", "pair", "measured_run")
+    norms = {name: one[f"around_{name}"].sel(point="completion").values[0] for name in NORMS}
+    np.testing.assert_allclose(
+        norms["norm"] ** 2, norms["live_norm"] ** 2 + norms["dead_norm"] ** 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(norms["norm"], selections.final(one, "param_norm")[0], rtol=1e-5)
+    (plain,) = make_study(tmp_path).run()
+    assert {"matched_norm", "around_norm", "matched_trace"} & set(plain.variables) == set()
 
 
 def test_properties_can_be_measured_on_the_first_runs_alone(tmp_path):

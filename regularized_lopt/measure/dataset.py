@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import serialization
-from regularized_lopt.measure.flatness import SCALES, Flatness, FlatnessConfig
+from regularized_lopt.measure.flatness import NORMS, Flatness, FlatnessConfig
 from regularized_lopt.measure.loss_slices import LossSlices
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.results import POINTS
@@ -55,8 +54,10 @@ _AROUND: Mapping[str, tuple[str, ...]] = {
     "grad_norm_ascent": ("scale", "ascent_step"),
     "trace": (),
     "top": (),
+    **dict.fromkeys(NORMS, ()),
 }
-_MATCHED = ("loss", "grad_norm", "loss_last", "grad_norm_last")
+_MATCHED = ("loss", "grad_norm", "loss_last", "grad_norm_last", *NORMS)
+_HESSIAN = ("trace", "top")
 _STEPS = ("level", "own_step", "reference_step")
 
 
@@ -128,13 +129,14 @@ def of_task(
         for name, dims in _CURVES.items()
     }
     if of[0].at:
-        variables |= _around(of, flatness_config.headline) | _matched(of) | _slices(of)
+        variables |= _around(of, flatness_config) | _matched(of, flatness_config)
+        variables |= _slices(of)
     coordinates = {
         "optimizer": list(found),
         "loss_step": first.loss_steps,
         "eval_step": first.eval_steps,
         "point": list(POINTS),
-        "scale": list(SCALES),
+        "scale": list(flatness_config.scales),
         "radius": list(flatness_config.radii),
         "side": list(_SIDES),
     }
@@ -149,7 +151,7 @@ def of_task(
             "reference": reference,
             "runs": len(first.train_loss),
             "measured_runs": len(of[0].at[POINTS[0]][0].loss) if of[0].at else 0,
-            "flatness": json.dumps(serialization.fields(flatness_config)),
+            "flatness": json.dumps(flatness_config.record()),
         },
     )
 
@@ -172,10 +174,11 @@ def _known(of: Sequence[Found]) -> dict[str, Any]:
     return {name: ("optimizer", values) for name, values in known.items()}
 
 
-def _around(of: Sequence[Found], headline: int) -> dict[str, Any]:
+def _around(of: Sequence[Found], config: FlatnessConfig) -> dict[str, Any]:
     """Of all optimizers, what was measured around their params."""
     measured = [
-        [[_measured(seed, headline) for seed in one.at[point]] for one in of] for point in POINTS
+        [[_measured(seed, config.scales, config.headline) for seed in one.at[point]] for one in of]
+        for point in POINTS
     ]
     return {
         f"around_{name}": (
@@ -183,10 +186,11 @@ def _around(of: Sequence[Found], headline: int) -> dict[str, Any]:
             np.stack([padded(_each(at_point, name)) for at_point in measured], axis=1),
         )
         for name, dims in _AROUND.items()
+        if config.has_norms or name not in NORMS
     }
 
 
-def _matched(of: Sequence[Found]) -> dict[str, Any]:
+def _matched(of: Sequence[Found], config: FlatnessConfig) -> dict[str, Any]:
     """Of all optimizers that were compared with the reference at matched training loss."""
     if not any(one.matched for one in of):
         return {}
@@ -198,22 +202,24 @@ def _matched(of: Sequence[Found]) -> dict[str, Any]:
         for name in _STEPS
     }
     measured = [
-        [[_measured(getattr(pair, side), 0) for pair in one.matched] for one in of]
+        [[_measured(getattr(pair, side), config.scales, 0) for pair in one.matched] for one in of]
         for side in _SIDES
     ]
-    for name in _MATCHED:
+    for name in (*_MATCHED, *(_HESSIAN if config.hessian_at_matched else ())):
+        if name in NORMS and not config.has_norms:
+            continue
         values = np.stack([padded(_each(of_side, name)) for of_side in measured], axis=1)
         dims = ("optimizer", "side", "pair", "measured_run", *_AROUND[name][:1])
         found[f"matched_{name}"] = (dims, values[..., 0] if _AROUND[name] else values)
     return found
 
 
-def _measured(of: Flatness, radius: int) -> dict[str, np.ndarray]:
+def _measured(of: Flatness, scales: Sequence[str], radius: int) -> dict[str, np.ndarray]:
     """By name in `_AROUND`, [runs, ...]; the ascents themselves at one radius (index)."""
-    found = {name: getattr(of, name) for name in ("loss", "grad_norm", "trace", "top")}
+    found = {name: getattr(of, name) for name in ("loss", "grad_norm", *_HESSIAN)} | of.norms
     for name in ("loss", "grad_norm"):
         by_scale = getattr(of, f"{name}_ascent")
-        ascents = np.stack([by_scale[scale] for scale in SCALES], axis=1)
+        ascents = np.stack([by_scale[scale] for scale in scales], axis=1)
         found[f"{name}_last"] = ascents[..., -1]
         found[f"{name}_highest"] = ascents.max(axis=-1)
         found[f"{name}_ascent"] = ascents[:, :, radius]

@@ -79,8 +79,7 @@ def is_measured(task: xr.Dataset) -> bool:
 
 def flatness_config(task: xr.Dataset) -> FlatnessConfig:
     """What was measured there."""
-    config = json.loads(task.attrs["flatness"])
-    return FlatnessConfig(**{**config, "radii": tuple(config["radii"])})
+    return FlatnessConfig.of_record(json.loads(task.attrs["flatness"]))
 
 
 def headline(task: xr.Dataset) -> float:

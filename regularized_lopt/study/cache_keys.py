@@ -94,7 +94,7 @@ class CacheKeys:
         spec = {
             **self._measured(task, name, optimizer),
             "point": point,
-            "measurement": dataclasses.asdict(self.flatness_config_of(task)),
+            "measurement": self.flatness_config_of(task).at_ends().record(),
         }
         return CacheKey("surroundings", f"{task} {name} {point}", spec, optimizer.lasting)
 
@@ -106,7 +106,7 @@ class CacheKeys:
             **self._fewer_steps(
                 "reference_steps", self.experiment.num_steps, reference.gradients_per_step
             ),
-            "measurement": dataclasses.asdict(self.flatness_config_of(task).headline_alone()),
+            "measurement": self.flatness_config_of(task).headline_alone().record(),
         }
         lasting = optimizer.lasting and reference.lasting
         return CacheKey("matched", f"{task} {name}", spec, lasting)

@@ -167,7 +167,8 @@ class Rates:
             )
             return _second_time(lambda: flatness.measure(on, params, what))
 
-        return self._rate(f"ascent {task}", measure)
+        more = [of for of in self._study.flatness_config.scales if of not in flatness.SCALES]
+        return self._rate(" ".join([f"ascent {task}", *more]), measure)
 
     def _fits(self, name: str, source: str) -> float:
         """Seconds of the early evidence's fits with one optimizer."""

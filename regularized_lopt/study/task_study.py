@@ -65,7 +65,7 @@ class TaskStudy(TaskRuns):
         return steps
 
     def _measuring_step(self, name: str, seed: int, point: str) -> Step[Flatness]:
-        what = self.keys.flatness_config_of(self.plan.name)
+        what = self.keys.flatness_config_of(self.plan.name).at_ends()
 
         def compute() -> dict[str, Any]:
             saved = self._saved_params(name, seed).first(self.plan.num_measured)
