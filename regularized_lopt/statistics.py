@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 
 from regularized_lopt import errors
@@ -156,7 +157,11 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, confidence: float = 0.95, seed: int = 0
+    a: np.ndarray,
+    b: np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+    bootstrap: bool = True,
 ) -> Difference:
     """Mean of a - b with an interval: the studentized bootstrap, Student's t below 8 runs.
 
@@ -167,6 +172,7 @@ def paired_difference(
       a, b: one number per run, in the same order of runs.
       confidence: of the interval.
       seed: of the bootstrap's resampling.
+      bootstrap: False: Student's t at any number of runs.
 
     Raises:
       ValueError: the two have different numbers of runs.
@@ -182,7 +188,7 @@ def paired_difference(
         return Difference(mean, -np.inf, np.inf, count)
     error = np.std(difference, ddof=1) / np.sqrt(count)
     tails = np.array([0.5 + confidence / 2, 0.5 - confidence / 2])
-    if count < _BOOTSTRAP_FROM:
+    if count < _BOOTSTRAP_FROM or not bootstrap:
         quantiles = scipy.stats.t.ppf(tails, count - 1)
     else:
         rng = np.random.default_rng(seed)
@@ -195,11 +201,39 @@ def paired_difference(
     return Difference(mean, float(low), float(high), count)
 
 
-def paired_ratio(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Ratio:
+def paired_ratio(
+    a: np.ndarray, b: np.ndarray, confidence: float = 0.95, bootstrap: bool = True
+) -> Ratio:
     """a / b of positive numbers that spread over factors; see `paired_difference`."""
     with np.errstate(divide="ignore", invalid="ignore"):  # Not positive: not comparable.
         log_a, log_b = np.log(np.asarray(a, np.float64)), np.log(np.asarray(b, np.float64))
-    return Ratio(paired_difference(log_a, log_b, confidence))
+    return Ratio(paired_difference(log_a, log_b, confidence, bootstrap=bootstrap))
+
+
+def detectable_difference(
+    deviation: float, count: int, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """The smallest mean of `count` paired differences that a two-sided t test finds.
+
+    T is noncentral t about sqrt(count) mean / deviation, where the differences are normal.
+
+    Args:
+      deviation: of the differences, >= 0.
+      count: how many there are; below 2 no difference is found: infinity.
+      power: the chance that it is found.
+      alpha: level of the test.
+    """
+    if count < 2:
+        return math.inf
+    threshold = scipy.stats.t.isf(alpha / 2, count - 1)
+
+    def lacking(centre: float) -> float:
+        t = scipy.stats.nct(count - 1, centre)
+        # SciPy's tail on the other side is NaN where it is too small to matter.
+        return float(t.sf(threshold) + np.nan_to_num(t.cdf(-threshold))) - power
+
+    centre = scipy.optimize.brentq(lacking, 0.0, 10 * threshold + 10)
+    return float(centre) * deviation / math.sqrt(count)
 
 
 def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
