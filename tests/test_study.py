@@ -11,7 +11,7 @@ import xarray as xr
 from helpers_study import QUICK, RELU, SAM, SIGMOID, experiment, given, make_study, table
 
 from regularized_lopt import serialization
-from regularized_lopt.measure import FlatnessConfig, selections
+from regularized_lopt.measure import FlatnessConfig, results_file, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.flatness import NORMS, SCALES
@@ -115,7 +115,8 @@ def test_all_scales_norms_and_the_hessian_are_measured_at_matched_loss(tmp_path)
         QUICK, scales=("l2", *SCALES, "live"), num_probes=2, hessian_at_matched=True
     )
     (found,) = make_study(tmp_path, config).run()
-    (again,) = make_study(tmp_path, config).run()
+    publish(make_study(tmp_path, config), "")
+    (again,) = results_file.load(tmp_path / results_file.FILE).tasks
     xr.testing.assert_identical(found, again)
     one = selections.optimizer(found, "sam")
     rise = selections.matched(one, "gsam")
@@ -128,6 +129,9 @@ def test_all_scales_norms_and_the_hessian_are_measured_at_matched_loss(tmp_path)
         norms["norm"] ** 2, norms["live_norm"] ** 2 + norms["dead_norm"] ** 2, rtol=1e-5
     )
     np.testing.assert_allclose(norms["norm"], selections.final(one, "param_norm")[0], rtol=1e-5)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "at matched loss: ratio to none (95%)" in page
+    assert (tmp_path / "log_ratios.csv").exists()
     (plain,) = make_study(tmp_path).run()
     assert {"matched_norm", "around_norm", "matched_trace"} & set(plain.variables) == set()
 

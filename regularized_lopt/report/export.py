@@ -14,9 +14,9 @@ import xarray as xr
 
 from regularized_lopt import statistics
 from regularized_lopt.measure import selections
-from regularized_lopt.measure.flatness import PROPERTIES, SCALES
+from regularized_lopt.measure.flatness import PROPERTIES
 from regularized_lopt.measure.results import POINTS
-from regularized_lopt.report import paper_claims, tables
+from regularized_lopt.report import log_ratios, paper_claims, tables
 from regularized_lopt.report.paper_claims import Claim
 from regularized_lopt.report.verdicts import (
     MEASURES,
@@ -46,9 +46,9 @@ def write(
 
     table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
     properties.csv every property at every radius with its interval, measures.csv by each measure
-    what every optimizer is judged by, with its difference and its ratio to the reference, runs.csv
-    one row per run and point, claims.csv what became of the paper's. A table without rows is not
-    written.
+    what every optimizer is judged by, with its difference and its ratio to the reference,
+    log_ratios.csv what `log_ratios` tells of seeds, runs.csv one row per run and point, claims.csv
+    what became of the paper's. A table without rows is not written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     as_seen = {
@@ -63,20 +63,21 @@ def write(
         write_csv(out_dir / name, (dict(zip(header, row, strict=True)) for row in rows))
     write_csv(out_dir / "properties.csv", property_rows(tasks))
     write_csv(out_dir / "measures.csv", measure_rows(tasks))
+    write_csv(out_dir / "log_ratios.csv", log_ratios.rows(tasks))
     write_csv(out_dir / "runs.csv", run_rows(tasks))
 
 
 def property_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
     """Every property, scale, point and radius, with its difference to the reference."""
     for task in filter(selections.is_measured, tasks):
-        base, radii = selections.reference(task), selections.flatness_config(task).radii
+        base, config = selections.reference(task), selections.flatness_config(task)
         for one in selections.optimizers(task):
             for point, name in itertools.product(POINTS, PROPERTIES):
                 last, best = selections.last(one, name), selections.best(one, name)
                 sides = [
                     side.sel(point=point) for side in (last, best, selections.last(base, name))
                 ]
-                for scale, radius in itertools.product(SCALES, radii):
+                for scale, radius in itertools.product(config.scales, config.radii):
                     values, highest, other = (
                         side.sel(scale=scale, radius=radius).values for side in sides
                     )
@@ -172,7 +173,7 @@ def _nearby(one: xr.Dataset, point: str) -> dict[str, np.ndarray]:
     found = {}
     for name in PROPERTIES:
         last = selections.last(one, name).sel(point=point)
-        for scale, radius in itertools.product(SCALES, last["radius"].values):
+        for scale, radius in itertools.product(last["scale"].values, last["radius"].values):
             values = last.sel(scale=scale, radius=radius).values
             found[f"{name}_{scale}_r{radius:g}"] = values
     return found

@@ -20,6 +20,12 @@ from regularized_lopt.report import plot_style
 from regularized_lopt.report.verdicts import MEASURES, Verdict, compare, measured_pair
 
 _AT = {"poc": "at the PoC", "completion": "at completion"}
+_RADIUS = {
+    "absolute": "radius",
+    "relative": "radius / rms of the filter",
+    "live": "radius / rms of the filter's live weights",
+    "l2": "l2 radius / norm of live weights",
+}
 
 
 def training_curves(task: xr.Dataset) -> mpl_figure.Figure:
@@ -60,7 +66,7 @@ def property_by_radius(
       tasks: their datasets.
       name: "sam", "gsam" or "gam".
       keys: optimizers to show.
-      scale: of the radius, "absolute" or "relative".
+      scale: of the radius, one that was measured, see `flatness`.
     """
     with matplotlib.rc_context(plot_style.STYLE):
         figure = mpl_figure.Figure(
@@ -79,9 +85,7 @@ def property_by_radius(
                 if row == 0:
                     axis.set_title(selections.label(task))
                 else:
-                    axis.set_xlabel(
-                        "radius" if scale == "absolute" else "radius / rms of the filter"
-                    )
+                    axis.set_xlabel(_RADIUS[scale])
                 if column == 0:
                     axis.set_ylabel(f"{LABELS[name]}, {_AT[point]}")
         plot_style.legend_below(figure, *axes.ravel())

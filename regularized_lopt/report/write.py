@@ -11,10 +11,12 @@ from matplotlib import figure as mpl_figure
 
 from regularized_lopt.measure import selections
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
+from regularized_lopt.measure.flatness import LIVE_SCALES, SCALES
 from regularized_lopt.measure.results import POINTS, StudyResults
 from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report import (
     export,
+    log_ratios,
     optimizer_tables,
     paper_claims,
     tables,
@@ -171,7 +173,8 @@ class Reporter:
         self, page: Page, name: str, measured: Sequence[xr.Dataset], keys: Sequence[str]
     ) -> None:
         page.heading(f"{name.upper()}'s property: {figures_lib.LABELS[name]}")
-        for scale in ("absolute", "relative"):
+        scales = [set(selections.flatness_config(task).scales) for task in measured]
+        for scale in (of for of in SCALES + LIVE_SCALES if of in set.intersection(*scales)):
             self._add(
                 page,
                 figures_lib.property_by_radius(measured, name, keys, scale),
@@ -220,6 +223,9 @@ class Reporter:
         for point in POINTS:
             page.note(f"Properties at {point}, radius {selections.headline(task):g}:")
             page.table(tables.property_table(task, point), f"{name}, properties at {point}")
+        if (ratios := log_ratios.table(task))[1]:
+            page.note(log_ratios.NOTE)
+            page.table(ratios, f"{name}, ratios at radius {selections.headline(task):g}")
         self._add(
             page,
             figures_lib.ascent_curves(task),

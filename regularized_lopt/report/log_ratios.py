@@ -1,0 +1,176 @@
+"""Ratios to the reference over meta-training seeds, and what so many seeds could have shown.
+
+Rises, norms and curvatures of trained networks spread over factors, and most of their spread is
+that of meta-training seeds. So seeds are the units, after their runs are averaged, and ratios are
+those of geometric means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from regularized_lopt import statistics
+from regularized_lopt.measure import selections
+from regularized_lopt.measure.flatness import LABELS, NORMS, PROPERTIES
+from regularized_lopt.measure.results import seed_pairs
+from regularized_lopt.report.sections import Table
+
+MATCHED = "matched"
+_WHERE = {"poc": "PoC", "completion": "completion", MATCHED: "matched loss"}
+_LABELS = {
+    **dict(zip(NORMS, ("‖p‖", "‖p‖ of live weights", "‖p‖ of dead weights"), strict=True)),
+    "trace": "tr H",
+    "top": "λ max",
+}
+NOTE = (
+    "Geometric means over meta-training seeds, runs averaged first, as ratios to the reference's, "
+    "paired by seed, with 95% intervals (Student's t on the log scale); below 1: less. Seeds whose "
+    "value is not positive or not measured are left out, and their number tells. Beside each the "
+    "smallest decrease that a paired t test at 0.05 finds with 80% power, with so many seeds that "
+    "spread as these do; what is smaller may be there unseen."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogRatio:
+    """An optimizer's value against the reference's.
+
+    Attributes:
+      ratio: of the geometric means over seeds.
+      seeds: pairs of seeds that are compared.
+      pairs: those that there are.
+      deviation: of the log ratios over seeds; NaN below two.
+    """
+
+    ratio: statistics.Ratio
+    seeds: int
+    pairs: int
+    deviation: float
+
+    @classmethod
+    def of(cls, own: np.ndarray, reference: np.ndarray) -> LogRatio:
+        """Of paired seeds, [seeds, runs] each."""
+        means = np.stack([own.mean(axis=1), reference.mean(axis=1)])
+        known = np.all(np.isfinite(means) & (means > 0), axis=0)
+        a, b = means[:, known]
+        if not known.any():
+            a = b = np.full(1, np.nan)
+        ratio = statistics.paired_ratio(a, b, bootstrap=False)
+        deviation = float(np.std(np.log(a) - np.log(b), ddof=1)) if len(a) > 1 else math.nan
+        return cls(ratio, int(known.sum()), len(known), deviation)
+
+    @property
+    def detectable(self) -> float:
+        """The factor, below 1, of the smallest decrease that is found; see `NOTE`."""
+        return math.exp(-statistics.detectable_difference(self.deviation, self.seeds))
+
+    def cells(self) -> list[str]:
+        """Ratio, seeds, detectable decrease in percent; the last is empty below two seeds."""
+        seeds = str(self.seeds) if self.seeds == self.pairs else f"{self.seeds} of {self.pairs}"
+        change = "" if self.seeds < 2 else f"−{100 * (1 - self.detectable):.2g}%"
+        return [str(self.ratio), seeds, change]
+
+
+def table(task: xr.Dataset, name: str = "gsam") -> Table:
+    """One row per optimizer and quantity: a property in every scale, norms, curvatures.
+
+    Args:
+      task: its dataset.
+      name: of the property, at the headline radius.
+
+    Returns:
+      The table; without rows where live weights were not told from dead ones, as in results that
+      are older than the table.
+    """
+    reference = task.attrs["reference"]
+    header = ["optimizer", "quantity"]
+    for where in _WHERE.values():
+        header += [f"at {where}: ratio to {reference} (95%)", "seeds", "would show"]
+    config, base = selections.flatness_config(task), selections.reference(task)
+    rows, radius = [], selections.headline(task)
+    for one in selections.others(task) if config.has_norms else ():
+        for scale in config.scales:
+            found = [_rise(one, base, name, point, scale, radius) for point in _WHERE]
+            rows.append([one["name"].item(), f"{LABELS[name]}, {scale}", *_cells(found)])
+        for quantity, label in _LABELS.items():
+            if quantity in NORMS or config.num_probes:
+                found = [_quantity(one, base, quantity, point) for point in _WHERE]
+                rows.append([one["name"].item(), label, *_cells(found)])
+    return header, rows
+
+
+def rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
+    """Of all tasks that `table` has rows for: every property, scale, radius and point, and norms.
+
+    Columns: the ratio and the ends of its interval, `deviation` of the log ratios over seeds,
+    and `detectable`, the smallest ratio below 1 that so many seeds would show.
+    """
+    for task in filter(selections.is_measured, tasks):
+        config, base = selections.flatness_config(task), selections.reference(task)
+        for one in selections.others(task) if config.has_norms else ():
+            for point in _WHERE:
+                about = {
+                    "task": task.attrs["task"],
+                    "optimizer": one["optimizer"].item(),
+                    "reference": task.attrs["reference"],
+                    "point": point,
+                }
+                radii = config.headline_alone().radii if point == MATCHED else config.radii
+                for name, scale, radius in itertools.product(PROPERTIES, config.scales, radii):
+                    of = {"quantity": name, "scale": scale, "radius": radius}
+                    yield from _row(about | of, _rise(one, base, name, point, scale, radius))
+                for quantity in _LABELS:
+                    of = {"quantity": quantity, "scale": "", "radius": ""}
+                    yield from _row(about | of, _quantity(one, base, quantity, point))
+
+
+def _row(about: dict[str, Any], found: LogRatio | None) -> Iterator[dict[str, Any]]:
+    if found is None:
+        return
+    log = found.ratio.log
+    yield {
+        **about,
+        "ratio": math.exp(log.mean),
+        "low": math.exp(log.low),
+        "high": math.exp(log.high),
+        "seeds": found.seeds,
+        "pairs": found.pairs,
+        "deviation": found.deviation,
+        "detectable": found.detectable,
+    }
+
+
+def _cells(found: Sequence[LogRatio | None]) -> list[str]:
+    return [cell for one in found for cell in (["", "", ""] if one is None else one.cells())]
+
+
+def _rise(
+    one: xr.Dataset, base: xr.Dataset, name: str, point: str, scale: str, radius: float
+) -> LogRatio | None:
+    """Of a property in a ball; None where it was not measured. At matched loss: in the one ball."""
+    if point == MATCHED:
+        if not one["pairs"]:
+            return None
+        return LogRatio.of(*selections.matched(one, name).sel(scale=scale).values)
+    where = {"point": point, "scale": scale, "radius": radius}
+    return _paired(*(selections.last(side, name).sel(where).values for side in (one, base)))
+
+
+def _quantity(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRatio | None:
+    """Of what was measured at the params themselves; None where it was not."""
+    if point == MATCHED:
+        variable = f"matched_{name}"
+        return LogRatio.of(*one[variable].values) if variable in one and one["pairs"] else None
+    return _paired(*(side[f"around_{name}"].sel(point=point).values for side in (one, base)))
+
+
+def _paired(own: np.ndarray, reference: np.ndarray) -> LogRatio:
+    places = zip(*seed_pairs(len(own), len(reference)), strict=True)
+    return LogRatio.of(*(of[list(at)] for of, at in zip((own, reference), places, strict=True)))
