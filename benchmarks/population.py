@@ -18,8 +18,9 @@ import rich.table
 
 from regularized_lopt import launch
 from regularized_lopt.learned_optimizers import StarLSTMLOpt
-from regularized_lopt.outer_training import parts, population
-from regularized_lopt.outer_training.population import Parallelism, Population
+from regularized_lopt.outer_training import parallelism, parts
+from regularized_lopt.outer_training.parallelism import Parallelism
+from regularized_lopt.outer_training.population import Population
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     loops = [made.of_member(seed, ()) for seed in range(args.members)]
     asked = [loop.next_step(loop.init(), 100) for loop in loops]
     built = {}
-    for way in population.ways(args.members):
+    for way in parallelism.ways(args.members):
         start = time.perf_counter()
         several = Population(made.loop.programs, way)
         several.seconds(asked, rounds=1)

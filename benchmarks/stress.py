@@ -31,7 +31,8 @@ from regularized_lopt.estimators import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum, theta_optimizer
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.loop import Loop
-from regularized_lopt.outer_training.programs import Programs, TrainState
+from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.requests import TrainState
 from regularized_lopt.run_files import THETA_FILE, read_metrics
 
 CONFIG = (

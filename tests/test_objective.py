@@ -76,6 +76,17 @@ def test_looking_changes_nothing_and_is_logged_with_validations(tmp_path):
     assert (columns["meta_rise"][validated] == 0).all()  # There is no regularizer.
 
 
+def test_problems_are_looked_at_as_they_are(tmp_path):
+    """Trajectories of training are rescaled, those of validation are not."""
+    config = [
+        "RegularizedTruncatedStep.param_scale_bound = 1.0",
+        "RegularizedTruncatedStep.input_scale_bound = 1.0",
+        "ObjectiveCheck.num_trajectories = 2",
+    ]
+    train(tmp_path, 4, *config)
+    assert np.isfinite(load_metrics(tmp_path)["optimizee_rise_at_reference"][-1])
+
+
 def test_the_own_rise_at_the_reference_radius_is_the_reference(tmp_path):
     config = [
         "RegularizedTruncatedStep.regularizer = @p/SAM()",

@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 from conftest import digits_config
+from learned_optimization.tasks import quadratics
 from test_run import flat, train
 
 import regularized_lopt
 from regularized_lopt import run_files, serialization
 from regularized_lopt.interruption import Interrupted
-from regularized_lopt.outer_training import doses, population
+from regularized_lopt.outer_training import doses, parallelism, population, run_dir
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.programs import Programs
 from regularized_lopt.outer_training.run_dir import OtherExperimentError
@@ -56,9 +57,9 @@ def alone(tmp_path_factory):
 
 
 # All in one program; two and one, filled up to two; one after the other in two threads.
-@pytest.mark.parametrize("parallelism", [(3, 1), (2, 1), (1, 2)])
-def test_a_member_is_the_run_that_it_is_alone(tmp_path, alone, parallelism):
-    found = train(tmp_path, 20, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=parallelism)
+@pytest.mark.parametrize("way", [(3, 1), (2, 1), (1, 2)])
+def test_a_member_is_the_run_that_it_is_alone(tmp_path, alone, way):
+    found = train(tmp_path, 20, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=way)
     assert list(found) == NAMES
     for name in NAMES:
         one, other = curves(tmp_path / name), curves(alone / name)
@@ -212,6 +213,26 @@ BAD = {
         {"seeds": (0, 1), "doses": {"theta_learning_rate.learning_rate": (0.1, 0.0)}},
         "theta_learning_rate.learning_rate = 0.0: it must be greater than 0",
     ),
+    "one parameter twice": (
+        {"seeds": (0,), "doses": {"SAM.rho": (0.1,), "regularizers.sam.SAM.rho": (0.2,)}},
+        "'SAM.rho' and 'regularizers.sam.SAM.rho' are the same parameter",
+    ),
+    "no gin": (
+        {"seeds": (0,), "doses": {"a b/SAM.rho": (0.1,)}},
+        "outer_train.doses: 'a b/SAM.rho' is no gin parameter",
+    ),
+    "long names": (
+        {"seeds": (0,), "doses": {f"{'a' * 200}/SAM.rho": (0.1,)}},
+        "which is longer than 200 characters",
+    ),
+    "overruled": (
+        {"seeds": (0, 1), "doses": {"SAM.rho": (0.1, 0.2)}, "asked_for": ["SAM.rho = 0.3"]},
+        "SAM.rho is read by nothing: outer_train.doses takes its place",
+    ),
+    "a seed beside seeds": (
+        {"seeds": (0, 1), "asked_for": ["outer_train.seed = 5"]},
+        "outer_train.seed is read by nothing: outer_train.seeds takes its place",
+    ),
     "read by nothing": (
         {"seeds": (0, 1), "doses": {"GSAM.rho": (0.1, 0.2)}},
         "GSAM.rho = .* is read by nothing: no regularizer here is gsam",
@@ -247,6 +268,86 @@ def test_a_dose_reaches_whatever_reads_it_while_it_is_given():
         with several.given((1.5, 3.0)):
             assert float(rho(0)) == 1.5
         assert float(rho(0)) == 0.5
+
+
+def test_a_dose_that_is_read_when_something_is_made_is_refused(tmp_path):
+    config = [
+        "RegularizedTruncatedGrad.regularizer = 'gsam'",
+        "GSAM.rho = @proportional_schedule()",
+        "proportional_schedule.minimum = 0.0",
+        "proportional_schedule.maximum = 0.5",
+        "proportional_schedule.num_steps = 10",
+        "proportional_schedule.learning_rate = @theta_learning_rate()",
+    ]
+    rates = {"theta_learning_rate.learning_rate": (0.01, 0.02)}
+    with pytest.raises(ValueError, match=r"read when something else is made, such as"):
+        train(tmp_path / "run", 2, *config, seeds=(0, 0), doses=rates)
+
+
+def test_numbers_may_be_numpys_and_directories_tell_all_digits():
+    near = (np.float32(0.5), 0.12345671, 0.12345672)
+    found = population.members(np.arange(3).tolist(), {"SAM.rho": near})
+    assert [one.name for one in population.members((np.int64(3),))] == ["seed3"]
+    assert [one.name.partition("=")[2] for one in found] == ["0.5", "0.12345671", "0.12345672"]
+    json.dumps([one.doses for one in found])
+    with pytest.raises(ValueError, match="seed 0 is there twice with the same doses"):
+        population.members((0, 0), {"SAM.rho": (1, 1.0)})
+
+
+def test_a_signal_is_not_hidden_by_a_member_that_has_diverged(tmp_path, monkeypatch):
+    step = Loop.step
+
+    def told_to_stop(self, state, stage):
+        if int(state.outer_iteration) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, stage)
+
+    monkeypatch.setattr(Loop, "step", told_to_stop)
+    config = ["outer_train.max_nonfinite = 3", "outer_train.max_rollbacks = 0"]
+    rates = {"theta_learning_rate.learning_rate": (1e38, 1e-3)}
+    with pytest.raises(Interrupted):
+        train(tmp_path, 12, *config, seeds=(0, 0), doses=rates, parallelism=(2, 1))
+
+
+def test_overwriting_deletes_the_members_of_before_and_only_if_no_one_trains_them(tmp_path):
+    arguments = {"parallelism": (1, 1), "overwrite": True}
+    train(tmp_path, 2, seeds=(0, 1), **arguments)
+    with run_dir.locked(tmp_path), pytest.raises(run_dir.InUseError):
+        train(tmp_path, 2, seeds=(0, 2), **arguments)
+    assert (tmp_path / "seed1").is_dir()
+    train(tmp_path, 2, seeds=(0, 2), **arguments)
+    assert not (tmp_path / "seed1").exists()
+    assert (tmp_path / "seed2" / "theta.npz").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '[{"a": 1}]', "null", "\xff"])
+def test_damaged_files_of_a_population_are_named_or_made_again(tmp_path, content):
+    file = tmp_path / run_files.POPULATION_FILE
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(serialization.FileFormatError, match=r"population.json is damaged"):
+        train(tmp_path, 2, seeds=(0, 1), parallelism=(1, 1))
+    choice = tmp_path / run_files.PARALLELISM_FILE
+    choice.write_bytes(content.encode("latin-1"))
+    way = parallelism.Parallelism(2, 1)
+    assert parallelism.kept(tmp_path, lambda: way, "here") == way
+    assert parallelism.kept(tmp_path, lambda: 1 / 0, "here") == way
+    choice.write_text('{"here": {"batch": 0, "threads": 1}}')
+    assert parallelism.kept(tmp_path, lambda: way, "here") == way
+
+
+def test_what_a_killed_process_leaves_as_it_begins_is_in_no_ones_way(tmp_path):
+    for path in (tmp_path, tmp_path / "seed0"):
+        path.mkdir(exist_ok=True)
+        (path / f"{serialization.SCRATCH_PREFIX}population.json-1").touch()
+    (tmp_path / "seed0" / ".lock").touch()
+    with population.claimed(tmp_path / "seed0", population.members((0,)), overwrite=False):
+        pass
+    assert (tmp_path / "seed0" / run_files.POPULATION_FILE).is_file()
+
+
+def test_iterators_that_members_would_share_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="draws batches from iterators of its own"):
+        train(tmp_path / "run", 2, task=quadratics.BatchQuadraticTask(), seeds=(0, 1))
 
 
 @pytest.mark.slow

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
-import jax.numpy as jnp
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import hints
-from regularized_lopt.regularizers.schedules import Schedule
-
-
-class Dose:
-    """A schedule, constant over outer steps, whose value each member brings."""
-
-    def __init__(self) -> None:
-        self.value: Any = 1.0
-
-    def __call__(self, step: Any) -> Any:
-        """The value of the member at hand, float32."""
-        del step
-        return jnp.asarray(self.value, jnp.float32)
-
-    def __deepcopy__(self, memo: Any) -> Dose:
-        """Itself: gin hands out copies of what is bound."""
-        return self
+from regularized_lopt.regularizers.schedules import Dose, Schedule
 
 
 class Doses:
@@ -48,8 +32,15 @@ class Doses:
         Raises:
           ValueError: there is no such parameter, or it takes no schedule.
         """
+        found: dict[Any, str] = {}
         for name in names:
-            _check_takes_schedule(name)
+            where = _check_takes_schedule(name)
+            if where in found:
+                raise ValueError(
+                    f"outer_train.doses: {found[where]!r} and {name!r} are the same parameter. "
+                    "Leave one of them out."
+                )
+            found[where] = name
         self.schedules = {name: Dose() for name in names}
 
     @contextlib.contextmanager
@@ -79,15 +70,15 @@ def check(doses: Mapping[str, Sequence[float]], num_members: int) -> None:
             errors.check_not_negative(parameter, value)
 
 
-def _check_takes_schedule(name: str) -> None:
+def _check_takes_schedule(name: str) -> tuple[str, str, str]:
+    """Scope, selector and parameter, if the parameter takes a number or a schedule."""
     selector, _, parameter = name.rpartition(".")
     try:
+        if not re.fullmatch(r"[\w./]+", name):
+            raise SyntaxError("it has other signs than letters, digits, '_', '.' and '/'")
         made = gin.get_configurable(selector.rpartition("/")[-1])
-    except ValueError as error:
-        raise ValueError(
-            f"outer_train.doses: {name!r} is no gin parameter ({errors.reason(error)}). Write for "
-            "example 'SAM.rho'."
-        ) from error
+    except (ValueError, SyntaxError) as error:
+        raise _no_parameter(name, error) from error
     function = made.__init__ if inspect.isclass(made) else made
     errors.check_name(
         f"parameter of {selector} in outer_train.doses",
@@ -101,3 +92,15 @@ def _check_takes_schedule(name: str) -> None:
             "radius, a strength or a weight of a regularizer, Smoothing.strength, "
             "theta_learning_rate.learning_rate or theta_optimizer.decay. Run the others one by one."
         )
+    try:
+        key = gin.config.ParsedBindingKey.parse(name)
+    except (ValueError, SyntaxError) as error:  # Its scope is no gin.
+        raise _no_parameter(name, error) from error
+    return key.scope, key.complete_selector, key.arg_name
+
+
+def _no_parameter(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"outer_train.doses: {name!r} is no gin parameter ({errors.reason(error)}). Write for "
+        "example 'SAM.rho'."
+    )

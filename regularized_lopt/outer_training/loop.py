@@ -16,13 +16,8 @@ import jax.numpy as jnp
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.checkpoint import Checkpoints
-from regularized_lopt.outer_training.programs import (
-    Check,
-    OuterStep,
-    Programs,
-    TrainState,
-    Validation,
-)
+from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.requests import Check, OuterStep, TrainState, Validation
 
 _T = TypeVar("_T")
 Request: TypeAlias = OuterStep | Validation | Check

@@ -33,7 +33,8 @@ class ObjectiveCheck:
     """How L_reg - L is measured with every validation; nothing of it changes what is learned.
 
     Attributes:
-      num_trajectories: whose ends it is measured at, >= 0; 0: not at all.
+      num_trajectories: whose ends it is measured at, >= 0; 0: not at all. Nor is it on tasks with
+        iterators, from which it would take batches that outer training is to have.
       rho_theta: reference radius in meta space, > 0, l2.
       rho_params: reference radius in optimizee space, > 0, l2.
     """
@@ -66,11 +67,10 @@ class ObjectiveCheck:
         """
         trajectories_key, unroll_key, own_key = jax.random.split(key, 3)
         keys = jax.random.split(unroll_key, self.num_trajectories)
-        steps, length = estimator.truncated_steps, estimator.unroll_length
-        datas = [
-            data if step.data_axis is None else jax.tree.map(lambda leaf: leaf[:, 0], data)
-            for step, data in zip(steps, datas, strict=True)
-        ]
+        steps, length = (
+            [_as_it_is(one) for one in estimator.truncated_steps],
+            estimator.unroll_length,
+        )
         starts = [
             _late(step, theta, trajectories_key, self.num_trajectories, length, outer_state, data)
             for step, data in zip(steps, datas, strict=True)
@@ -93,7 +93,7 @@ class ObjectiveCheck:
             return means(steps, theta)[0]
 
         value, optimizee = means(steps, theta)
-        at_reference = [_with(step, _Reference(self.rho_params)) for step in steps]
+        at_reference = [_as_it_is(step, _Reference(self.rho_params)) for step in steps]
         step = outer_state.outer_iteration
         meta = jnp.zeros(())
         if estimator.regularizer.name != "none":
@@ -122,10 +122,13 @@ class _Reference(regularizers.Regularizer):
         return loss_fn(tree.add(point, e))
 
 
-def _with(step: InnerProblem, regularizer: regularizers.Regularizer) -> InnerProblem:
-    """The same inner problem with another regularizer in optimizee space."""
+def _as_it_is(
+    step: InnerProblem, regularizer: regularizers.Regularizer | None = None
+) -> InnerProblem:
+    """The inner problem without rescaling, maybe with another regularizer in optimizee space."""
     other = copy.copy(step)
-    other.regularizer = regularizer
+    other.param_scale_bound = other.input_scale_bound = 0.0
+    other.regularizer = regularizer or step.regularizer
     return other
 
 
@@ -148,7 +151,7 @@ def _late(
             batch = step.batch_one(data["train"], t, keys[0])
             return step.step_one(theta, state, keys[1], batch)[0]
 
-        start = step.init_one(theta, outer_state, init_key, rescaled=False)
+        start = step.init_one(theta, outer_state, init_key)
         return jax.lax.fori_loop(0, outer_state.trajectory_length - window, body, start)
 
     return jax.lax.stop_gradient(jax.vmap(one)(jax.random.split(key, count)))

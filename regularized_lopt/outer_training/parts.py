@@ -95,7 +95,8 @@ def make(
     learned_optimizers.describe(learned_opt)  # Refuses what could not be saved.
     curriculum = curriculum or curriculum_lib.Curriculum()
     mesh = None
-    if num_members > 1 and num_members % (num_devices or jax.device_count()) == 0:
+    count = num_devices or jax.device_count()
+    if num_members > 1 and count <= jax.device_count() and num_members % count == 0:
         mesh = devices.make_mesh(num_devices, [num_members])
     estimator, task_name = _estimator(task, learned_opt, 1 if mesh is not None else num_devices)
     curriculum.check(estimator.unroll_length)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
-import os
 import pathlib
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from regularized_lopt import devices, errors, run_files, serialization
+from regularized_lopt import progress as progress_lib
 from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training import doses as doses_lib
+from regularized_lopt.outer_training import parallelism as parallelism_lib
+from regularized_lopt.outer_training import run_dir as run_dir_lib
 from regularized_lopt.outer_training.loop import Asking, Request
-from regularized_lopt.outer_training.programs import Check, OuterStep, Programs, Validation
+from regularized_lopt.outer_training.parallelism import Parallelism
+from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.requests import Check, OuterStep, Validation
 from regularized_lopt.outer_training.run_dir import OtherExperimentError
 from regularized_lopt.outer_training.session import DivergedError, Session
+
+_LONGEST_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +44,6 @@ class Member:
     name: str
     seed: int
     doses: Mapping[str, float]
-
-
-class Parallelism(NamedTuple):
-    """How steps of members are computed; results are the same to rounding.
-
-    Attributes:
-      batch: members per program, > 0.
-      threads: programs at a time, > 0.
-    """
-
-    batch: int
-    threads: int
 
 
 def members(
@@ -72,48 +68,94 @@ def members(
     for seed in seeds:
         errors.check_seed("outer_train.seeds", seed)
     doses_lib.check(doses, len(seeds))
-    found: dict[Any, Member] = {}
-    for place, seed in enumerate(seeds):
-        own = {name: values[place] for name, values in doses.items()}
-        what = (seed, *own.values())
-        if what in found:
+    found: dict[str, Member] = {}
+    for place, seed in enumerate(int(seed) for seed in seeds):
+        own = {name: float(values[place]) for name, values in doses.items()}
+        if (member := Member(_name(seed, own), seed, own)).name in found:
             raise ValueError(
                 f"outer_train.seeds: seed {seed} is there twice"
                 + (" with the same doses" if doses else "")
                 + ": two members would be the same run. Leave one of them out."
             )
-        parts = [f"seed{seed}", *(f"{name.replace('/', '_')}={own[name]:g}" for name in own)]
-        found[what] = Member(",".join(parts), seed, own)
+        found[member.name] = member
     return tuple(found.values())
 
 
-def claim(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> None:
-    """Writes who belongs to a population's directory, in the process that writes.
+def _name(seed: int, doses: Mapping[str, float]) -> str:
+    """Of a member's directory, another one for every seed and doses."""
+    parts = [f"{name.replace('/', '_')}={_digits(value)}" for name, value in doses.items()]
+    name = ",".join([f"seed{seed}", *parts])
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"outer_train.doses: the directory of a member would be called {name[:60]}..., which "
+            f"is longer than {_LONGEST_NAME} characters. Give shorter scopes, or fewer doses."
+        )
+    return name
+
+
+def _digits(value: float) -> str:
+    """As few as tell the number."""
+    return short if float(short := f"{value:g}") == value else repr(value)
+
+
+@contextlib.contextmanager
+def claimed(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> Iterator[None]:
+    """The directory of a population, for one process at a time; it says who its members are.
+
+    Args:
+      path: created if needed.
+      given: the members.
+      overwrite: delete other members instead of refusing.
 
     Raises:
       OtherExperimentError: it has other members, or holds something else; nothing was written.
+      InUseError: another process holds its lock.
+      FileFormatError: population.json is damaged.
+      OSError: it cannot be written to.
     """
     if not devices.is_writer():
+        yield
         return
-    description = json.dumps([dataclasses.asdict(one) for one in given], indent=1)
+    with run_dir_lib.locked(path):
+        _take(path, json.dumps([dataclasses.asdict(one) for one in given], indent=1), overwrite)
+        yield
+
+
+def _take(path: pathlib.Path, description: str, overwrite: bool) -> None:
     file = path / run_files.POPULATION_FILE
-    if file.is_file():
-        if file.read_text() == description:
-            return
-        if not overwrite:
-            there = ", ".join(str(one["name"]) for one in json.loads(file.read_text()))
+    if not file.is_file():
+        if not run_dir_lib.is_empty(path):
             raise OtherExperimentError(
-                f"{path} holds a population with other members ({there}); nothing was written. "
-                "Give the same outer_train.seeds and outer_train.doses to resume it, or choose "
-                "another --train_log_dir."
+                f"{path} is not empty and holds no population ({run_files.POPULATION_FILE} is "
+                "missing). Choose another --train_log_dir; nothing was written."
             )
-    elif path.is_dir() and any(path.iterdir()):
-        raise OtherExperimentError(
-            f"{path} is not empty and holds no population ({run_files.POPULATION_FILE} is "
-            "missing). Choose another --train_log_dir; nothing was written."
-        )
-    path.mkdir(parents=True, exist_ok=True)
+    elif (found := file.read_bytes()) == description.encode():
+        return
+    else:
+        others = _names(file, found)
+        if not overwrite:
+            raise OtherExperimentError(
+                f"{path} holds a population with other members ({', '.join(others)}); nothing was "
+                "written. Give the same outer_train.seeds and outer_train.doses to resume it, or "
+                "choose another --train_log_dir."
+            )
+        (path / run_files.PARALLELISM_FILE).unlink(missing_ok=True)
+        for name in set(others) - set(_names(file, description.encode())):
+            if (path / name / run_files.EXPERIMENT_FILE).is_file():
+                shutil.rmtree(path / name)
     serialization.write_atomically(file, description.encode())
+
+
+def _names(file: pathlib.Path, content: bytes) -> list[str]:
+    """Of the members that a population.json lists."""
+    try:
+        names = [str(one["name"]) for one in json.loads(content)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise serialization.FileFormatError(
+            f"{file} is damaged ({errors.reason(error)}): restore it, or delete the directory to "
+            "begin anew."
+        ) from error
+    return names
 
 
 class Population:
@@ -212,18 +254,6 @@ def _kind(one: Request) -> tuple[int, int]:
     return (0 if isinstance(one, Validation) else 1), one.length
 
 
-def ways(num_members: int) -> list[Parallelism]:
-    """Those that are worth a try: one by one, all in one program, and shares of the CPU's cores."""
-    cores = min(os.cpu_count() or 1, num_members) if jax.default_backend() == "cpu" else 1
-    found = {
-        Parallelism(1, 1),
-        Parallelism(1, cores),
-        Parallelism(-(-num_members // cores), cores),
-        Parallelism(num_members, 1),
-    }
-    return sorted(found)
-
-
 def choose(programs: Programs, asked: Sequence[OuterStep]) -> Parallelism:
     """The fastest of the `ways` to take a step of all members, by trying each.
 
@@ -231,19 +261,10 @@ def choose(programs: Programs, asked: Sequence[OuterStep]) -> Parallelism:
     """
     if programs.mesh is not None:
         return Parallelism(len(asked), 1)
-    return min(ways(len(asked)), key=lambda way: Population(programs, way).seconds(asked))
-
-
-def kept_parallelism(
-    path: pathlib.Path, find: Callable[[], Parallelism], platform: str
-) -> Parallelism:
-    """The choice that was made in a population's directory for such devices, or is made now."""
-    file = path / run_files.PARALLELISM_FILE
-    chosen = json.loads(file.read_text()) if file.is_file() else {}
-    if platform not in chosen:
-        chosen[platform] = find()._asdict()
-        serialization.write_atomically(file, json.dumps(chosen, indent=1).encode())
-    return Parallelism(**chosen[platform])
+    progress_lib.say("Trying a few ways to compute the members' steps; each is compiled first.")
+    return min(
+        parallelism_lib.ways(len(asked)), key=lambda way: Population(programs, way).seconds(asked)
+    )
 
 
 def train(
@@ -272,14 +293,14 @@ def train(
     else:
         steps = [one.next_step() for one in sessions.values()]
         platform = f"{programs.num_devices} x {jax.devices()[0].device_kind}"
-        way = kept_parallelism(path, functools.partial(choose, programs, steps), platform)
+        way = parallelism_lib.kept(path, functools.partial(choose, programs, steps), platform)
     asking = {name: one.run(stop) for name, one in sessions.items()}
     found, failed = Population(programs, way).run(asking)
     if not failed:
         return found
-    first = next(iter(failed.values()))
-    if len(sessions) == 1 or isinstance(first, Interrupted):
-        raise first
+    interrupted = [error for error in failed.values() if isinstance(error, Interrupted)]
+    if interrupted or len(sessions) == 1:
+        raise next(iter(interrupted or failed.values()))
     raise DivergedError(
         f"{len(failed)} of {len(sessions)} members diverged, the others are done. "
         + " ".join(f"{name}: {error}" for name, error in failed.items())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,83 +18,7 @@ from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.doses import Doses
 from regularized_lopt.outer_training.objective import ObjectiveCheck
-
-
-@flax.struct.dataclass
-class TrainState:
-    """Everything the outer loop carries on the device.
-
-    Attributes:
-      theta: weights of the learned optimizer.
-      opt_state: state of theta's optimizer.
-      unroll_state: trajectories under way.
-      outer_iteration: outer steps taken, int32.
-      nonfinite_run: consecutive outer steps whose update was skipped, int32.
-      nonfinite_total: all of them, int32.
-      redrawn_total: trajectories that exploded and were drawn anew, int32.
-      rollbacks: how often training went back to a checkpoint, int32.
-      rate_scale: factor on theta's learning rate, lowered by rollbacks, float32.
-      best_theta: the stage's best theta by validation.
-    """
-
-    theta: Any
-    opt_state: Any
-    unroll_state: Any
-    outer_iteration: jax.Array
-    nonfinite_run: jax.Array
-    nonfinite_total: jax.Array
-    redrawn_total: jax.Array
-    rollbacks: jax.Array
-    rate_scale: jax.Array
-    best_theta: Any
-
-
-class OuterStep(NamedTuple):
-    """A member asks for one update of its theta; the answer is (state, scalars).
-
-    Attributes:
-      state: before the update.
-      length: inner steps of its trajectories, int32.
-      key: of all its outer steps.
-      doses: its own values, float32.
-    """
-
-    state: TrainState
-    length: jax.Array
-    key: jax.Array
-    doses: tuple[Any, ...] = ()
-
-
-class Validation(NamedTuple):
-    """A member asks for a plain loss on held-out data; the answer is a float.
-
-    Attributes:
-      theta: to be judged.
-      length: inner steps of a trajectory.
-      key: of the trajectories.
-    """
-
-    theta: Any
-    length: int
-    key: jax.Array
-
-
-class Check(NamedTuple):
-    """A member asks for what its regularizers add to the outer loss; the answer is by column.
-
-    Attributes:
-      theta: to be judged.
-      length: inner steps of a trajectory.
-      key: of the trajectories.
-      outer_iteration: outer steps taken, int32.
-      doses: its own values, float32.
-    """
-
-    theta: Any
-    length: Any
-    key: jax.Array
-    outer_iteration: jax.Array
-    doses: tuple[Any, ...] = ()
+from regularized_lopt.outer_training.requests import Check, OuterStep, TrainState, Validation
 
 
 class Programs:
@@ -178,7 +101,12 @@ class Programs:
     @property
     def checks_objective(self) -> bool:
         """Whether members should ask for it."""
-        return self._check.num_trajectories > 0
+        return self._check.num_trajectories > 0 and not self.has_iterators
+
+    @property
+    def has_iterators(self) -> bool:
+        """Whether batches come from a task's own iterators, which every use moves on."""
+        return any(step.data_axis is not None for step in self.estimator.truncated_steps)
 
     def checks(self, asked: Sequence[Check]) -> list[dict[str, float]]:
         """What regularizers add to the outer loss, of trajectories of one length."""
@@ -199,6 +127,14 @@ class Programs:
             held_out = step_lib.unroll_data(1, outer_split="outer_valid")
             judged = ((asked.state.theta, asked.key),)
             jax.eval_shape(self._validation_losses[index], judged, (asked.length, held_out))
+        if self.checks_objective:
+            state = asked.state
+            check = Check(state.theta, asked.length, asked.key, state.outer_iteration, asked.doses)
+            datas = tuple(
+                step.unroll_data(1, outer_split="outer_valid")
+                for step in self.estimator.truncated_steps
+            )
+            jax.eval_shape(self._checks, (check,), datas)
 
     def placed(self, state: TrainState) -> TrainState:
         """The same on the devices: trajectories shared out over them, the rest on each."""
@@ -295,6 +231,19 @@ class Programs:
         shared: tuple[jax.Array, Any],
     ) -> jax.Array:
         (theta, key), (length, data) = judged, shared
+        with self.doses.given(
+            [1.0] * len(self.doses.schedules)
+        ):  # They have no part in the plain loss.
+            return self._plain_loss(step_lib, theta, key, length, data)
+
+    def _plain_loss(
+        self,
+        step_lib: RegularizedTruncatedStep,
+        theta: Any,
+        key: jax.Array,
+        length: jax.Array,
+        data: Any,
+    ) -> jax.Array:
         window = self.estimator.unroll_length
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 

@@ -126,12 +126,12 @@ def outer_train(
     for count in parallelism or ():
         errors.check_count("outer_train.parallelism", count)
     members = population_lib.members(seeds, doses)
-    arguments = (task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start)
+    arguments = (task, learned_opt, curriculum, optimizer, int(seed), num_devices, warm_start)
     made, several = runs_lib.make(arguments, members, asked_for)
     path = pathlib.Path(train_log_dir)
     with _memory_explained(made.estimator), contextlib.ExitStack() as stack:
         if members:
-            population_lib.claim(path, members, overwrite)
+            stack.enter_context(population_lib.claimed(path, members, overwrite))
         opened = {
             name: stack.enter_context(
                 RunDir(path / name, one.experiment, keep_checkpoints, overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
@@ -11,7 +12,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -86,7 +87,7 @@ class RunDir:
     def _claim(self, description: str, overwrite: bool) -> None:
         lock = self.path / _LOCK
         was_there = lock.exists()
-        self._acquire()
+        _acquire(self._lock, self.path)
         try:
             # Under the lock: another process may have been about to begin.
             self._take(description, overwrite)
@@ -95,22 +96,6 @@ class RunDir:
                 lock.unlink()  # Nothing of ours stays in what is not ours.
             self._lock.release()
             raise
-
-    def _acquire(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise InUseError(
-                f"Another process is writing to {self.path}; nothing was written. Wait for it, "
-                "stop it, or choose another --train_log_dir."
-            ) from error
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{self.path} cannot be written to ({error.strerror or error}). Choose another "
-                "--train_log_dir",
-            ) from error
 
     def _take(self, description: str, overwrite: bool) -> None:
         file = self.path / run_files.EXPERIMENT_FILE
@@ -240,8 +225,54 @@ class _Events:
         self._file.flush()
 
 
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """A directory for one process at a time; what was made for that is gone if there was nothing.
+
+    Raises:
+      InUseError: another process holds its lock.
+      OSError: it cannot be written to.
+    """
+    lock = filelock.FileLock(path / _LOCK)
+    there, lock_there = path.exists(), (path / _LOCK).exists()
+    _acquire(lock, path)
+    try:
+        yield
+    except BaseException:
+        if not lock_there:
+            (path / _LOCK).unlink()  # Nothing of ours stays in what is not ours.
+            if not there and not any(path.iterdir()):
+                path.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, path: pathlib.Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InUseError(
+            f"Another process is writing to {path}; nothing was written. Wait for it, "
+            "stop it, or choose another --train_log_dir."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written to ({error.strerror or error}). Choose another "
+            "--train_log_dir",
+        ) from error
+
+
+def is_empty(path: pathlib.Path) -> bool:
+    """Whether there is nothing but what a process leaves that is killed as it begins."""
+    passing = (_LOCK, serialization.SCRATCH_PREFIX)
+    return not path.is_dir() or all(file.name.startswith(passing) for file in path.iterdir())
+
+
 def _check_empty(path: pathlib.Path) -> None:
-    if path.is_dir() and any(file.name != _LOCK for file in path.iterdir()):
+    if not is_empty(path):
         raise OtherExperimentError(
             f"{path} is not empty and holds no experiment of ours ({run_files.EXPERIMENT_FILE} is "
             "missing). Choose another --train_log_dir; nothing was written."

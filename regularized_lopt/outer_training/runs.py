@@ -43,6 +43,8 @@ def make(
       members: of a population; none: one run, whose name is empty.
       asked_for: gin bindings that are refused if nothing reads them.
     """
+    if members:
+        _check_not_overruled(asked_for, members[0])
     own_parts = functools.partial(parts_lib.make, *arguments, num_members=len(members) or 1)
     varied = Doses(tuple(members[0].doses) if members else ())
     with gin_files.bound(varied.schedules):
@@ -51,6 +53,12 @@ def make(
             unread.warn_if_shared(made.estimator)
         read = [*asked_for, *(f"{name} = 0" for name in varied.schedules)]
         parts_lib.check_read(made, read)
+    if members and made.loop.programs.has_iterators:
+        raise ValueError(
+            f"outer_train.seeds = {tuple(one.seed for one in members)}: {made.task_name} draws "
+            "batches from iterators of its own, of which members would take each other's. Train "
+            "one seed at a time."
+        )
     seed, warm_start = arguments[4], arguments[6]
     if not members:
         run = Run(made.loop, _metadata(made, seed), _experiment(made, seed, warm_start))
@@ -82,3 +90,18 @@ def _experiment(made: Parts, seed: int, warm_start: Any) -> dict[str, Any]:
     """What makes a run this run."""
     said = {"task": made.task_name, "seed": seed, "gin": parts_lib.configuration()}
     return said if warm_start is None else {**said, "warm_start": str(warm_start)}
+
+
+def _check_not_overruled(asked_for: Sequence[str], member: Member) -> None:
+    """Refuses bindings of a command line whose place a population's own values take."""
+    own = {
+        "outer_train.seed": "outer_train.seeds",
+        **dict.fromkeys(member.doses, "outer_train.doses"),
+    }
+    for binding in gin_files.named_in(asked_for):
+        scope = f"{binding.scope}/" if binding.scope else ""
+        name = f"{scope}{binding.configurable}.{binding.parameter}"
+        if name in own and not binding.is_macro:
+            raise gin_files.UnreadBindingError(
+                f"{name} is read by nothing: {own[name]} takes its place. Leave one of them out."
+            )

@@ -13,7 +13,7 @@ from regularized_lopt import progress as progress_lib
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Asking, Event, Loop
-from regularized_lopt.outer_training.programs import OuterStep
+from regularized_lopt.outer_training.requests import OuterStep
 from regularized_lopt.outer_training.run_dir import RunDir
 
 

@@ -27,6 +27,38 @@ from regularized_lopt.configurable import configurable
 Schedule = Callable[[Any], Any]
 Scheduled = float | Schedule
 
+
+class Dose:
+    """A schedule, constant over outer steps, whose value each member of a population brings.
+
+    Attributes:
+      value: of the member at hand; None: there is none.
+    """
+
+    value: Any = None
+
+    def __call__(self, step: Any) -> Any:
+        """The value of the member at hand, float32.
+
+        Raises:
+          ValueError: it is asked for when something is made, once for all members.
+        """
+        del step
+        if self.value is None:
+            raise ValueError(
+                "outer_train.doses has a parameter that is read when something else is made, such "
+                "as the learning rate of a proportional_schedule: members cannot differ in it"
+            )
+        return jnp.asarray(self.value, jnp.float32)
+
+    def __deepcopy__(self, memo: Any) -> Dose:
+        """Itself: gin hands out copies of what is bound."""
+        return self
+
+    def __repr__(self) -> str:
+        return "a dose"
+
+
 for _schedule in (
     optax.constant_schedule,
     optax.linear_schedule,
@@ -46,6 +78,8 @@ def check(name: str, value: Scheduled) -> Scheduled:
     Raises:
       ValueError: it is neither; `name` is what the message calls it.
     """
+    if isinstance(value, Dose):  # Each member's own is checked.
+        return value
     if not callable(value):
         errors.check_not_negative(name, value)
         return value

@@ -84,11 +84,13 @@ class MetaTrainedOptimizers:
 
         Raises:
           gin_files.UnreadBindingError: no meta-training reads one of `Experiment.bindings`.
+          ValueError: a meta-training is a population.
         """
         nowhere: dict[gin_files.Binding, str] | None = None
         for source in sources.values():
             if source.endswith(".gin"):
                 with self.configured(source, 0):
+                    _check_is_one(source)
                     found = check_bindings(self.experiment.bindings)
                 kept = found if nowhere is None else nowhere
                 nowhere = {one: text for one, text in kept.items() if one in found}
@@ -167,6 +169,15 @@ class MetaTrainedOptimizers:
             for name, source in self.experiment.optimizers.items()
             if source.endswith(".gin")
         }
+
+
+def _check_is_one(source: str) -> None:
+    """Raises ValueError where a meta-training is a population."""
+    if gin.get_bindings("outer_train", resolve_references=False).get("seeds") is not None:
+        raise ValueError(
+            f"{source} with Experiment.bindings has outer_train.seeds: a study meta-trains seed by "
+            "seed. Leave it out, and give Experiment.meta_training_seeds."
+        )
 
 
 def _unpack(directory: pathlib.Path) -> None:
