@@ -317,7 +317,8 @@ def outer_training(
         right.set(yscale="log", xlabel="outer step", ylabel="held-out loss (nats)")
         right.set_title("Validation at the next, longer horizon")
         for axes, (_, label) in zip(below, rises, strict=True):
-            axes.set(yscale="log", xlabel="outer step", ylabel="L_reg − L (nats)", title=label)
+            axes.set(xlabel="outer step", ylabel="L_reg − L (nats)", title=label)
+            axes.set_yscale("symlog", linthresh=1e-4)  # Along its gradient a loss may fall, too.
         left.legend(loc="upper right")
     return figure
 
