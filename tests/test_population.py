@@ -107,6 +107,12 @@ def test_members_take_curriculum_decisions_of_their_own(tmp_path, monkeypatch):
     assert len({len(of) for of in lengths}) > 1
 
 
+def test_loading_a_population_names_its_members(tmp_path):
+    train(tmp_path, 1, seeds=(0, 1), parallelism=(1, 1))
+    with pytest.raises(FileNotFoundError, match=r"a population's directory: .*\(seed0, seed1\)"):
+        regularized_lopt.load(tmp_path)
+
+
 def test_a_population_resumes_exactly(tmp_path):
     config = ["outer_train.checkpoint_every = 3", *SPACES]
     arguments = {"seeds": (3, 4), "doses": {"SAM.rho": (0.1, 0.2)}, "parallelism": (2, 1)}

@@ -15,7 +15,7 @@ import optax
 from regularized_lopt import errors, learned_optimizers, optax_bridge, serialization, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.learned_optimizers.num_steps import WithNumSteps, name_of
-from regularized_lopt.run_files import EXPERIMENT_FILE, THETA_FILE
+from regularized_lopt.run_files import EXPERIMENT_FILE, POPULATION_FILE, THETA_FILE
 from regularized_lopt.zoo import cards
 from regularized_lopt.zoo.cards import Card as Card
 
@@ -208,6 +208,12 @@ def _find(name_or_path: str | os.PathLike[str]) -> tuple[pathlib.Path, str | Non
         return ENTRIES / name_or_path / THETA_FILE, card(str(name_or_path)).sha256
     path = pathlib.Path(name_or_path)
     if path.is_dir():
+        if (path / POPULATION_FILE).is_file():
+            members = sorted(one.parent.name for one in path.glob(f"*/{THETA_FILE}"))
+            raise FileNotFoundError(
+                f"{path} is a population's directory: give that of a member with a {THETA_FILE} "
+                f"({', '.join(members) or 'none has come to its first validation'})."
+            )
         if not (path / THETA_FILE).is_file():
             raise FileNotFoundError(
                 f"{path} has no {THETA_FILE}: it is not the directory of an outer training run, or "
