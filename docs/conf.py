@@ -29,6 +29,7 @@ include_patterns = [
     "docs/**",
     "experiments/README.md",
     "experiments/*/RESULTS.md",
+    "experiments/*/PROTOCOL.md",
     "experiments/search/NOTES.md",
     "benchmarks/RESULTS.md",
     "CHANGELOG.md",
