@@ -35,7 +35,7 @@ def live_weights(task: tasks.ImageTask) -> Any:
       task: an image task, whose masks are computed once.
 
     Returns:
-      A tree like its params, of boolean NumPy arrays; True: live.
+      A tree like its params of boolean NumPy arrays, True where a weight is live.
     """
     if task not in _FOUND:
         _FOUND[task] = _computed(task)
