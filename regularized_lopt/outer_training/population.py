@@ -229,14 +229,18 @@ class Population:
             data = self._programs.estimator.get_datas()
 
             def compute(group: Any) -> Sequence[Any]:
-                return jax.block_until_ready(self._programs.outer_steps(group, data))
+                found = self._programs.outer_steps(group, data)
+                # A thread does its own work; one alone goes on, as long as no one needs results.
+                return jax.block_until_ready(found) if self._parallelism.threads > 1 else found
 
         def of_group(group: Sequence[Any]) -> Sequence[Any]:
             # Filled up, so that nothing is compiled anew when members are fewer.
             filled = [*group, *[group[0]] * (size - len(group))]
             return compute(filled)[: len(group)]
 
-        found = pool.map(of_group, groups) if len(groups) > 1 else map(of_group, groups)
+        found = (
+            pool.map(of_group, groups) if self._parallelism.threads > 1 else map(of_group, groups)
+        )
         return [answer for of in found for answer in of]
 
 
