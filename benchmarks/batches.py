@@ -20,6 +20,7 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch, zoo
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.learned_optimizers.leaves import flatten
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
@@ -134,7 +135,7 @@ def main() -> None:
                 make(batch_size=batch),
                 runs,
                 num_steps,
-                parallelism=trainer_lib.Parallelism(runs, 1),
+                parallelism=Parallelism(runs, 1),
             )
             got = trainer.train([one])[one.name]
             train_loss, test_loss, accuracy = (

@@ -17,6 +17,7 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch, zoo
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.tasks import data, image, networks
@@ -58,7 +59,7 @@ def main() -> None:
         for factor in args.factor or (1.0, 0.3, 0.1):
             task = scaled(datasets, activation, factor)
             trainer = trainer_lib.Trainer(
-                task, 1, num_steps, parallelism=trainer_lib.Parallelism(len(compared), 1)
+                task, 1, num_steps, parallelism=Parallelism(len(compared), 1)
             )
             found = trainer.train(compared, label=task.name)
             each = [100 * float(found[one.name].test_accuracy[0, -1]) for one in compared]

@@ -21,6 +21,7 @@ import rich.console
 import rich.table
 
 from regularized_lopt import LSTMLOpt, launch, tasks, upstream
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 
@@ -85,7 +86,7 @@ def main() -> None:
     speeds = trainer_lib.measure_parallelism(trainer, [optimizer])
     chosen = max(speeds, key=lambda parallelism: speeds[parallelism])
 
-    def ours(parallelism: trainer_lib.Parallelism) -> Callable[[], Any]:
+    def ours(parallelism: Parallelism) -> Callable[[], Any]:
         one = trainer_lib.Trainer(task, args.runs, args.steps, 0, [], parallelism, progress=False)
         return lambda: one.train([optimizer])
 
@@ -116,7 +117,7 @@ def main() -> None:
         )
 
     ways = {
-        "ours, one run after the other": ours(trainer_lib.Parallelism(1, 1)),
+        "ours, one run after the other": ours(Parallelism(1, 1)),
         f"ours, {chosen.batch} side by side, {chosen.threads} at once (chosen)": ours(chosen),
         "upstream's single_task_training_curves": single,
         "upstream's multi_task_training_curves": lambda: multi(lopt),

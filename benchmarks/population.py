@@ -17,9 +17,9 @@ import rich.console
 import rich.table
 
 from regularized_lopt import launch
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.learned_optimizers import StarLSTMLOpt
 from regularized_lopt.outer_training import parallelism, parts
-from regularized_lopt.outer_training.parallelism import Parallelism
 from regularized_lopt.outer_training.population import Population
 
 

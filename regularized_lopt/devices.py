@@ -8,8 +8,9 @@ that are logged. Only the first process writes; all read the same directory.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -66,6 +67,25 @@ def initialize(
 def is_writer() -> bool:
     """Whether this process writes files and shows progress."""
     return jax.process_index() == 0
+
+
+class Parallelism(NamedTuple):
+    """How runs, or members of a population, share one device; results are the same to rounding.
+
+    Attributes:
+      batch: of them side by side in one program (vmap), > 0.
+      threads: programs at work at a time, > 0.
+    """
+
+    batch: int = 1
+    threads: int = 1
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_mesh(num_devices: int | None, num_tasks: Sequence[int]) -> Mesh | None:

@@ -1,6 +1,8 @@
-"""A small deterministic inner problem, and estimators on it."""
+"""A small deterministic inner problem, estimators on it, and a signal to a run."""
 
 import functools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 import regularized_lopt
 from regularized_lopt import tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.outer_training.loop import Loop
 
 KEY = jax.random.PRNGKey(0)
 ROOT = jax.random.PRNGKey(7)
@@ -76,3 +79,15 @@ def follow(lopt, theta, params, grads, is_training=False):
 
 def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def stop_at(monkeypatch, outer_step):
+    """This process is told to stop, by SIGTERM, when a run of outer training is so far."""
+    step = Loop.step
+
+    def told_to_stop(self, state, stage):
+        if int(state.outer_iteration) == outer_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, stage)
+
+    monkeypatch.setattr(Loop, "step", told_to_stop)

@@ -3,21 +3,20 @@
 import collections
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from conftest import digits_config
+from helpers import stop_at
 from learned_optimization.tasks import quadratics
 from test_run import flat, train
 
 import regularized_lopt
-from regularized_lopt import run_files, serialization
+from regularized_lopt import devices, run_files, serialization
 from regularized_lopt.interruption import Interrupted
 from regularized_lopt.outer_training import doses, parallelism, population, run_dir
-from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.programs import Programs
 from regularized_lopt.outer_training.run_dir import OtherExperimentError
 from regularized_lopt.outer_training.session import DivergedError
@@ -124,15 +123,8 @@ def test_a_population_resumes_exactly(tmp_path):
 
 
 def test_a_signal_stops_every_member_after_a_checkpoint(tmp_path, monkeypatch):
-    step = Loop.step
-
-    def told_to_stop(self, state, stage):
-        if int(state.outer_iteration) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, stage)
-
+    stop_at(monkeypatch, 2)
     arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
-    monkeypatch.setattr(Loop, "step", told_to_stop)
     with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step") as error:
         train(tmp_path / "run", 9, **arguments)
     assert error.value.exit_code == 143
@@ -301,14 +293,7 @@ def test_numbers_may_be_numpys_and_directories_tell_all_digits():
 
 
 def test_a_signal_is_not_hidden_by_a_member_that_has_diverged(tmp_path, monkeypatch):
-    step = Loop.step
-
-    def told_to_stop(self, state, stage):
-        if int(state.outer_iteration) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, stage)
-
-    monkeypatch.setattr(Loop, "step", told_to_stop)
+    stop_at(monkeypatch, 8)
     config = ["outer_train.max_nonfinite = 3", "outer_train.max_rollbacks = 0"]
     rates = {"theta_learning_rate.learning_rate": (1e38, 1e-3)}
     with pytest.raises(Interrupted):
@@ -318,7 +303,7 @@ def test_a_signal_is_not_hidden_by_a_member_that_has_diverged(tmp_path, monkeypa
 def test_overwriting_deletes_the_members_of_before_and_only_if_no_one_trains_them(tmp_path):
     arguments = {"parallelism": (1, 1), "overwrite": True}
     train(tmp_path, 2, seeds=(0, 1), **arguments)
-    with run_dir.locked(tmp_path), pytest.raises(run_dir.InUseError):
+    with run_dir.claimed(tmp_path, lambda: None), pytest.raises(run_dir.InUseError):
         train(tmp_path, 2, seeds=(0, 2), **arguments)
     assert (tmp_path / "seed1").is_dir()
     train(tmp_path, 2, seeds=(0, 2), **arguments)
@@ -334,7 +319,7 @@ def test_damaged_files_of_a_population_are_named_or_made_again(tmp_path, content
         train(tmp_path, 2, seeds=(0, 1), parallelism=(1, 1))
     choice = tmp_path / run_files.PARALLELISM_FILE
     choice.write_bytes(content.encode("latin-1"))
-    way = parallelism.Parallelism(2, 1)
+    way = devices.Parallelism(2, 1)
     assert parallelism.kept(tmp_path, lambda: way, "here") == way
     assert parallelism.kept(tmp_path, lambda: 1 / 0, "here") == way
     choice.write_text('{"here": {"batch": 0, "threads": 1}}')

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, digits_config
+from helpers import stop_at
 from test_run import flat, train
 from test_sources import poisoned
 
@@ -266,14 +267,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_the_command_resumes_it(tmp
 
 def test_a_signal_in_the_library_raises_and_handlers_are_put_back(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    step = Loop.step
-
-    def told_to_stop(self, state, stage):
-        if int(state.outer_iteration) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, state, stage)
-
-    monkeypatch.setattr(Loop, "step", told_to_stop)
+    stop_at(monkeypatch, 2)
     with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step 3") as error:
         train(tmp_path / "run", 9)
     assert error.value.exit_code == 143

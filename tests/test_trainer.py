@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from regularized_lopt import tasks, upstream
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import (
     matched_loss,
     training_curves,
@@ -25,7 +26,7 @@ def test_runs_are_what_a_plain_loop_gives():
     """Chunked, jitted, on threads or side by side, a run is that of a plain Python loop."""
     task = tasks.get(DIGITS)
     optimizer = optimizers_lib.fixed("SGD", upstream.SGD(0.1))
-    parallelisms = [trainer_lib.Parallelism(*each) for each in ((1, 1), (1, 2), (2, 1))]
+    parallelisms = [Parallelism(*each) for each in ((1, 1), (1, 2), (2, 1))]
     plain, threads, wide = (
         trainer_lib.Trainer(
             task, 2, 40, seed=3, eval_steps=[5, 40], parallelism=parallelism, progress=False

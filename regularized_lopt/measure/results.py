@@ -56,6 +56,12 @@ class StudyResults:
     spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+def paired(own: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, [seeds, ...] each, in the pairs of `seed_pairs`: [pairs, ...]."""
+    first, second = zip(*seed_pairs(len(own), len(reference)), strict=True)
+    return own[list(first)], reference[list(second)]
+
+
 def seed_pairs(own: int, reference: int) -> list[tuple[int, int]]:
     """Places of the meta-training seeds that are compared, of two numbers of seeds.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regularized_lopt import errors, tasks
+from regularized_lopt import devices, errors, tasks
 from regularized_lopt import progress as progress_lib
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.programs import Programs
@@ -27,20 +27,8 @@ from regularized_lopt.measure.training_curves import (
     loss_grid,
 )
 
+_ALONE = Parallelism()
 _TUNING_SEED = 1_000_000  # Added to the seed: rates are tuned on other runs than are reported.
-
-
-@dataclasses.dataclass(frozen=True)
-class Parallelism:
-    """How the runs share the machine.
-
-    Attributes:
-      batch: runs side by side in one program (vmap), > 0.
-      threads: programs at work at a time, > 0.
-    """
-
-    batch: int = 1
-    threads: int = 1
 
 
 class Trainer:
@@ -56,7 +44,7 @@ class Trainer:
         num_steps: int,
         seed: int = 0,
         eval_steps: Sequence[int] | None = None,
-        parallelism: Parallelism = Parallelism(),
+        parallelism: Parallelism = _ALONE,
         progress: bool = True,
         budget: str = "steps",
     ):
@@ -212,7 +200,7 @@ def measure_parallelism(
     candidates = [Parallelism(1, 1), Parallelism(runs, 1)]
     if jax.default_backend() == "cpu":
         # Wide programs mostly move more memory there; several narrow ones share the cores.
-        candidates.append(Parallelism(1, min(_cores(), runs)))
+        candidates.append(Parallelism(1, min(devices.cores(), runs)))
     else:
         candidates.append(Parallelism(runs * len(optimizers), 1))
     speeds: dict[Parallelism, float] = {}
@@ -236,12 +224,6 @@ def measure_parallelism(
             continue  # Too wide for this device's memory.
         speeds[parallelism] = speed
     return speeds
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Those that this process may use.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _stack(rows: Sequence[dict[str, Any]], num_steps: int, grid: np.ndarray) -> TrainingCurves:

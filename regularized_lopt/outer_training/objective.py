@@ -25,6 +25,7 @@ from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.estimators.unroll import Unroll
 from regularized_lopt.outer_training.curriculum import CurriculumOuterState
 from regularized_lopt.regularizers import tree
+from regularized_lopt.regularizers.base import perturbed_loss
 
 
 @configurable()
@@ -67,10 +68,8 @@ class ObjectiveCheck:
         """
         trajectories_key, unroll_key, own_key = jax.random.split(key, 3)
         keys = jax.random.split(unroll_key, self.num_trajectories)
-        steps, length = (
-            [_as_it_is(one) for one in estimator.truncated_steps],
-            estimator.unroll_length,
-        )
+        steps = [_as_it_is(one) for one in estimator.truncated_steps]
+        length = estimator.unroll_length
         starts = [
             _late(step, theta, trajectories_key, self.num_trajectories, length, outer_state, data)
             for step, data in zip(steps, datas, strict=True)
@@ -117,9 +116,7 @@ class _Reference(regularizers.Regularizer):
 
     def regularized_value(self, loss_fn: Any, point: Any, *, key: Any, step: Any) -> Any:
         del key, step
-        fixed = jax.lax.stop_gradient(point)
-        e = jax.lax.stop_gradient(tree.scale_to_norm(jax.grad(loss_fn)(fixed), self.rho))
-        return loss_fn(tree.add(point, e))
+        return perturbed_loss(loss_fn, point, lambda _, g: tree.scale_to_norm(g, self.rho))
 
 
 def _as_it_is(

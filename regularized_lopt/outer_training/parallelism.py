@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 
 from regularized_lopt import devices, errors, run_files, serialization
-
-
-class Parallelism(NamedTuple):
-    """How steps of members are computed; results are the same to rounding.
-
-    Attributes:
-      batch: members per program, > 0.
-      threads: programs at a time, > 0.
-    """
-
-    batch: int
-    threads: int
+from regularized_lopt.devices import Parallelism
 
 
 def ways(num_members: int) -> list[Parallelism]:
     """Those that are worth a try: one by one, all in one program, and shares of the CPU's cores."""
-    cores = min(os.cpu_count() or 1, num_members) if jax.default_backend() == "cpu" else 1
+    cores = min(devices.cores(), num_members) if jax.default_backend() == "cpu" else 1
     found = {
         Parallelism(1, 1),
         Parallelism(1, cores),
@@ -42,17 +29,15 @@ def kept(path: pathlib.Path, find: Callable[[], Parallelism], platform: str) -> 
     file = path / run_files.PARALLELISM_FILE
     try:
         chosen = dict(json.loads(file.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):  # None was made, or it is damaged: no loss.
+        chosen = {}
+    try:
         way = Parallelism(**chosen[platform])
         for count in way:
             errors.check_count(run_files.PARALLELISM_FILE, count)
-    except FileNotFoundError:
-        chosen = {}
-    except (ValueError, TypeError, KeyError):  # Of other devices, or damaged: no loss.
-        chosen = {}
-    else:
-        return way
-    way = find()
-    if devices.is_writer():
-        text = json.dumps({**chosen, platform: way._asdict()}, indent=1)
-        serialization.write_atomically(file, text.encode())
+    except (ValueError, TypeError, KeyError):
+        way = find()
+        if devices.is_writer():
+            text = json.dumps({**chosen, platform: way._asdict()}, indent=1)
+            serialization.write_atomically(file, text.encode())
     return way

@@ -17,12 +17,12 @@ import jax
 
 from regularized_lopt import devices, errors, run_files, serialization
 from regularized_lopt import progress as progress_lib
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training import doses as doses_lib
 from regularized_lopt.outer_training import parallelism as parallelism_lib
 from regularized_lopt.outer_training import run_dir as run_dir_lib
 from regularized_lopt.outer_training.loop import Asking, Request
-from regularized_lopt.outer_training.parallelism import Parallelism
 from regularized_lopt.outer_training.programs import Programs
 from regularized_lopt.outer_training.requests import Check, OuterStep, Validation
 from regularized_lopt.outer_training.run_dir import OtherExperimentError
@@ -116,20 +116,16 @@ def claimed(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> Ite
     if not devices.is_writer():
         yield
         return
-    with run_dir_lib.locked(path):
-        _take(path, json.dumps([dataclasses.asdict(one) for one in given], indent=1), overwrite)
+    with run_dir_lib.claimed(path, functools.partial(_take, path, given, overwrite)):
         yield
 
 
-def _take(path: pathlib.Path, description: str, overwrite: bool) -> None:
+def _take(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> None:
     file = path / run_files.POPULATION_FILE
+    description = json.dumps([dataclasses.asdict(one) for one in given], indent=1).encode()
     if not file.is_file():
-        if not run_dir_lib.is_empty(path):
-            raise OtherExperimentError(
-                f"{path} is not empty and holds no population ({run_files.POPULATION_FILE} is "
-                "missing). Choose another --train_log_dir; nothing was written."
-            )
-    elif (found := file.read_bytes()) == description.encode():
+        run_dir_lib.check_empty(path, "population", run_files.POPULATION_FILE)
+    elif (found := file.read_bytes()) == description:
         return
     else:
         others = _names(file, found)
@@ -140,22 +136,21 @@ def _take(path: pathlib.Path, description: str, overwrite: bool) -> None:
                 "choose another --train_log_dir."
             )
         (path / run_files.PARALLELISM_FILE).unlink(missing_ok=True)
-        for name in set(others) - set(_names(file, description.encode())):
+        for name in set(others) - {one.name for one in given}:
             if (path / name / run_files.EXPERIMENT_FILE).is_file():
                 shutil.rmtree(path / name)
-    serialization.write_atomically(file, description.encode())
+    serialization.write_atomically(file, description)
 
 
 def _names(file: pathlib.Path, content: bytes) -> list[str]:
     """Of the members that a population.json lists."""
     try:
-        names = [str(one["name"]) for one in json.loads(content)]
+        return [str(one["name"]) for one in json.loads(content)]
     except (ValueError, TypeError, KeyError) as error:
         raise serialization.FileFormatError(
             f"{file} is damaged ({errors.reason(error)}): restore it, or delete the directory to "
             "begin anew."
         ) from error
-    return names
 
 
 class Population:

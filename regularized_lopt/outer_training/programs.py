@@ -91,11 +91,13 @@ class Programs:
         length = jnp.asarray(asked[0].length, jnp.int32)
         judged = tuple((one.theta, one.key) for one in asked)
         totals = np.zeros(len(asked))
-        for index, weight in enumerate(self.estimator.task_weights):
-            step_lib = self.estimator.truncated_steps[index]
-            data = step_lib.unroll_data(asked[0].length, outer_split="outer_valid")
-            found = self._validation_losses[index](judged, (length, data))
-            totals += weight * np.array([float(loss) for loss in found])
+        for weight, losses, data in zip(
+            self.estimator.task_weights,
+            self._validation_losses,
+            self._held_out(asked[0].length),
+            strict=True,
+        ):
+            totals += weight * np.array([float(loss) for loss in losses(judged, (length, data))])
         return [float(total) for total in totals]
 
     @property
@@ -111,30 +113,25 @@ class Programs:
     def checks(self, asked: Sequence[Check]) -> list[dict[str, float]]:
         """What regularizers add to the outer loss, of trajectories of one length."""
         length = asked[0].length
-        datas = tuple(
-            step.unroll_data(length, outer_split="outer_valid")
-            for step in self.estimator.truncated_steps
-        )
         own = tuple(one._replace(length=jnp.asarray(length, jnp.int32)) for one in asked)
-        found = jax.device_get(self._checks(own, datas))
+        found = jax.device_get(self._checks(own, self._held_out(length)))
         return [{name: float(value) for name, value in one.items()} for one in found]
 
     def trace(self, asked: OuterStep) -> None:
         """Calls, on shapes alone, whatever a run calls; compiles nothing."""
         data = self.estimator.get_datas()
         jax.eval_shape(self._outer_steps, (asked,), data)
-        for index, step_lib in enumerate(self.estimator.truncated_steps):
-            held_out = step_lib.unroll_data(1, outer_split="outer_valid")
-            judged = ((asked.state.theta, asked.key),)
-            jax.eval_shape(self._validation_losses[index], judged, (asked.length, held_out))
+        held_out, state = self._held_out(1), asked.state
+        for losses, own in zip(self._validation_losses, held_out, strict=True):
+            jax.eval_shape(losses, ((state.theta, asked.key),), (asked.length, own))
         if self.checks_objective:
-            state = asked.state
             check = Check(state.theta, asked.length, asked.key, state.outer_iteration, asked.doses)
-            datas = tuple(
-                step.unroll_data(1, outer_split="outer_valid")
-                for step in self.estimator.truncated_steps
-            )
-            jax.eval_shape(self._checks, (check,), datas)
+            jax.eval_shape(self._checks, (check,), held_out)
+
+    def _held_out(self, num_steps: int) -> tuple[Any, ...]:
+        """What trajectories of so many steps draw from in validation, by truncated step."""
+        steps = self.estimator.truncated_steps
+        return tuple(step.unroll_data(num_steps, outer_split="outer_valid") for step in steps)
 
     def placed(self, state: TrainState) -> TrainState:
         """The same on the devices: trajectories shared out over them, the rest on each."""
@@ -231,9 +228,8 @@ class Programs:
         shared: tuple[jax.Array, Any],
     ) -> jax.Array:
         (theta, key), (length, data) = judged, shared
-        with self.doses.given(
-            [1.0] * len(self.doses.schedules)
-        ):  # They have no part in the plain loss.
+        # Doses have no part in the plain loss.
+        with self.doses.given([1.0] * len(self.doses.schedules)):
             return self._plain_loss(step_lib, theta, key, length, data)
 
     def _plain_loss(

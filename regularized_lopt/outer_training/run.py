@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from regularized_lopt.configurable import configurable
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import StopRequest
 from regularized_lopt.outer_training import curriculum as curriculum_lib
+from regularized_lopt.outer_training import parts as parts_lib
 from regularized_lopt.outer_training import population as population_lib
 from regularized_lopt.outer_training import runs as runs_lib
 from regularized_lopt.outer_training.parts import AnyTask
@@ -119,15 +121,16 @@ def outer_train(
       ValueError: a parameter is out of range.
     """
     errors.check_seed("outer_train.seed", seed)
-    settings = Settings(
-        num_outer_steps, log_every, checkpoint_every, max_nonfinite, max_rollbacks, rollback_factor
-    )
-    errors.check_count("outer_train.keep_checkpoints", keep_checkpoints)
+    how_often = (num_outer_steps, log_every, checkpoint_every, keep_checkpoints)
+    settings = Settings(*how_often, max_nonfinite, max_rollbacks, rollback_factor)
     for count in parallelism or ():
         errors.check_count("outer_train.parallelism", count)
     members = population_lib.members(seeds, doses)
-    arguments = (task, learned_opt, curriculum, optimizer, int(seed), num_devices, warm_start)
-    made, several = runs_lib.make(arguments, members, asked_for)
+    seed = int(seed)  # It may be NumPy's, which JSON does not take.
+    make_parts = functools.partial(
+        parts_lib.make, task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start
+    )
+    made, several = runs_lib.make(make_parts, seed, warm_start, members, asked_for)
     path = pathlib.Path(train_log_dir)
     with _memory_explained(made.estimator), contextlib.ExitStack() as stack:
         if members:

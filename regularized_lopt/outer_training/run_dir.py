@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -12,7 +13,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -80,22 +81,11 @@ class RunDir:
         )
         self.writes = writes
         self._log: MetricsLog | None = None
-        self._lock = filelock.FileLock(self.path / _LOCK)
+        self._claim = contextlib.ExitStack()
         if writes:
-            self._claim(description, overwrite)
-
-    def _claim(self, description: str, overwrite: bool) -> None:
-        lock = self.path / _LOCK
-        was_there = lock.exists()
-        _acquire(self._lock, self.path)
-        try:
-            # Under the lock: another process may have been about to begin.
-            self._take(description, overwrite)
-        except BaseException:
-            if not was_there:
-                lock.unlink()  # Nothing of ours stays in what is not ours.
-            self._lock.release()
-            raise
+            self._claim.enter_context(
+                claimed(self.path, functools.partial(self._take, description, overwrite))
+            )
 
     def _take(self, description: str, overwrite: bool) -> None:
         file = self.path / run_files.EXPERIMENT_FILE
@@ -103,7 +93,7 @@ class RunDir:
         if found == description:
             return
         if found is None:
-            _check_empty(self.path)
+            check_empty(self.path, "experiment of ours", run_files.EXPERIMENT_FILE)
         elif not overwrite:
             raise OtherExperimentError(_difference(self.path, found, description))
         else:
@@ -125,7 +115,7 @@ class RunDir:
             if error is None:  # Else that error is what there is to say.
                 self.checkpoints.wait()
         finally:
-            self._lock.release()
+            self._claim.close()
 
     def write(self, name: str, text: str) -> None:
         """Writes a file in the directory, as a whole or not at all."""
@@ -226,24 +216,29 @@ class _Events:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """A directory for one process at a time; what was made for that is gone if there was nothing.
+def claimed(path: pathlib.Path, take: Callable[[], None]) -> Iterator[None]:
+    """A directory for one process at a time, created if needed.
+
+    Args:
+      path: of the directory.
+      take: looks whose it is and writes that, under the lock: another process may have been about
+        to begin. Where it raises, nothing of ours stays in what is not ours.
 
     Raises:
       InUseError: another process holds its lock.
       OSError: it cannot be written to.
     """
     lock = filelock.FileLock(path / _LOCK)
-    there, lock_there = path.exists(), (path / _LOCK).exists()
+    was_there = (path / _LOCK).exists()
     _acquire(lock, path)
     try:
+        try:
+            take()
+        except BaseException:
+            if not was_there:
+                (path / _LOCK).unlink()
+            raise
         yield
-    except BaseException:
-        if not lock_there:
-            (path / _LOCK).unlink()  # Nothing of ours stays in what is not ours.
-            if not there and not any(path.iterdir()):
-                path.rmdir()
-        raise
     finally:
         lock.release()
 
@@ -265,17 +260,16 @@ def _acquire(lock: filelock.BaseFileLock, path: pathlib.Path) -> None:
         ) from error
 
 
-def is_empty(path: pathlib.Path) -> bool:
-    """Whether there is nothing but what a process leaves that is killed as it begins."""
+def check_empty(path: pathlib.Path, what: str, file: str) -> None:
+    """Refuses a directory that has something in it, but no `file`, so that it holds no `what`.
+
+    What a process leaves that is killed as it begins is nothing.
+    """
     passing = (_LOCK, serialization.SCRATCH_PREFIX)
-    return not path.is_dir() or all(file.name.startswith(passing) for file in path.iterdir())
-
-
-def _check_empty(path: pathlib.Path) -> None:
-    if not is_empty(path):
+    if path.is_dir() and not all(one.name.startswith(passing) for one in path.iterdir()):
         raise OtherExperimentError(
-            f"{path} is not empty and holds no experiment of ours ({run_files.EXPERIMENT_FILE} is "
-            "missing). Choose another --train_log_dir; nothing was written."
+            f"{path} is not empty and holds no {what} ({file} is missing). Choose another "
+            "--train_log_dir; nothing was written."
         )
 
 

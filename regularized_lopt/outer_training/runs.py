@@ -34,18 +34,23 @@ class Run(NamedTuple):
 
 
 def make(
-    arguments: Sequence[Any], members: Sequence[Member], asked_for: Sequence[str]
+    make_parts: Callable[..., Parts],
+    seed: int,
+    warm_start: Any,
+    members: Sequence[Member],
+    asked_for: Sequence[str],
 ) -> tuple[Parts, dict[str, Run]]:
     """What all runs share, and the runs by the name of their directory.
 
     Args:
-      arguments: of `parts.make`.
+      make_parts: `parts.make` with the arguments of `outer_train`.
+      seed, warm_start: among these.
       members: of a population; none: one run, whose name is empty.
       asked_for: gin bindings that are refused if nothing reads them.
     """
     if members:
         _check_not_overruled(asked_for, members[0])
-    own_parts = functools.partial(parts_lib.make, *arguments, num_members=len(members) or 1)
+    own_parts = functools.partial(make_parts, num_members=len(members) or 1)
     varied = Doses(tuple(members[0].doses) if members else ())
     with gin_files.bound(varied.schedules):
         made = own_parts(varied=varied)
@@ -59,7 +64,6 @@ def make(
             "batches from iterators of its own, of which members would take each other's. Train "
             "one seed at a time."
         )
-    seed, warm_start = arguments[4], arguments[6]
     if not members:
         run = Run(made.loop, _metadata(made, seed), _experiment(made, seed, warm_start))
         return made, {"": run}

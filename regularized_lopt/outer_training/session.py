@@ -31,6 +31,7 @@ class Settings:
     num_outer_steps: int
     log_every: int
     checkpoint_every: int
+    keep_checkpoints: int
     max_nonfinite: int
     max_rollbacks: int
     rollback_factor: float
@@ -38,7 +39,13 @@ class Settings:
     def __post_init__(self) -> None:
         errors.check_count("outer_train.max_rollbacks", self.max_rollbacks, least=0)
         errors.check_in("outer_train.rollback_factor", self.rollback_factor, "(0, 1]")
-        for name in ("num_outer_steps", "log_every", "checkpoint_every", "max_nonfinite"):
+        for name in (
+            "num_outer_steps",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "max_nonfinite",
+        ):
             errors.check_count(f"outer_train.{name}", getattr(self, name))
 
 

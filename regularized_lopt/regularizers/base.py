@@ -246,6 +246,17 @@ class Function(Regularizer):
         )
 
 
+def perturbed_loss(
+    loss_fn: LossFn, point: Point, perturbation: Callable[[Point, Point], Point]
+) -> Scalar:
+    """L(w + e), differentiable in w; e = perturbation(w, g) is a constant."""
+    fixed = jax.lax.stop_gradient(point)
+    # `loss_fn` may close over traced values (a batch, theta): cut the perturbation off from all of
+    # them.
+    e = jax.lax.stop_gradient(perturbation(fixed, jax.grad(loss_fn)(fixed)))
+    return loss_fn(tree.add(point, e))
+
+
 def describe(value: Any) -> Any:
     """Numbers, strings, and containers of them; functions by their names."""
     if isinstance(value, Regularizer):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from regularized_lopt.configurable import configurable
 from regularized_lopt.regularizers import base, tree
 from regularized_lopt.regularizers.schedules import Scheduled, is_zero, value_at
@@ -49,8 +47,4 @@ class SAM(base.Regularizer):
         del key
         if is_zero(self.rho):
             return loss_fn(point)
-        fixed = jax.lax.stop_gradient(point)
-        # `loss_fn` may close over traced values (a batch, theta): cut the perturbation off from all
-        # of them.
-        e = jax.lax.stop_gradient(self.perturbation(fixed, jax.grad(loss_fn)(fixed), step))
-        return loss_fn(tree.add(point, e))
+        return base.perturbed_loss(loss_fn, point, lambda at, g: self.perturbation(at, g, step))

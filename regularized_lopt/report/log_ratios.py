@@ -19,7 +19,7 @@ import xarray as xr
 from regularized_lopt import statistics
 from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import LABELS, NORMS, PROPERTIES
-from regularized_lopt.measure.results import seed_pairs
+from regularized_lopt.measure.results import paired
 from regularized_lopt.report.sections import Table
 
 MATCHED = "matched"
@@ -160,7 +160,8 @@ def _rise(
             return None
         return LogRatio.of(*selections.matched(one, name).sel(scale=scale).values)
     where = {"point": point, "scale": scale, "radius": radius}
-    return _paired(*(selections.last(side, name).sel(where).values for side in (one, base)))
+    sides = (selections.last(side, name).sel(where).values for side in (one, base))
+    return LogRatio.of(*paired(*sides))
 
 
 def _quantity(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRatio | None:
@@ -168,9 +169,5 @@ def _quantity(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRa
     if point == MATCHED:
         variable = f"matched_{name}"
         return LogRatio.of(*one[variable].values) if variable in one and one["pairs"] else None
-    return _paired(*(side[f"around_{name}"].sel(point=point).values for side in (one, base)))
-
-
-def _paired(own: np.ndarray, reference: np.ndarray) -> LogRatio:
-    places = zip(*seed_pairs(len(own), len(reference)), strict=True)
-    return LogRatio.of(*(of[list(at)] for of, at in zip((own, reference), places, strict=True)))
+    sides = (side[f"around_{name}"].sel(point=point).values for side in (one, base))
+    return LogRatio.of(*paired(*sides))

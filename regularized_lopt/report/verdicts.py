@@ -12,7 +12,7 @@ import xarray as xr
 from regularized_lopt import statistics
 from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import PROPERTIES
-from regularized_lopt.measure.results import POINTS, seed_pairs
+from regularized_lopt.measure.results import POINTS, paired
 
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
@@ -35,8 +35,8 @@ def units(values: np.ndarray) -> np.ndarray:
 
 def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The independent units of both, [seeds, runs] each, in the pairs of `seed_pairs`."""
-    own, reference = zip(*seed_pairs(len(a), len(b)), strict=True)
-    return units(a[list(own)]), units(b[list(reference)])
+    own, reference = paired(a, b)
+    return units(own), units(reference)
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:

@@ -102,7 +102,7 @@ class Experiment:
         trained ones; none: it is left out.
       alpha: of the declared tests, in (0, 1).
       test: see `statistics.decide`.
-      parallelism: (batch, threads), each > 0, see `trainer.Parallelism`; None: measured once per
+      parallelism: (batch, threads), each > 0, see `devices.Parallelism`; None: measured once per
         task.
       plans: of all tasks, by name; made from `tasks`.
     """

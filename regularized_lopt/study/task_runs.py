@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from regularized_lopt import serialization, tasks
+from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
-from regularized_lopt.measure.trainer import Parallelism
 from regularized_lopt.measure.training_curves import SavedParams, TrainingCurves
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study.cache import CacheKey
