@@ -58,9 +58,8 @@ def test_a_planted_ratio_is_found_with_scipy_s_interval():
     none = found(dict.fromkeys(EVERY, 1.0), loss=3.0, spread=np.ones((COUNT, 3)))
     task = measured_task(RELU, config=CONFIG, none=none, sam=found(FACTORS))
     rows = by_quantity(task)
-    means = SPREAD.mean(axis=1)
     for scale, factor in FACTORS.items():
-        logs = np.log(factor * means)
+        logs = np.log(factor * SPREAD).mean(axis=1)
         test = scipy.stats.ttest_1samp(logs, 0.0).confidence_interval()
         wanted = np.exp([logs.mean(), test.low, test.high])
         least = 1 - np.exp(-statistics.detectable_difference(np.std(logs, ddof=1), COUNT))
@@ -129,7 +128,7 @@ def test_the_file_has_every_property_scale_radius_and_point(tmp_path):
     rises = 3 * len(EVERY) * (2 + 2 + 1)
     assert len(rows) == rises + 3 * (len(NORMS) + 2)
     gsam = [row for row in rows if (row["quantity"], row["scale"]) == ("gsam", "relative")]
-    logs = np.log(0.8 * SPREAD.mean(axis=1))
+    logs = np.log(0.8 * SPREAD).mean(axis=1)
     for row in gsam:
         assert float(row["ratio"]) == pytest.approx(np.exp(logs.mean()), rel=1e-4)
         assert float(row["deviation"]) == pytest.approx(logs.std(ddof=1), rel=1e-4)

@@ -1,8 +1,8 @@
 """Ratios to the reference over meta-training seeds, and what so many seeds could have shown.
 
 Rises, norms and curvatures of trained networks spread over factors, and most of their spread is
-that of meta-training seeds. So seeds are the units, after their runs are averaged, and ratios are
-those of geometric means.
+that of meta-training seeds. So seeds are the units, after their runs are averaged on the log scale,
+and ratios are those of geometric means.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _LABELS = {
     "top": "λ max",
 }
 NOTE = (
-    "Geometric means over meta-training seeds, runs averaged first, as ratios to the reference's, "
-    "paired by seed, with 95% intervals (Student's t on the log scale); below 1: less. Seeds whose "
+    "Geometric means over runs and meta-training seeds, as ratios to the reference's, paired by "
+    "seed, with 95% intervals (Student's t on the log scale); below 1: less. Seeds whose "
     "value is not positive or not measured are left out, and their number tells. Beside each the "
     "smallest decrease that a paired t test at 0.05 finds with 80% power, with so many seeds that "
     "spread as these do; what is smaller may be there unseen."
@@ -57,7 +57,8 @@ class LogRatio:
     @classmethod
     def of(cls, own: np.ndarray, reference: np.ndarray) -> LogRatio:
         """Of paired seeds, [seeds, runs] each."""
-        means = np.stack([own.mean(axis=1), reference.mean(axis=1)])
+        with np.errstate(divide="ignore", invalid="ignore"):  # Not positive: left out.
+            means = np.exp([np.log(own).mean(axis=1), np.log(reference).mean(axis=1)])
         known = np.all(np.isfinite(means) & (means > 0), axis=0)
         a, b = means[:, known]
         if not known.any():
