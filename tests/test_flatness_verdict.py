@@ -5,6 +5,7 @@ import pytest
 from conftest import REPOSITORY, script
 
 from regularized_lopt.measure import results_file, selections
+from regularized_lopt.report import log_ratios
 
 PILOT = REPOSITORY / "experiments/flatness_pilot" / results_file.FILE
 verdict = script("experiments/flatness/verdict.py")
@@ -56,6 +57,22 @@ def test_rises_are_averaged_on_the_log_scale_over_a_seed_s_networks(pilot):
     np.testing.assert_allclose(np.exp(pilot.log_rises), np.sqrt(rises.prod(axis=-1)), rtol=1e-5)
     assert pilot.log_rises.shape == pilot.accuracies.shape == (2, 8)
     assert np.all((pilot.accuracies > 80) & (pilot.accuracies < 100))
+
+
+def test_the_secondary_family_is_what_the_table_of_log_ratios_has():
+    task = results_file.load(PILOT).tasks[0]
+    family = verdict.secondary(task, "sam_0.5")
+    _, rows = log_ratios.table(task)
+    cells = {row[1]: row[2:] for row in rows if row[0] == "sam_0.5"}
+    for name, label in (
+        ("rise, absolute ball", "max L − L, absolute"),
+        ("rise, l2 ball", "max L − L, l2"),
+        ("norm of params", "‖p‖"),
+        ("trace", "tr H"),
+    ):
+        assert str(family[name]) == cells[label][6]
+    assert str(family["rise at completion"]) == cells["max L − L, live"][3]
+    assert str(family["accuracy, points"]).startswith("-0.3")
 
 
 @pytest.mark.parametrize("seeds", [8, 16])

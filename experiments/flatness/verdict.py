@@ -10,6 +10,7 @@ import dataclasses
 import math
 import pathlib
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -95,6 +96,51 @@ class Answer:
         return "no" if self.no else "open"
 
 
+class Differences(NamedTuple):
+    """[seeds], of a quantity; `logarithmic`: of its logarithms."""
+
+    values: np.ndarray
+    logarithmic: bool = True
+
+    def __str__(self) -> str:
+        zeros = np.zeros_like(self.values)
+        mean = statistics.paired_difference(self.values, zeros, bootstrap=False)
+        return str(statistics.Ratio(mean) if self.logarithmic else mean)
+
+
+def secondary(task: xr.Dataset, optimizer: str) -> dict[str, Differences]:
+    """The secondary family, by quantity."""
+    own, base = selections.optimizer(task, optimizer), selections.reference(task)
+
+    def log_ratios(pair: np.ndarray) -> Differences:
+        """Of [2, seeds, networks]; NaN where a value is not positive."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Differences(np.subtract(*np.log(pair).mean(axis=-1)))
+
+    radius = selections.headline(task)
+    where = {"point": "completion", "scale": "live", "radius": radius}
+    ends = paired(*(selections.last(one, "gsam").sel(where).values for one in (own, base)))
+    balls = selections.matched(own, "gsam")
+    family = {"rise at completion": log_ratios(np.stack(ends))}
+    for scale in ("absolute", "relative", "l2"):
+        family[f"rise, {scale} ball"] = log_ratios(balls.sel(scale=scale).values)
+    for name, label in (("norm", "norm of params"), ("trace", "trace"), ("top", "top eigenvalue")):
+        family[label] = log_ratios(own[f"matched_{name}"].values)
+    accuracies = Compared.of(task, optimizer).accuracies
+    family["accuracy, points"] = Differences(np.subtract(*accuracies), logarithmic=False)
+    return family
+
+
+def _secondary_rows(family: dict[str, Differences]) -> list[list[str]]:
+    """Holm's procedure within the family."""
+    values = {name: differences.values for name, differences in family.items()}
+    words = {-1: "less", 0: "-", 1: "more"}
+    return [
+        [name, str(family[name]), f"{of.p:.2g}", f"{of.threshold:.2g}", words[of.sign]]
+        for name, of in statistics.decide(values, LEVEL, test="t").items()
+    ]
+
+
 def false_positives(found: Compared, seeds: int, rng: np.random.Generator) -> dict[str, float]:
     """Percent of resamplings of the reference's members, half of them taken for another optimizer.
 
@@ -149,6 +195,11 @@ def main(study: str = str(pathlib.Path(__file__).parent), optimizer: str = "sam"
         f"{optimizer} against {task.attrs['reference']} on {task.attrs['task']}",
         ["seeds", "rise, ratio (95%)", "p", "accuracy, points (95%)", "futile", "answer"],
         rows,
+    )
+    print_table(
+        "Secondary, at matched training loss where nothing is said",
+        ["quantity", "ratio or difference (95%)", "p", "Holm's threshold", "found"],
+        _secondary_rows(secondary(task, optimizer)),
     )
     rng = np.random.default_rng(0)
     rates = false_positives(found, seeds, rng)
