@@ -201,14 +201,17 @@ def test_unknown_names_get_the_known_ones():
         zoo.card(zoo.names()[0] + "x")
 
 
-def test_the_command_lists_entries_and_prints_cards(capsys):
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_command_lists_entries_and_prints_cards(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     command = runpy.run_module("regularized_lopt.zoo", run_name="zoo")["main"]
     command([])
     listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= width
     for name in zoo.names():
-        (line,) = [line for line in listed.splitlines() if f" {name} " in line]
-        assert zoo.card(name).task in line
-    assert "…" not in listed
+        about = " ".join(listed.split(f"\n\n{name}\n")[1].split("\n\n")[0].split())
+        assert zoo.card(name).regularizer in about
+        assert all(task in about for task in zoo.card(name).task.split(" + "))
     assert "License: Apache-2.0" in listed
     command(zoo.names()[:1])
     assert zoo.card(zoo.names()[0]).sha256 in capsys.readouterr().out
