@@ -5,6 +5,7 @@ import csv
 import subprocess
 import sys
 
+import gin
 import pytest
 import xarray as xr
 from conftest import REPOSITORY
@@ -12,7 +13,7 @@ from conftest import REPOSITORY
 from regularized_lopt import tasks, upstream
 from regularized_lopt.measure import flatness, results_file, selections
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.study import meta_test
+from regularized_lopt.study import meta_test, train
 
 DIGITS = "ImageMLP_Digits_20_Relu"
 
@@ -64,7 +65,8 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: meta_test({}, DIGITS), ValueError, "must name at least one each"),
+        (lambda: meta_test({}, DIGITS), ValueError, "opts is empty: give at least one optimizer"),
+        (lambda: train({}, DIGITS), ValueError, "opts is empty: give at least one optimizer"),
         (lambda: meta_test({"s": upstream.SGD(1.0)}, DIGITS, baselines=("SDG",)), ValueError,
          "Did you mean 'SGD'"),
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "ImageMLP_Digit"), ValueError, "Did you mean"),
@@ -78,3 +80,23 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
 def test_refuses_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_gin_says_of_a_studys_optimizers_is_not_about_those_given():
+    """And what was not measured is not looked up in vain."""
+    gin.parse_config(
+        f"""
+        Experiment.primary = ("sam", "sam")
+        Experiment.properties = {{"sam": "gam"}}
+        Experiment.early_evidence = {{"sam": "nowhere.gin"}}
+        {DIGITS}/TaskPlan.optimizers = ("none", "SGD")
+        """
+    )
+    short = {"num_runs": 1, "num_steps": 2, "baselines": (), "progress": False}
+    found = meta_test({"a": upstream.SGD(0.1)}, DIGITS, measured=False, **short)
+    assert selections.keys(found) == ["a"]
+    for select in (selections.last, selections.best, selections.ascent):
+        with pytest.raises(ValueError, match=f"On {DIGITS} there is no .*not measured around"):
+            select(selections.reference(found), "sam")
+    with pytest.raises(ValueError, match="not measured at matched training loss"):
+        selections.matched(selections.reference(found), "sam")

@@ -143,14 +143,18 @@ def last(one: xr.Dataset, name: str) -> xr.DataArray:
     Args:
       one: what there is of an optimizer.
       name: "sam", "gsam" or "gam", see `flatness`.
+
+    Raises:
+      errors.UnknownNameError: of the property.
+      ValueError: flatness was not measured.
     """
     return _less_centre(one, name, "around", "last")
 
 
 def best(one: xr.Dataset, name: str) -> xr.DataArray:
     """Its highest value on the way, centre included; see `last`."""
-    centre = one["around_loss"] if name == "sam" else 0
-    return _less_centre(one, name, "around", "highest").clip(min=centre)
+    highest = _less_centre(one, name, "around", "highest")
+    return highest.clip(min=one["around_loss"] if name == "sam" else 0)
 
 
 def ascent(one: xr.Dataset, name: str) -> xr.DataArray:
@@ -169,7 +173,14 @@ def matched(one: xr.Dataset, name: str) -> xr.DataArray:
 def _less_centre(one: xr.Dataset, name: str, where: str, part: str) -> xr.DataArray:
     errors.check_name("property", name, PROPERTIES)
     of = "grad_norm" if name == "gam" else "loss"
-    values = one[f"{where}_{of}_{part}"]
+    variable = f"{where}_{of}_{part}"
+    if variable not in one:
+        raise ValueError(
+            f"On {one.attrs['task']} there is no {variable}: flatness was not measured "
+            f"{'at matched training loss' if where == 'matched' else 'around params'} (meta_test "
+            "does with measured = True, a study with TaskPlan.measured_runs above 0)."
+        )
+    values = one[variable]
     # A variable alone, without the labels, which are the same, is quick.
     return values if name == "sam" else values - one.variables[f"{where}_{of}"]
 

@@ -48,19 +48,28 @@ def meta_test(
       All that was found, see `measure.dataset`; `measure.selections` reads it.
 
     Raises:
-      ValueError: an unknown name or a parameter out of range.
+      ValueError: no optimizers, an unknown name or a parameter out of range.
       TypeError: the task is not an image task.
     """
     errors.check_count("meta_test.num_runs", num_runs)
     errors.check_count("meta_test.num_steps", num_steps)
     errors.check_seed("meta_test.seed", seed)
-    given = {name: _evaluated(name, opt) for name, opt in opts.items()}
+    given = _evaluated(opts)
     experiment = experiment_lib.Experiment(
         optimizers=dict.fromkeys(given, experiment_lib.GIVEN),
         tasks=(
-            experiment_lib.task_plan(task, runs=num_runs, measured_runs=None if measured else 0),
+            experiment_lib.task_plan(
+                task,
+                runs=num_runs,
+                measured_runs=None if measured else 0,
+                optimizers=None,
+            ),
         ),
-        reference=next(iter(given), ""),
+        # What gin says of a study's optimizers, by name, is not about these.
+        primary=None,
+        properties={},
+        early_evidence={},
+        reference=next(iter(given)),
         baselines=tuple(baselines),
         num_steps=num_steps,
         seed=seed,
@@ -87,15 +96,27 @@ def train(
     """
     on = image_task(task)
     trainer = trainer_lib.Trainer(on, num_runs, num_steps, seed, progress=progress)
-    given = {name: _evaluated(name, opt) for name, opt in opts.items()}
+    given = _evaluated(opts)
     found = {
         name: dataset.Found(one, [trainer.train([one])[one.name]]) for name, one in given.items()
     }
     nothing = flatness.FlatnessConfig()
-    return dataset.of_task(task, on.facts, num_steps, nothing, next(iter(opts)), found)
+    return dataset.of_task(task, on.facts, num_steps, nothing, next(iter(given)), found)
 
 
 def _evaluated(
+    opts: Mapping[str, zoo.LoadedLOpt | upstream.Optimizer | EvaluatedOptimizer],
+) -> dict[str, EvaluatedOptimizer]:
+    """Raises ValueError if there are none."""
+    if not opts:
+        raise ValueError(
+            "opts is empty: give at least one optimizer by its name, e.g. "
+            '{"mine": regularized_lopt.load("mnist_star_none")}.'
+        )
+    return {name: _evaluated_one(name, opt) for name, opt in opts.items()}
+
+
+def _evaluated_one(
     name: str, opt: zoo.LoadedLOpt | upstream.Optimizer | EvaluatedOptimizer
 ) -> EvaluatedOptimizer:
     if isinstance(opt, EvaluatedOptimizer):
