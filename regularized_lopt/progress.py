@@ -11,7 +11,29 @@ import tqdm
 _SECONDS = 60.0
 
 
-class _Lines(tqdm.tqdm):  # type: ignore[misc]
+class _Bar(tqdm.tqdm):  # type: ignore[misc]
+    """The time left goes by all steps but the first, which compiles."""
+
+    _first: tuple[int, float] | None = None
+    """Where the first step ended: steps and seconds."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """As in tqdm."""
+        if self._first is None and not self.disable:
+            self._first = (self.n + n, self._time())
+        return super().update(n)  # type: ignore[no-any-return]
+
+    @property
+    def format_dict(self) -> Any:
+        """As in tqdm; a rate of 0 is shown as unknown."""
+        shown, rate = super().format_dict, 0.0
+        if self._first is not None:
+            steps, since = self.n - self._first[0], self._time() - self._first[1]
+            rate = max(0.0, steps / since) if since > 0 else 0.0
+        return {**shown, "rate": rate}
+
+
+class _Lines(_Bar):
     """A line at the start, every minute, and at the end, where a bar would leave thousands."""
 
     disable: bool
@@ -57,7 +79,7 @@ def bar(total: int, label: str, show: bool, **options: Any) -> tqdm.tqdm:
     """
     options = {"total": total, "desc": label, "unit": "step", "disable": not show, **options}
     if sys.stderr.isatty():
-        return tqdm.tqdm(**options)
+        return _Bar(**options)
     line = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return _Lines(bar_format=line, **options)
 
@@ -98,7 +120,17 @@ class Part:
         """What stands behind the bar, of the run that said so last; the loss is all runs' mean."""
         self._of.losses[id(self)] = loss
         mean = sum(self._of.losses.values()) / len(self._of.losses)
-        self._of.bar.set_postfix(loss=f"{mean:.4f}", **more, refresh=False)
+        self._of.bar.set_postfix(loss=loss_text(mean), **more, refresh=False)
+
+    def tell(self, text: str) -> None:
+        """A line beside the bar, if that is shown."""
+        if not self._of.bar.disable:
+            say(text)
+
+
+def loss_text(loss: float) -> str:
+    """Four digits, however small it is."""
+    return f"{loss:.4g}"
 
 
 def say(text: str) -> None:

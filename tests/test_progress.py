@@ -43,6 +43,30 @@ def test_a_file_gets_a_line_a_minute_with_loss_and_time_left(clock, monkeypatch)
     assert re.match(r"a run: 0/3 .*\na run: 3/3 .*\n$", run(clock, io.StringIO(), monkeypatch, 3))
 
 
+def test_the_time_left_leaves_out_what_the_first_step_compiles(clock, monkeypatch):
+    """Nothing is foretold by that step; the time that went by has it."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress.bar(100, "a run", True) as bar:
+        clock[0] += 90
+        bar.update(1)
+        clock[0] += 59
+        bar.update(59)
+        clock[0] += 1
+        bar.update(1)
+    lines = stream.getvalue().splitlines()
+    assert [line.split("[")[1] for line in lines[1:]] == ["01:30<?]", "02:30<00:39]"]
+
+
+def test_a_part_says_the_mean_loss_in_four_digits(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    shared = progress.Shared(progress.bar(2, "runs", True))
+    parts = [shared.part(), shared.part()]
+    for part, loss in zip(parts, (1e-5, 3e-5), strict=True):
+        part.say(loss)
+    assert shared.bar.postfix == "loss=2e-05"
+
+
 def test_a_terminal_gets_a_bar(clock, monkeypatch):
     assert "\r" in run(clock, Terminal(), monkeypatch)
 

@@ -68,6 +68,17 @@ def test_a_regularizer_that_changes_nothing_is_reported(tmp_path, binding, space
         train(tmp_path / "run", 1, binding, "SAM.weight = 0.0")
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_curriculum_that_ends_before_all_steps_is_told(tmp_path, capsys, progress):
+    ending = ("Curriculum.min_validations = 1", "Curriculum.max_validations = 1")
+    gin_files.parse_gin([], digits_config(100, *ending))
+    outer_train(tmp_path / "run", progress=progress)
+    told = (
+        "run: the curriculum ended after outer step 12 of 100, in stage 2/2, after 1 validation(s)"
+    )
+    assert (told in capsys.readouterr().out) == progress
+
+
 def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypatch):
     seen = []
     get_datas = RegularizedTruncatedGrad.get_datas

@@ -117,6 +117,12 @@ class Session:
             if signum:
                 self._stop(signum)
             self._shown.to(self._step)
+        if self._step < self._settings.num_outer_steps:
+            self._shown.tell(
+                f"{self._run_dir.path}: the curriculum ended after outer step {self._step} of "
+                f"{self._settings.num_outer_steps}, in stage {self._of_stages()}, after "
+                f"{self._stage.num_validations} validation(s) of that stage."
+            )
         self._state = yield from self._loop.finish(self._state, self._stage)
         self._save_theta()
         return self._state.best_theta
@@ -150,8 +156,11 @@ class Session:
             scalars["validation_loss"] = event.validation_loss
         seconds = time.monotonic() - self._clock
         self._log.write(self._step, {**scalars, "seconds": seconds})
-        stages = len(self._loop.curriculum.train_lengths)
-        self._shown.say(loss=scalars["loss"], stage=f"{self._stage.stage + 1}/{stages}")
+        self._shown.say(loss=scalars["loss"], stage=self._of_stages())
+
+    def _of_stages(self) -> str:
+        """The stage, counted from 1, of how many."""
+        return f"{self._stage.stage + 1}/{len(self._loop.curriculum.train_lengths)}"
 
     def _recover(self) -> None:
         """Back to the last checkpoint, with a lower learning rate, or the end of it."""
