@@ -10,11 +10,13 @@ Offline: the digits come with scikit-learn. Takes a few minutes on two cores.
 import argparse
 import pathlib
 import shutil
+import sys
 import time
 
 import gin
 
 from regularized_lopt import gin_files, launch, zoo
+from regularized_lopt.interruption import Interrupted
 from regularized_lopt.measure import FlatnessConfig, StudyResults
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.report import figures, html, terminal, write
@@ -85,4 +87,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (KeyboardInterrupt, Interrupted):
+        print("Stopped. The next quickstart starts afresh.", file=sys.stderr)
+        sys.exit(130)

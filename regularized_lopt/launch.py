@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import pathlib
 import platform
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -20,7 +22,7 @@ def named_paths(values: Sequence[str]) -> dict[str, str]:
     """NAME=PATH, or PATH alone, which names itself.
 
     Raises:
-      ValueError: two have the same name.
+      ValueError: two have the same name, or one has no name or no path.
     """
     named = {}
     for value in values:
@@ -29,6 +31,11 @@ def named_paths(values: Sequence[str]) -> dict[str, str]:
             path = name
             file = pathlib.Path(path)
             name = file.resolve().name if file.is_dir() else file.stem
+        if not name or not path:
+            raise ValueError(
+                f"{value!r} is no optimizer: give NAME=PATH, or PATH alone. A path is that of a "
+                "file or a directory, or a name in the zoo."
+            )
         if name in named:
             raise ValueError(f"Two optimizers have the name {name!r}: call them NAME=PATH.")
         named[name] = path
@@ -119,6 +126,24 @@ def _check_not_empty() -> None:
                 raise ValueError(f"--{one.name} is empty: give it a value, or leave it out.")
 
 
+@contextlib.contextmanager
+def _ends_in_one_line() -> Iterator[None]:
+    """Of a user's error, with code 2; of a signal, with 128 + its number."""
+    try:
+        yield
+    except Interrupted as error:
+        _print(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped by SIGINT. The same command goes on from what is finished.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if logging.vlog_is_on(1):
+            raise
+        _print(error, "Error: ")
+        sys.exit(2)
+
+
 def run(
     main: Callable[..., None], define_flags: Callable[[], None], takes_arguments: bool = False
 ) -> None:
@@ -142,17 +167,9 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 and not takes_arguments:
             raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-        try:
+        with _ends_in_one_line():
             _check_not_empty()
             gin_files.parse_gin(given.config_file, given.gin_bindings, given.gin_import)
             main(*([argv[1:]] if takes_arguments else []))
-        except Interrupted as error:
-            _print(error)
-            sys.exit(error.exit_code)
-        except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-            if logging.vlog_is_on(1):
-                raise
-            _print(error, "Error: ")
-            sys.exit(2)
 
     app.run(guarded, flags_parser=_parse_flags)

@@ -126,11 +126,13 @@ class Trainer:
             self._progress,
             unit_scale=True,
         )
-        lock = threading.Lock()
+        lock, stopped = threading.Lock(), threading.Event()
 
         def report(steps: int, loss: float) -> None:
+            if stopped.is_set():
+                raise concurrent.futures.CancelledError
             with lock:
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.set_postfix(loss=progress_lib.loss_text(loss), refresh=False)
                 bar.update(steps)
 
         run = functools.partial(
@@ -141,7 +143,11 @@ class Trainer:
             report=report,
         )
         with bar, concurrent.futures.ThreadPoolExecutor(self.parallelism.threads) as pool:
-            finished = list(pool.map(run, groups))
+            try:
+                finished = list(pool.map(run, groups))
+            except BaseException:  # Ctrl-C, too: the pool ends when its runs do.
+                stopped.set()
+                raise
         rows = [row for group in finished for row in group]
         return {
             optimizer.name: _stack(
