@@ -47,7 +47,8 @@ def check_installed(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"{', '.join(missing)} is needed here and not installed: "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed here and not "
+            "installed: "
             f"pip install 'regularized_lopt[{extra}]' (from a clone '.[{extra}]').",
             name=missing[0],
         )

@@ -86,7 +86,7 @@ def parse_gin(
     for module in imports:
         _import(module)
     for file in config_files:
-        _check_file(file)
+        path_of(file)
     try:
         _parse(list(config_files), list(bindings))
     except UnicodeDecodeError as error:
@@ -104,8 +104,7 @@ def parse_gin(
     except (Exception, SystemExit) as error:  # A module that a file imports may raise anything.
         what = ", ".join(map(str, config_files)) or "the bindings"
         raise ImportError(
-            f"What {what} import cannot be imported "
-            f"({type(error).__name__}: {errors.reason(error)})."
+            f"An import in {what} fails ({type(error).__name__}: {errors.reason(error)})."
         ) from error
 
 
@@ -123,11 +122,16 @@ def _parse(config_files: list[str], bindings: list[str]) -> None:
         gin.parse_config_files_and_bindings(config_files, bindings)
 
 
-def _check_file(file: str) -> None:
-    """Gin takes the folder of a missing file for a package, and fails on that."""
-    folders = [ROOT, *gin.config._LOCATION_PREFIXES]
-    if any(pathlib.Path(folder, file).is_file() for folder in folders):
-        return
+def path_of(file: str) -> pathlib.Path:
+    """Where a gin file is, as it is named or in one of the folders in which gin looks.
+
+    Raises:
+      FileNotFoundError: in none of them.
+    """
+    # Gin takes the folder of a missing file for a package, and fails on that.
+    for folder in (*gin.config._LOCATION_PREFIXES, ROOT):
+        if (path := pathlib.Path(folder, file)).is_file():
+            return path
     known = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("gin_configs/*.gin")]
     nearest = difflib.get_close_matches(str(file), known, n=1)
     raise FileNotFoundError(

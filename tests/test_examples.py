@@ -110,7 +110,7 @@ except ModuleNotFoundError as error:
     print(error)
 """
     told = run("-c", WITHOUT + "import importlib.util" + code)
-    assert "is needed here and not installed: pip install 'regularized_lopt[study]'" in told
+    assert "needed here and not installed: pip install 'regularized_lopt[study]'" in told
 
 
 def test_the_wheel_brings_its_configurations(run, installed, tmp_path):

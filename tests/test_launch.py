@@ -168,6 +168,15 @@ def test_what_is_wrong_ends_a_launcher_with_one_line(launcher, flags, message):
     assert not (REPOSITORY / "unused").exists()
 
 
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [(("nowhere",), "nowhere is needed"), (("nowhere", "there"), "nowhere, there are needed")],
+)
+def test_modules_that_are_missing_are_named(missing, said):
+    with pytest.raises(ModuleNotFoundError, match=f"^{said} here and not installed: pip install"):
+        errors.check_installed("study", "json", *missing)
+
+
 @pytest.mark.parametrize("file", ["gin_configs/nope.gin", "/nope.gin", "nope/nope.gin"])
 def test_a_gin_file_that_is_not_there_is_named(file, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
