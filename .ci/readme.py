@@ -94,6 +94,14 @@ FORMS = (
     ),
     Form("regularized_lopt.reproduce --config_file=gin_configs/reproduce_digits", SMALL_EXPERIMENT),
     Form(
+        "regularized_lopt.reproduce --config_file=experiments/flatness_pilot",
+        (
+            "--gin_bindings=Experiment.num_steps = 20",
+            "--gin_bindings=Experiment.baselines = ()",
+            "--gin_bindings=TaskPlan.measured_runs = 0",
+        ),
+    ),
+    Form(
         "regularized_lopt.reproduce --verify",
         ("--task=ImageMLP_Mnist_20_Sigmoid",),
         lacks=MNIST,

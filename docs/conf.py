@@ -64,8 +64,9 @@ python_use_unqualified_type_names = True
 
 # Types that no page here describes: of projects whose inventories a build without network cannot
 # ask; our aliases of such types, and private classes; jaxtyping's dimensions.
-_OTHERS = ("collections", "haiku", "jax", "jaxlib", "jaxtyping", "learned_optimization", "np")
-_OTHERS += ("matplotlib", "mpl_figure", "numpy", "optax", "os", "pathlib", "tqdm", "xarray", "xr")
+_OTHERS = ("collections", "dataclasses", "haiku", "jax", "jaxlib", "jaxtyping", "np", "numpy")
+_OTHERS += ("learned_optimization", "matplotlib", "mpl_figure", "optax", "os", "pathlib", "tqdm")
+_OTHERS += ("xarray", "xr")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
     ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree|_T"),

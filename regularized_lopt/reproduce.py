@@ -1,6 +1,7 @@
 """Launcher: from gin files to results, or from an optimizer of the zoo to what its card says.
 
-python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--dry_run [--measure]]
+python -m regularized_lopt.reproduce --config_file=... --out_dir=DIR [--optimizer NAME=WHAT ...]
+    [--dry_run [--measure]]
 python -m regularized_lopt.reproduce --rewrite --out_dir=DIR
 python -m regularized_lopt.reproduce --verify ZOO_NAME [--task=TASK ...]
 """
@@ -18,6 +19,8 @@ from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study import Experiment, Study
 from regularized_lopt.study import verify as verify_lib
 from regularized_lopt.study.dry_run import PlannedResult, plan
+from regularized_lopt.study.experiment import is_configuration
+from regularized_lopt.study.meta_training import ARCHIVED, unpack
 from regularized_lopt.study_report import publish, rewrite
 
 
@@ -54,25 +57,41 @@ def main() -> None:
     if given.measure and not given.dry_run:
         raise ValueError("--measure says what a dry run would cost: add --dry_run.")
     if given.verify:
-        if given.config_file or given.gin_bindings:
-            raise ValueError("--verify takes no --config_file or --gin_bindings: cards have none.")
+        _check_alone("--verify", "cards have none")
         _verify(given.verify, given.task)
         return
     if given.rewrite:
-        if given.config_file or given.gin_bindings:
-            raise ValueError(
-                "--rewrite takes no --config_file or --gin_bindings: results have all."
-            )
+        _check_alone("--rewrite", "results have all")
         rewrite(pathlib.Path(given.out_dir))
         return
-    experiment = Experiment()
+    experiment = Experiment(joining=launch.named_paths(given.optimizer))
     study = Study(experiment, given.out_dir, optimizers_dir=given.optimizers_dir)
     study.check()
     launch.check_read(functools.partial(_advice, experiment))
+    if given.optimizers_dir is None:
+        _bring_optimizers(given.config_file, study.optimizers.directory)
     if given.dry_run:
         _print_plan(plan(study, measure_rates=given.measure))
         return
     publish(study, _lead(study))
+
+
+def _check_alone(flag: str, because: str) -> None:
+    """Raises ValueError if there is anything of an experiment beside the flag."""
+    given = flags.FLAGS
+    if given.config_file or given.gin_bindings or given.optimizer:
+        raise ValueError(
+            f"{flag} takes no --config_file, --gin_bindings or --optimizer: {because}."
+        )
+
+
+def _bring_optimizers(config_files: Sequence[str], directory: pathlib.Path) -> None:
+    """Those that lie in an archive beside the experiment's configuration are not made again."""
+    for file in config_files:
+        archive = gin_files.path_of(file).with_name(f"{directory.name}{ARCHIVED}")
+        if archive.is_file() and not directory.exists():
+            unpack(archive, directory)
+            print(f"Learned optimizers of {archive} are in {directory} now.")
 
 
 def _advice(experiment: Experiment, binding: gin_files.Binding) -> str | None:
@@ -88,12 +107,26 @@ def _lead(study: Study) -> str:
     """What is compared on what, in a sentence."""
     experiment = study.experiment
     plans = experiment.plans
-    seeds = {len(study.optimizers.seeds(name)) for name in experiment.optimizers}
     baselines = " and tuned baselines" if any(map(experiment.baselines_on, plans)) else ""
-    return (
+    made = [name for name, source in experiment.optimizers.items() if is_configuration(source)]
+    trained = [name for name in experiment.optimizers if name not in made]
+    seeds = {len(study.optimizers.seeds(name)) for name in made}
+    how = f", meta-trained with {_count(seeds, 'seed')}" if made else ""
+    lead = (
         f"{', '.join(experiment.optimizers)}{baselines} on {_count({len(plans)}, 'task')}: "
         f"{_count({plan.runs for plan in plans.values()}, 'paired run')} of "
-        f"{experiment.num_steps} steps, meta-trained with {_count(seeds, 'seed')}."
+        f"{experiment.num_steps} steps{how}."
+    )
+    return lead + (f" {_of_trained(trained, experiment.reference, made)}" if trained else "")
+
+
+def _of_trained(trained: Sequence[str], reference: str, made: Sequence[str]) -> str:
+    """What comparisons with optimizers that were trained beforehand do not know."""
+    with_all = f", compared with every meta-training seed of {reference}"
+    return (
+        f"Trained beforehand: {', '.join(trained)}. Each is a single optimizer"
+        f"{with_all if reference in made else ''}; no interval tells how another training of it "
+        "would have come out."
     )
 
 
@@ -109,7 +142,14 @@ def define_flags() -> None:
         "optimizers_dir",
         None,
         "Where learned optimizers are meta-trained, for several experiments to share; default: "
-        "optimizers/ in --out_dir.",
+        "optimizers/ in --out_dir, filled from optimizers.tar.xz beside the --config_file.",
+    )
+    flags.DEFINE_multi_string(
+        "optimizer",
+        [],
+        "[NAME=]WHAT joins the experiment's optimizers on all its tasks: a trained one (a file, a "
+        "directory of outer training, or a name in the zoo), or a gin file to meta-train it from. "
+        "Repeat it for several.",
     )
     flags.DEFINE_boolean(
         "dry_run", False, "Print what would be computed, what is there, and what it would cost."

@@ -64,6 +64,17 @@ def test_only_optimizers_of_a_property_speak_for_it():
         ),
         ({"tasks": ()}, "must name at least one each"),
         (
+            {"names": ("a", "b"), "baselines": ("SGD",)},
+            "Experiment.reference is 'none' unless it is set, .* set it to one of a, b, SGD",
+        ),
+        (
+            {"plan": {"optimizers": ("none", "sam", "sam")}},
+            f"TaskPlan.optimizers of '{RELU}' has 'sam' twice: name each once",
+        ),
+        ({"joining": {"sam": "mine.npz"}}, "cannot be called 'sam'. Taken are its own names .none"),
+        ({"joining": {"Adam": "mine.npz"}}, "cannot be called 'Adam'.* baselines .SGD, Momentum"),
+        ({"joining": {"a/b": "mine.npz"}}, "files are called by it"),
+        (
             {"plan": {"optimizers": ("none", "SDG")}},
             f"Unknown TaskPlan.optimizers of '{RELU}' 'SDG'. Did you mean 'SGD'",
         ),
@@ -76,7 +87,36 @@ def test_only_optimizers_of_a_property_speak_for_it():
 )
 def test_refuses_bad_experiments(parameters, message):
     with pytest.raises(ValueError, match=message):
-        experiment(SAM, **parameters)
+        experiment(**{"names": SAM, **parameters})
+
+
+def test_who_joins_an_experiment_is_on_all_its_tasks():
+    """Where a plan names others alone, too; and it may be what the experiment is about."""
+    gin.parse_config(
+        f"""
+        Experiment.optimizers = {{"none": "none.gin"}}
+        Experiment.tasks = ("{RELU}", "{SIGMOID}")
+        Experiment.primary = ("mine", "sam")
+        {SIGMOID}/TaskPlan.optimizers = ("none", "Adam")
+        """
+    )
+    one = Experiment(joining={"mine": "mnist_star_none"})
+    assert one.optimizers == {"none": "none.gin", "mine": "mnist_star_none"}
+    assert one.optimizers_on(RELU)[:2] == ("none", "mine")
+    assert one.optimizers_on(SIGMOID) == ("none", "Adam", "mine")
+    assert one.baselines_on(SIGMOID) == ("Adam",)
+    assert dataclasses.replace(one, num_steps=1).plans == one.plans
+    with pytest.raises(ValueError, match=r"Unknown optimizer of .* 'mine'"):
+        Experiment()
+
+
+def test_a_plan_without_a_task_is_explained():
+    gin.parse_config("Experiment.optimizers = {'none': 'none.gin'}")
+    gin.parse_config("Experiment.tasks = (@TaskPlan(),)")
+    with pytest.raises(
+        ValueError, match=r"A TaskPlan has no name: give Experiment\.tasks the names"
+    ):
+        Experiment()
 
 
 def test_gin_plans_all_tasks_or_one():

@@ -3,8 +3,10 @@
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -12,7 +14,7 @@ from conftest import REPOSITORY
 from helpers_study import RELU, table
 
 from regularized_lopt import gin_files, run_files, serialization, zoo
-from regularized_lopt.measure import results_file
+from regularized_lopt.measure import results_file, selections
 from regularized_lopt.study import Experiment
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 
@@ -109,7 +111,11 @@ def test_results_are_remade_from_the_one_file_that_is_kept(reproduced, tmp_path)
     ("flags", "message"),
     [
         ((), r"results.nc.xz does not exist: run the study \(without --rewrite\)"),
-        (("--gin_bindings=TaskPlan.runs = 1",), "--rewrite takes no --config_file or"),
+        (("--gin_bindings=TaskPlan.runs = 1",), "--rewrite takes no --config_file, --gin_bindings"),
+        (
+            ("--optimizer=mnist_star_none",),
+            "--rewrite takes no --config_file, --gin_bindings or --o",
+        ),
     ],
 )
 def test_rewriting_computes_nothing(tmp_path, flags, message):
@@ -135,6 +141,86 @@ def test_a_report_on_borrowed_optimizers_leaves_out_how_they_were_made(reproduce
     pages = [(path / "RESULTS.md").read_text() for path in (reproduced[0], tmp_path)]
     assert ["## Meta-training" in page for page in pages] == [True, False]
     assert (tmp_path / "table_1.csv").read_bytes() == (reproduced[0] / "table_1.csv").read_bytes()
+
+
+@pytest.fixture
+def study(reproduced, tmp_path):
+    """A folder as studies have in the repository: a configuration, and its optimizers' archive."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    lines = ["include 'gin_configs/reproduce_digits.gin'", *TINY]
+    (folder / "experiment.gin").write_text("\n".join(lines))
+    with tarfile.open(folder / "optimizers.tar.xz", "w:xz") as archive:
+        archive.add(reproduced[0] / "optimizers", "optimizers")
+    return folder
+
+
+def test_an_optimizer_of_ones_own_joins_a_study_whose_others_are_not_made_again(study, tmp_path):
+    out_dir = tmp_path / "mine"
+    arguments = [
+        f"--config_file={study / 'experiment.gin'}",
+        f"--gin_bindings={RELU}/TaskPlan.optimizers = ('none', 'sam', 'SGD')",
+        "--optimizer=mine=mnist_star_none",
+        f"--out_dir={out_dir}",
+    ]
+    planned = run_module("reproduce", *arguments, "--dry_run")
+    assert f"{study / 'optimizers.tar.xz'} are in {out_dir / 'optimizers'} now" in planned
+    rows = [line.replace("│", " ").split() for line in planned.splitlines() if "│" in line]
+    meta_training = [row for row in rows if row[0] == "meta-train"]
+    assert [(row[1], row[4]) for row in meta_training] == [("none,", "cached"), ("sam,", "cached")]
+    assert ["train", f"{RELU},", "mine"] in [row[:3] for row in rows]
+    run_module("reproduce", *arguments)
+    said = " ".join((out_dir / "RESULTS.md").read_text().split())
+    assert (
+        "none, sam, mine and tuned baselines on 1 task: 2 paired runs of 25 steps, meta-trained "
+        "with 1 seed. Trained beforehand: mine. Each is a single optimizer, compared with every "
+        "meta-training seed of none; no interval tells how another training"
+    ) in said
+    assert "| mine |" in said
+    (task,) = results_file.load(out_dir / results_file.FILE).tasks
+    assert selections.keys(task) == ["none", "sam", "SGD", "mine"]
+    assert sorted(path.name for path in study.iterdir()) == ["experiment.gin", "optimizers.tar.xz"]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("none=mnist_star_none", "cannot be called 'none'. Taken are its own names (none, sam)"),
+        ("=mnist_star_none", "'=mnist_star_none' is no optimizer: give NAME=PATH, or PATH alone."),
+        ("mine=", "'mine=' is no optimizer: give NAME=PATH"),
+        ("mine=mnist_star_nine", "Did you mean 'mnist_star_none'"),
+        ("mine=nowhere.gin", "There is no gin file nowhere.gin"),
+    ],
+)
+def test_an_optimizer_that_cannot_join_is_refused_first(tmp_path, what, message):
+    out_dir = tmp_path / "out"
+    done = subprocess.run(
+        command("reproduce", *reproduction(out_dir), f"--optimizer={what}"),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert not out_dir.exists()
+
+
+def test_ctrl_c_ends_a_meta_test_with_one_line(tmp_path):
+    running = subprocess.Popen(
+        command("meta_test", "--lopt=mine=mnist_star_none", f"--task={RELU}", "--baselines=",
+                "--num_steps=1000000", "--num_runs=1", f"--out_dir={tmp_path}"),
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert f"{RELU}: mine: 0.00/1.00M" in running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 128 + signal.SIGINT, said
+    assert said.splitlines()[-1].startswith("Stopped by SIGINT. The same command goes on from")
+    assert "Traceback" not in said
 
 
 def test_exchanged_optimizers_are_named(reproduced, tmp_path):

@@ -249,7 +249,7 @@ def test_accuracy_alone_measures_nothing_and_reports_what_it_has(tmp_path):
     what = {"who": who, "tasks": (RELU, SIGMOID), "baselines": ("Adam",)}
     alone = make_study(tmp_path, **what, plan={"measured_runs": 0})
     planned = dry_run.plan(alone)
-    assert {line.stage for line in planned} == {"meta-train", "tune", "train"}
+    assert {line.stage for line in planned} == {"tune", "train"}
     publish(alone, "")
     assert all(line.cached for line in dry_run.plan(alone))
     assert {path.name for path in (tmp_path / "cells").iterdir()} == {"runs", "tune"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gin
@@ -17,6 +17,12 @@ from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 GIVEN = "given"
 """In `Experiment.optimizers`: the optimizer is handed to the study as an object."""
 _MOST_TESTS = 9
+_NONE = "none"
+
+
+def is_configuration(source: str) -> bool:
+    """Whether a learned optimizer's source is a gin file to meta-train it from."""
+    return source.endswith(".gin")
 
 
 @configurable(denylist=["name"])
@@ -25,7 +31,7 @@ class TaskPlan:
     """What a study does on one task.
 
     Attributes:
-      name: of an image task.
+      name: of an image task; there is no default.
       runs: paired runs per optimizer, > 0.
       measured_runs: properties are measured around the params of the first so many runs; None: of
         all, 0: of none, accuracies are all there is.
@@ -38,7 +44,7 @@ class TaskPlan:
         meta-training seed of the reference.
     """
 
-    name: str
+    name: str = ""
     runs: int = 10
     measured_runs: int | None = None
     examples: int | None = None
@@ -47,6 +53,17 @@ class TaskPlan:
     baselines_matched: bool = True
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError(
+                "A TaskPlan has no name: give Experiment.tasks the names of tasks. What gin says "
+                "of a plan is in the scope of its task: NAME/TaskPlan.runs = 5."
+            )
+        names = self.optimizers or ()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"TaskPlan.optimizers of {self.name!r} has {', '.join(map(repr, twice))} twice: "
+                "name each once."
+            )
         for name, least in (
             ("runs", 1),
             ("measured_runs", 0),
@@ -55,6 +72,13 @@ class TaskPlan:
         ):
             if (count := getattr(self, name)) is not None:
                 errors.check_count(f"TaskPlan.{name}", count, least)
+
+    def joined_by(self, names: Iterable[str]) -> TaskPlan:
+        """The plan with more optimizers."""
+        if self.optimizers is None:
+            return self
+        more = (name for name in names if name not in self.optimizers)
+        return dataclasses.replace(self, optimizers=(*self.optimizers, *more))
 
     @property
     def num_measured(self) -> int:
@@ -72,10 +96,12 @@ def task_plan(name: str, **settings: Any) -> TaskPlan:
         return TaskPlan(name, **settings)
 
 
-@configurable()
+@configurable(denylist=["joining"])
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What is compared on what.
+
+    It also takes `joining`: more of `optimizers`, on every task, whatever its plan says.
 
     Attributes:
       title: of the report.
@@ -111,7 +137,7 @@ class Experiment:
     optimizers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tasks: tuple[str | TaskPlan, ...] = ()
     phase: str = "meta_test"
-    reference: str = "none"
+    reference: str = _NONE
     primary: tuple[str, str] | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
     baselines: tuple[str, ...] = optimizers_lib.DEFAULT_BASELINES
@@ -125,9 +151,10 @@ class Experiment:
     alpha: float = 0.05
     test: str = "auto"
     parallelism: tuple[int, int] | None = None
+    joining: dataclasses.InitVar[Mapping[str, str] | None] = None
     plans: Mapping[str, TaskPlan] = dataclasses.field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, joining: Mapping[str, str] | None) -> None:
         if not self.optimizers or not self.tasks:
             raise ValueError(
                 "Experiment.optimizers and Experiment.tasks must name at least one each, e.g. "
@@ -136,6 +163,8 @@ class Experiment:
         for name in (*self.optimizers, *self.early_evidence):
             errors.check_file_name("An optimizer called", name)
         object.__setattr__(self, "plans", self._plans())
+        if joining:
+            self._join(joining)
         self._check_optimizers()
         errors.check_name("Experiment.phase", self.phase, ("meta_train", "meta_test"))
         errors.check_name("Experiment.budget", self.budget, optimizers_lib.BUDGETS)
@@ -161,14 +190,32 @@ class Experiment:
             plans[plan.name] = plan
         return plans
 
+    def _join(self, joining: Mapping[str, str]) -> None:
+        for name in joining:
+            errors.check_file_name("An optimizer called", name)
+            if name in (*self.optimizers, *optimizers_lib.BASELINES):
+                raise ValueError(
+                    f"An optimizer that joins the experiment cannot be called {name!r}. Taken are "
+                    f"its own names ({', '.join(self.optimizers)}) and those of baselines "
+                    f"({', '.join(optimizers_lib.BASELINES)})."
+                )
+        plans = {name: plan.joined_by(joining) for name, plan in self.plans.items()}
+        object.__setattr__(self, "optimizers", {**self.optimizers, **joining})
+        object.__setattr__(self, "tasks", tuple(plans.values()))
+        object.__setattr__(self, "plans", plans)
+
     def _check_optimizers(self) -> None:
         for name in self.baselines:
             errors.check_name("Experiment.baselines", name, optimizers_lib.BASELINES)
         if clash := set(self.optimizers) & set(self.baselines):
             raise ValueError(f"Experiment.optimizers has names of baselines: {sorted(clash)}.")
-        errors.check_name(
-            "Experiment.reference", self.reference, (*self.optimizers, *self.baselines)
-        )
+        compared = (*self.optimizers, *self.baselines)
+        if self.reference == _NONE and _NONE not in compared:
+            raise ValueError(
+                f"Experiment.reference is {_NONE!r} unless it is set, and there is no optimizer of "
+                f"that name: set it to one of {', '.join(compared)}."
+            )
+        errors.check_name("Experiment.reference", self.reference, compared)
         for plan in self.plans.values():
             if (names := plan.optimizers) is None:
                 continue

@@ -24,9 +24,11 @@ from regularized_lopt.outer_training import outer_train
 from regularized_lopt.outer_training.parts import check_bindings, configuration
 from regularized_lopt.run_files import EXPERIMENT_FILE, load_metrics
 from regularized_lopt.study import cache as cache_lib
-from regularized_lopt.study.experiment import GIVEN, Experiment
+from regularized_lopt.study.experiment import GIVEN, Experiment, is_configuration
 from regularized_lopt.study.steps import Step
 
+ARCHIVED = ".tar.xz"
+"""What the archive of a directory of optimizers is called beyond its name."""
 _FINISHED = "finished"
 
 
@@ -50,16 +52,16 @@ class MetaTrainedOptimizers:
     record_seconds: Callable[[str, float], None]
 
     def __post_init__(self) -> None:
-        _unpack(self.directory)
+        unpack(self.directory.parent / f"{self.directory.name}{ARCHIVED}", self.directory)
 
     def seeds(self, name: str) -> tuple[int, ...]:
         """The meta-training seeds of an optimizer of the experiment."""
-        trained_here = self.experiment.optimizers[name].endswith(".gin")
+        trained_here = is_configuration(self.experiment.optimizers[name])
         return self.experiment.seeds_of(name) if trained_here else (0,)
 
     def directory_of(self, name: str, source: str, seed: int) -> pathlib.Path | None:
         """Where an optimizer is meta-trained; None: it is trained already."""
-        if not source.endswith(".gin"):
+        if not is_configuration(source):
             return None
         with self.configured(source, seed):
             digest = hashlib.sha256("\n".join(_gin_lines()).encode()).hexdigest()[:12]
@@ -88,7 +90,7 @@ class MetaTrainedOptimizers:
         """
         nowhere: dict[gin_files.Binding, str] | None = None
         for source in sources.values():
-            if source.endswith(".gin"):
+            if is_configuration(source):
                 with self.configured(source, 0):
                     _check_is_one(source)
                     found = check_bindings(self.experiment.bindings)
@@ -167,7 +169,7 @@ class MetaTrainedOptimizers:
                 if (directory := self.directory_of(name, source, seed)) is not None
             }
             for name, source in self.experiment.optimizers.items()
-            if source.endswith(".gin")
+            if is_configuration(source)
         }
 
 
@@ -180,11 +182,19 @@ def _check_is_one(source: str) -> None:
         )
 
 
-def _unpack(directory: pathlib.Path) -> None:
-    """Unpacks the archive beside it, if there is no such directory; two processes may try."""
-    archive = directory.parent / f"{directory.name}.tar.xz"
+def unpack(archive: pathlib.Path, directory: pathlib.Path) -> None:
+    """Unpacks the archive, if there is one and no such directory yet; two processes may try.
+
+    Args:
+      archive: of a directory of that name.
+      directory: where it goes.
+
+    Raises:
+      serialization.FileFormatError: the archive is damaged.
+    """
     if directory.exists() or not archive.is_file():
         return
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as aside:
         try:
             with tarfile.open(archive, "r:xz") as packed:

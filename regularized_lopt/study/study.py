@@ -18,7 +18,7 @@ from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import locks
 from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import CacheKeys, Identity, identity
-from regularized_lopt.study.experiment import Experiment
+from regularized_lopt.study.experiment import Experiment, is_configuration
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 from regularized_lopt.study.steps import Step, cached_step
 from regularized_lopt.study.task_runs import image_task, step_timing
@@ -107,15 +107,18 @@ class Study:
 
     def steps(self) -> Iterator[Step[Any]]:
         """All that comes before the report, in the order in which it is done."""
-        for of in (meta_training := self._meta_training()).values():
-            yield from of.values()
+        for name, of in (meta_training := self._meta_training()).items():
+            if is_configuration(self.experiment.optimizers[name]):
+                yield from of.values()
         learned = {name: _found(of) for name, of in meta_training.items()}
         for task in self.experiment.plans:
             yield from self.on(task, learned).steps().values()
         for curves in self._update_curves(learned).values():
             yield from curves
         early = self._early_meta_training()
-        yield from early.values()
+        for name, step in early.items():
+            if is_configuration(self.experiment.early_evidence[name]):
+                yield step
         if early:
             yield self._early_evidence(dict(zip(early, _found(early), strict=True)))
 
@@ -145,13 +148,9 @@ class Study:
 
     def _meta_training(self) -> dict[str, dict[int, Step[EvaluatedOptimizer]]]:
         """By name and seed."""
-
-        def label(name: str, source: str, seed: int) -> str:
-            return f"{name}, seed {seed}" if source.endswith(".gin") else f"{name}, given"
-
         return {
             name: {
-                seed: self.optimizers.step(name, source, seed, label(name, source, seed))
+                seed: self.optimizers.step(name, source, seed, f"{name}, seed {seed}")
                 for seed in self.optimizers.seeds(name)
             }
             for name, source in self.experiment.optimizers.items()
