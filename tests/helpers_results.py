@@ -7,11 +7,16 @@ import numpy as np
 from regularized_lopt import tasks
 from regularized_lopt.measure import dataset
 from regularized_lopt.measure.dataset import Found, Matched
-from regularized_lopt.measure.flatness import Flatness, FlatnessConfig
+from regularized_lopt.measure.flatness import LIVE_SCALES, NORMS, SCALES, Flatness, FlatnessConfig
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer, TrainedWith
 from regularized_lopt.measure.training_curves import TrainingCurves
 
 FLATNESS_CONFIG = FlatnessConfig(radii=(0.01,), num_probes=0)
+EVERY = SCALES + LIVE_SCALES
+EVERY_BALL = FlatnessConfig(
+    radii=(0.001, 0.01), num_probes=1, num_steps=1, scales=EVERY, hessian_at_matched=True
+)
+SEEDS = 8
 
 
 def flatness(loss, absolute, relative):
@@ -63,6 +68,35 @@ def optimizer(loss, worst, relative=None, matched=None, own="sam", learning_rate
         at={"poc": at, "completion": at},
         matched=[Matched(one, one, one, flatness(0, a, a), flatness(0, b, b)) for a, b in matched],
     )
+
+
+def _around(loss, factors, spread, radii):
+    """Of three runs of a seed: the rise is a scale's factor times their spread, at every radius."""
+    loss = np.full(3, loss)
+    ends = {
+        scale: (loss + factor * spread)[:, None, None] * np.ones((3, radii, 2))
+        for scale, factor in factors.items()
+    }
+    norms = {name: of * spread for name, of in zip(NORMS, (5.0, 4.0, 3.0), strict=True)}
+    return Flatness(loss, loss, ends, ends, -spread, 2 * factors["absolute"] * spread, norms)
+
+
+def in_every_ball(factors, loss, spread):
+    """Measured by `EVERY_BALL`, at both points, and at matched loss beside a reference's rise of 1.
+
+    Args:
+      factors: of the rise, by scale.
+      loss: around which it is measured.
+      spread: [seeds, 3 runs], by which the rise is multiplied.
+    """
+    at = [_around(loss, factors, of, 2) for of in spread]
+    one, same = np.ones(3), dict.fromkeys(EVERY, 1.0)
+    matched = [
+        Matched(one, one, one, _around(loss, factors, of, 1), _around(0.0, same, np.ones(3), 1))
+        for of in spread
+    ]
+    accuracies = trained([0.9] * len(spread))
+    return dataclasses.replace(accuracies, at={"poc": at, "completion": at}, matched=matched)
 
 
 def measured_task(task, facts=None, config=FLATNESS_CONFIG, num_steps=1, **optimizers):

@@ -108,9 +108,11 @@ def test_what_an_optimizer_was_trained_with_is_read_from_theta_s_metadata():
     assert of({"regularizer_meta_space": sam}) == optimizers.TrainedWith("sam", "meta", 0.5)
     both = {"regularizer_meta_space": sam, "regularizer_optimizee_space": {**sam, "name": "gam"}}
     assert of(both) == optimizers.TrainedWith("gam", "optimizee", 0.5)
+    strong = {"name": "gam", "weight": 0.5, "strength": 3.0, "rho": 2}
+    assert of({"regularizer_meta_space": strong}) == optimizers.TrainedWith("gam", "meta", 1.5, 2.0)
     terms = [(0.5, registry.get("sam")), (1.0, registry.get("gam"))]
     summed = {"regularizer_meta_space": regularizers.Sum(terms).describe()}
-    assert of(summed) == optimizers.TrainedWith("sam", "meta", 1.0)
+    assert of(summed) == optimizers.TrainedWith("sam", "meta", 1.0, registry.get("sam").rho)
     smoothing = {"regularizer_meta_space": none, "smoothing": {"strength": "linear_schedule"}}
     assert of(smoothing) == optimizers.TrainedWith("smoothing", "update", None)
 

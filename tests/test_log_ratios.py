@@ -6,45 +6,20 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.stats
-from helpers_results import measured_task, optimizer, trained
+from helpers_results import EVERY, EVERY_BALL, SEEDS, in_every_ball, measured_task, optimizer
 from helpers_study import RELU
 
 from regularized_lopt import statistics
-from regularized_lopt.measure import FlatnessConfig, StudyResults
-from regularized_lopt.measure.dataset import Matched
-from regularized_lopt.measure.flatness import LIVE_SCALES, NORMS, SCALES, Flatness
+from regularized_lopt.measure import StudyResults
+from regularized_lopt.measure.flatness import NORMS, SCALES
 from regularized_lopt.report import export, log_ratios, sections, write
 
-EVERY = SCALES + LIVE_SCALES
-CONFIG = FlatnessConfig(
-    radii=(0.001, 0.01), num_probes=1, num_steps=1, scales=EVERY, hessian_at_matched=True
-)
 FACTORS = {"absolute": 0.5, "relative": 0.8, "live": 1.0, "l2": 1.25}
-COUNT = 8
-SPREAD = np.exp(0.2 * np.random.default_rng(0).normal(size=(COUNT, 3)))
-
-
-def around(loss, factors, spread, radii):
-    """Of three runs of a seed: the rise is a scale's factor times their spread, at every radius."""
-    loss = np.full(3, loss)
-    ends = {
-        scale: (loss + factor * spread)[:, None, None] * np.ones((3, radii, 2))
-        for scale, factor in factors.items()
-    }
-    norms = {name: of * spread for name, of in zip(NORMS, (5.0, 4.0, 3.0), strict=True)}
-    return Flatness(loss, loss, ends, ends, -spread, 2 * factors["absolute"] * spread, norms)
+SPREAD = np.exp(0.2 * np.random.default_rng(0).normal(size=(SEEDS, 3)))
 
 
 def found(factors, loss=1.0, spread=SPREAD):
-    """Of several seeds, at both points, and at matched loss beside the reference."""
-    at = [around(loss, factors, of, 2) for of in spread]
-    one, same = np.ones(3), dict.fromkeys(EVERY, 1.0)
-    matched = [
-        Matched(one, one, one, around(loss, factors, of, 1), around(0.0, same, np.ones(3), 1))
-        for of in spread
-    ]
-    accuracies = trained([0.9] * len(spread))
-    return dataclasses.replace(accuracies, at={"poc": at, "completion": at}, matched=matched)
+    return in_every_ball(factors, loss, spread)
 
 
 def by_quantity(task):
@@ -55,14 +30,14 @@ def by_quantity(task):
 
 def test_a_planted_ratio_is_found_with_scipy_s_interval():
     """The reference's runs do not spread, so that the log ratio spreads as the optimizer's."""
-    none = found(dict.fromkeys(EVERY, 1.0), loss=3.0, spread=np.ones((COUNT, 3)))
-    task = measured_task(RELU, config=CONFIG, none=none, sam=found(FACTORS))
+    none = found(dict.fromkeys(EVERY, 1.0), loss=3.0, spread=np.ones((SEEDS, 3)))
+    task = measured_task(RELU, config=EVERY_BALL, none=none, sam=found(FACTORS))
     rows = by_quantity(task)
     for scale, factor in FACTORS.items():
         logs = np.log(factor * SPREAD).mean(axis=1)
         test = scipy.stats.ttest_1samp(logs, 0.0).confidence_interval()
         wanted = np.exp([logs.mean(), test.low, test.high])
-        least = 1 - np.exp(-statistics.detectable_difference(np.std(logs, ddof=1), COUNT))
+        least = 1 - np.exp(-statistics.detectable_difference(np.std(logs, ddof=1), SEEDS))
         for cells in rows["sam", f"max L − L, {scale}"]:
             ratio, low, high = (float(of.strip("[],")) for of in cells[0].split())
             np.testing.assert_allclose([ratio, low, high], wanted, rtol=0.01)
@@ -79,7 +54,7 @@ def test_seeds_that_cannot_be_compared_are_counted():
     spread[2, 1] = np.nan
     spread[5] = -1.0
     none = found(dict.fromkeys(EVERY, 1.0))
-    task = measured_task(RELU, config=CONFIG, none=none, sam=found(FACTORS, spread=spread))
+    task = measured_task(RELU, config=EVERY_BALL, none=none, sam=found(FACTORS, spread=spread))
     cells = by_quantity(task)["sam", "max L − L, live"]
     assert [of[1] for of in cells] == ["6 of 8"] * 3
     ratio = log_ratios.LogRatio.of(spread, SPREAD)
@@ -96,7 +71,7 @@ def test_one_seed_shows_nothing():
 
 def test_a_baseline_is_compared_with_every_seed_of_the_reference():
     none = found(dict.fromkeys(EVERY, 1.0))
-    task = measured_task(RELU, config=CONFIG, none=none, SGD=found(FACTORS, spread=SPREAD[:1]))
+    task = measured_task(RELU, config=EVERY_BALL, none=none, SGD=found(FACTORS, spread=SPREAD[:1]))
     (poc, *_) = by_quantity(task)["SGD", "max L − L, live"]
     assert poc[1] == "8"
 
@@ -108,7 +83,7 @@ def test_results_without_the_new_scales_have_no_table(tmp_path):
     assert not (tmp_path / "log_ratios.csv").exists()
 
 
-@pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, scales=SCALES)])
+@pytest.mark.parametrize("config", [EVERY_BALL, dataclasses.replace(EVERY_BALL, scales=SCALES)])
 def test_a_page_has_the_table_and_figures_of_the_scales_that_were_measured(tmp_path, config):
     none = found(dict.fromkeys(EVERY, 1.0))
     task = measured_task(RELU, config=config, none=none, sam=found(FACTORS))
@@ -121,8 +96,8 @@ def test_a_page_has_the_table_and_figures_of_the_scales_that_were_measured(tmp_p
 
 
 def test_the_file_has_every_property_scale_radius_and_point(tmp_path):
-    none = found(dict.fromkeys(EVERY, 1.0), spread=np.ones((COUNT, 3)))
-    task = measured_task(RELU, config=CONFIG, none=none, sam=found(FACTORS))
+    none = found(dict.fromkeys(EVERY, 1.0), spread=np.ones((SEEDS, 3)))
+    task = measured_task(RELU, config=EVERY_BALL, none=none, sam=found(FACTORS))
     export.write([task], [], [], tmp_path)
     rows = list(csv.DictReader((tmp_path / "log_ratios.csv").open()))
     rises = 3 * len(EVERY) * (2 + 2 + 1)

@@ -42,15 +42,16 @@ def test_baselines_are_optax_s(name):
         expected = optax.apply_updates(expected, updates)
     np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
     assert optimizer.gradients_per_step == (1 if rho is None else 2)
-    assert optimizer.trained_with.strength == rho
+    assert optimizer.trained_with.rho == rho
 
 
 def test_doses_are_facts_and_complete():
     """What a figure of doses draws, of each regularizer and optimizer."""
     doses = {}
     for name, one in optimizers_lib.BASELINES.items():
-        key = (one.trained_with.regularizer, name.partition("+")[0])
-        doses.setdefault(key, []).append(one.trained_with.strength)
+        known = one.trained_with
+        key = (known.regularizer, name.partition("+")[0])
+        doses.setdefault(key, []).append(known.strength if known.rho is None else known.rho)
     assert {key: sorted(of) for key, of in doses.items() if key[0] != "none"} == {
         ("sam", "SGD"): [0.05, 0.1, 0.2, 0.5, 1.0],
         ("sam", "Adam"): [0.05, 0.1, 0.2, 0.5, 1.0],

@@ -231,7 +231,7 @@ def test_equal_gradients_rerun_two_per_step_alone(tmp_path):
         gradients.sel(optimizer="SGD")["test_accuracy"], steps.sel(optimizer="SGD")["test_accuracy"]
     )
     # The doses are there for a figure to draw.
-    assert gradients.sel(optimizer="SGD+SAM 0.5")["strength"] == 0.5
+    assert gradients.sel(optimizer="SGD+SAM 0.5")["rho"] == 0.5
 
 
 def test_optimizers_of_one_kind_side_by_side_are_what_they_are_alone(tmp_path):

@@ -168,6 +168,7 @@ def _known(of: Sequence[Found]) -> dict[str, Any]:
         "space": [one.trained_with.space for one in who],
         "learning_rate": np.array([one.learning_rate for one in who], np.float64),
         "strength": np.array([one.trained_with.strength for one in who], np.float64),
+        "rho": np.array([one.trained_with.rho for one in who], np.float64),
         "seeds": [len(one.curves) for one in of],
         "pairs": [len(one.matched) for one in of],
     }

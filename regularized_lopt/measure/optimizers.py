@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,13 +49,15 @@ class TrainedWith:
       regularizer: "none", its name, or that of the first of several; of a baseline "sam", "msam" or
         "ema".
       space: "meta", "optimizee", "update" (smoothing), or "params" (of a baseline); "none".
-      strength: its weight in the objective; of a baseline the radius rho, or the decay of the
-        average; None: there is none.
+      strength: its factor in the objective; of a baseline the decay of the average; None: there
+        is none, or a schedule.
+      rho: its radius; None: likewise.
     """
 
     regularizer: str = "none"
     space: str = "none"
     strength: float | None = None
+    rho: float | None = None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> TrainedWith:
@@ -64,15 +67,17 @@ class TrainedWith:
             while "terms" in found:  # Of a sum the first.
                 found = found["terms"][0][1]
             if found.get("name", "none") != "none":
-                return cls(found["name"], space, _number(found.get("weight")))
+                factor = _product(found.get("weight"), found.get("strength", 1.0))
+                return cls(found["name"], space, factor, _product(found.get("rho")))
         if smoothing := metadata.get("smoothing"):
-            return cls("smoothing", "update", _number(smoothing.get("strength")))
+            return cls("smoothing", "update", _product(smoothing.get("strength")))
         return cls()
 
 
-def _number(value: Any) -> float | None:
-    """None for a schedule, of which metadata has the name alone."""
-    return float(value) if isinstance(value, int | float) else None
+def _product(*factors: Any) -> float | None:
+    """None where one is a schedule, of which metadata has the name alone, or is not there."""
+    known = all(isinstance(value, int | float) for value in factors)
+    return float(math.prod(factors)) if known else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +242,7 @@ def _with_sam(base: str, rho: float) -> Baseline:
         lambda rate: transformations.sam(plain.make(rate), rho),
         plain.learning_rates,
         2,
-        TrainedWith("sam", "params", rho),
+        TrainedWith("sam", "params", rho=rho),
     )
 
 
@@ -247,7 +252,7 @@ def _with_msam(base: str, rho: float) -> Baseline:
         f"{base}+MSAM, rho {rho}",
         lambda rate: transformations.msam(plain.make(rate), _MOMENTUM_BUFFERS[base], rho),
         plain.learning_rates,
-        trained_with=TrainedWith("msam", "params", rho),
+        trained_with=TrainedWith("msam", "params", rho=rho),
     )
 
 

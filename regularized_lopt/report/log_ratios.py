@@ -44,28 +44,39 @@ class LogRatio:
 
     Attributes:
       ratio: of the geometric means over seeds.
-      seeds: pairs of seeds that are compared.
-      pairs: those that there are.
-      deviation: of the log ratios over seeds; NaN below two.
+      logs: [pairs], of each pair of seeds; NaN where they cannot be compared.
     """
 
     ratio: statistics.Ratio
-    seeds: int
-    pairs: int
-    deviation: float
+    logs: np.ndarray
 
     @classmethod
     def of(cls, own: np.ndarray, reference: np.ndarray) -> LogRatio:
         """Of paired seeds, [seeds, runs] each."""
         with np.errstate(divide="ignore", invalid="ignore"):  # Not positive: left out.
-            means = np.exp([np.log(own).mean(axis=1), np.log(reference).mean(axis=1)])
-        known = np.all(np.isfinite(means) & (means > 0), axis=0)
-        a, b = means[:, known]
-        if not known.any():
-            a = b = np.full(1, np.nan)
-        ratio = statistics.paired_ratio(a, b, bootstrap=False)
-        deviation = float(np.std(np.log(a) - np.log(b), ddof=1)) if len(a) > 1 else math.nan
-        return cls(ratio, int(known.sum()), len(known), deviation)
+            means = [np.log(np.asarray(of, np.float64)).mean(axis=1) for of in (own, reference)]
+            logs = np.subtract(*means)
+        known = np.isfinite(logs)
+        logs = np.where(known, logs, np.nan)
+        compared = logs[known] if known.any() else np.full(1, np.nan)
+        log = statistics.paired_difference(compared, np.zeros(len(compared)), bootstrap=False)
+        return cls(statistics.Ratio(log), logs)
+
+    @property
+    def seeds(self) -> int:
+        """Pairs of seeds that are compared."""
+        return int(np.isfinite(self.logs).sum())
+
+    @property
+    def pairs(self) -> int:
+        """Those that there are."""
+        return len(self.logs)
+
+    @property
+    def deviation(self) -> float:
+        """Of the log ratios over seeds; NaN below two."""
+        compared = self.logs[np.isfinite(self.logs)]
+        return float(np.std(compared, ddof=1)) if len(compared) > 1 else math.nan
 
     @property
     def detectable(self) -> float:
@@ -98,7 +109,7 @@ def table(task: xr.Dataset, name: str = "gsam") -> Table:
     rows, radius = [], selections.headline(task)
     for one in selections.others(task) if config.has_norms else ():
         for scale in config.scales:
-            found = [_rise(one, base, name, point, scale, radius) for point in _WHERE]
+            found = [rise(one, base, name, point, scale, radius) for point in _WHERE]
             rows.append([one["name"].item(), f"{LABELS[name]}, {scale}", *_cells(found)])
         for quantity, label in _LABELS.items():
             if quantity in NORMS or config.num_probes:
@@ -126,7 +137,7 @@ def rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
                 radii = config.headline_alone().radii if point == MATCHED else config.radii
                 for name, scale, radius in itertools.product(PROPERTIES, config.scales, radii):
                     of = {"quantity": name, "scale": scale, "radius": radius}
-                    yield from _row(about | of, _rise(one, base, name, point, scale, radius))
+                    yield from _row(about | of, rise(one, base, name, point, scale, radius))
                 for quantity in _LABELS:
                     of = {"quantity": quantity, "scale": "", "radius": ""}
                     yield from _row(about | of, _quantity(one, base, quantity, point))
@@ -152,7 +163,7 @@ def _cells(found: Sequence[LogRatio | None]) -> list[str]:
     return [cell for one in found for cell in (["", "", ""] if one is None else one.cells())]
 
 
-def _rise(
+def rise(
     one: xr.Dataset, base: xr.Dataset, name: str, point: str, scale: str, radius: float
 ) -> LogRatio | None:
     """Of a property in a ball; None where it was not measured. At matched loss: in the one ball."""

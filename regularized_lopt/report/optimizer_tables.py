@@ -12,6 +12,7 @@ from regularized_lopt import statistics
 from regularized_lopt.measure import selections
 from regularized_lopt.measure.cubic_regression import EarlyEvidence
 from regularized_lopt.measure.update_curves import UpdateCurve
+from regularized_lopt.report.log_ratios import LogRatio
 from regularized_lopt.report.sections import Table
 from regularized_lopt.report.tables import summary
 from regularized_lopt.report.verdicts import compare
@@ -65,6 +66,79 @@ def meta_training_table(
                 ]
             )
     return header, rows
+
+
+_LATE = 0.75  # Of the outer steps: where "the end of meta-training" begins.
+_SPACES = {"optimizee_rise_at_reference": "params", "meta_rise_at_reference": "theta"}
+LEARNED_NOTE = (
+    "L_reg − L within the reference radius, which all meta-trainings share (ObjectiveCheck): what "
+    "a regularizer should lower, on images of the meta-train half, with params or theta moved. "
+    "Geometric means over the validations in the last quarter of the outer steps, then over "
+    "meta-training seeds; ratios are paired by seed, with 95% intervals (Student's t on the log "
+    "scale). Seeds with a value that is not positive are left out, and their number tells. Beside "
+    "each ratio the smallest decrease that so many seeds would show."
+)
+
+
+def objective_table(
+    curves: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]], reference: str
+) -> Table:
+    """One row per optimizer: whether its objective is learned, see `ObjectiveCheck`.
+
+    Args:
+      curves: by optimizer and meta-training seed.
+      reference: the optimizer that others are compared with.
+
+    Returns:
+      The table; without rows where it was not measured of the reference and of another optimizer.
+    """
+    header = ["optimizer", "validation loss (nats)", f"ratio to {reference} (95%)"]
+    for around in _SPACES.values():
+        header += [f"L_reg − L around {around} (nats)", f"ratio to {reference} (95%)"]
+        header += ["seeds", "would show"]
+    measured = {
+        name: seeds
+        for name, seeds in curves.items()
+        if any(np.isfinite(of.get(c, np.nan)).any() for of in seeds.values() for c in _SPACES)
+    }
+    if reference not in measured or len(measured) < 2:
+        return header, []
+    return header, [
+        [name, *_objective(seeds, measured[reference], name == reference)]
+        for name, seeds in measured.items()
+    ]
+
+
+def _objective(
+    own: Mapping[int, Mapping[str, np.ndarray]],
+    reference: Mapping[int, Mapping[str, np.ndarray]],
+    same: bool,
+) -> list[str]:
+    cells = []
+    for column in ("validation_loss", *_SPACES):
+        values = np.array([_late(columns, column) for columns in own.values()])
+        known = values[np.isfinite(values)]
+        cells.append(f"{np.exp(np.log(known).mean()):.4g}" if len(known) else "")
+        pairs = [
+            (_late(columns, column), _late(reference[seed], column))
+            for seed, columns in own.items()
+            if seed in reference
+        ]
+        ratio = LogRatio.of(*np.reshape(pairs, (-1, 2, 1)).swapaxes(0, 1))
+        against, seeds, would_show = ratio.cells()
+        cells.append("" if same else against)
+        if column != "validation_loss":
+            cells += [seeds, "" if same else would_show]
+    return cells
+
+
+def _late(columns: Mapping[str, np.ndarray], column: str) -> float:
+    """Geometric mean at the end of a meta-training; NaN where a value is not positive, or none."""
+    steps = columns["outer_step"]
+    values = columns.get(column, np.full_like(steps, np.nan))[steps > _LATE * steps.max()]
+    values = values[~np.isnan(values)]
+    positive = len(values) > 0 and bool(np.all(values > 0))
+    return float(np.exp(np.log(values).mean())) if positive else np.nan
 
 
 def validation_table(tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[float]]) -> Table:

@@ -15,10 +15,12 @@ from regularized_lopt.measure.flatness import LIVE_SCALES, SCALES
 from regularized_lopt.measure.results import POINTS, StudyResults
 from regularized_lopt.measure.update_curves import UpdateCurve
 from regularized_lopt.report import (
+    dose_response,
     export,
     log_ratios,
     optimizer_tables,
     paper_claims,
+    plot_style,
     tables,
     update_figures,
 )
@@ -72,6 +74,7 @@ class Reporter:
         self._accuracy_in_detail(page)
         if self._primary is not None:
             self._declared(page)
+        self._doses(page)
         self._against_sam(page)
         self._properties(page)
         for task in self._tasks:
@@ -149,6 +152,15 @@ class Reporter:
             "task, at the headline radius, absolute, and at completion. Everything else on this "
             "page describes, each measure by its own 95% interval.",
         )
+
+    def _doses(self, page: Page) -> None:
+        colors = plot_style.palette(self._tasks)
+        for family in dose_response.families(self._tasks):
+            page.heading(title := f"Doses of {family.title}")
+            figure = dose_response.draw(family, colors)
+            self._add(page, figure, family.file, dose_response.CAPTION)
+            page.table(dose_response.table(family), title)
+            page.note(dose_response.NOTE)
 
     def _against_sam(self, page: Page) -> None:
         if (against := tables.against_sam(self._tasks))[1]:
@@ -269,6 +281,9 @@ class Reporter:
             "meta_training",
             "Losses are the plain ones, without regularizers.",
         )
+        reference = self._tasks[0].attrs["reference"]
+        if (learned := optimizer_tables.objective_table(curves, reference))[1]:
+            page.table_section("Is the objective learned?", learned, optimizer_tables.LEARNED_NOTE)
         made = {name: of for name, of in losses.items() if np.isfinite(of).all()}
         if (foretold := optimizer_tables.validation_table(self._tasks, made))[1]:
             page.table_section(
