@@ -24,7 +24,7 @@ import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.estimators.regularized_estimator import RegularizedEstimator
-from regularized_lopt.measure import flatness
+from regularized_lopt.measure import flatness, noisy_quadratic
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
@@ -249,6 +249,33 @@ def _(made: dict):  # Parts of a data set.
 @use.register
 def _(made: flatness.FlatnessConfig):
     assert made.radii[made.headline] > 0
+
+
+@use.register
+def _(made: noisy_quadratic.NoisyQuadratic):
+    jax.eval_shape(lambda P: made.meta_loss(0.1, P, 3), jnp.zeros((made.size, made.size)))
+
+
+@use.register
+def _(made: noisy_quadratic.Stability):
+    made = dataclasses.replace(made, num_samples=10)
+    noisy_quadratic.eigenvalue_maps(noisy_quadratic.NoisyQuadratic(), made)
+    noisy_quadratic.try_statements(noisy_quadratic.NoisyQuadratic(), made)
+
+
+@use.register
+def _(made: noisy_quadratic.GradientVariance):
+    assert max(made.horizons) > 0
+
+
+@use.register
+def _(made: noisy_quadratic.MetaTraining):
+    assert max(made.nominals) >= 0
+
+
+@use.register
+def _(made: noisy_quadratic.Linearization):
+    noisy_quadratic.check(upstream.SGD(), noisy_quadratic.NoisyQuadratic(), made)
 
 
 @use.register

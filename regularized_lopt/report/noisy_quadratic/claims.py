@@ -1,0 +1,117 @@
+"""What the paper says of the noisy quadratic problem, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from regularized_lopt import statistics
+from regularized_lopt.measure.noisy_quadratic.meta_gradient import Variance
+from regularized_lopt.measure.noisy_quadratic.meta_training import MetaTrained
+from regularized_lopt.measure.noisy_quadratic.stability import Tried
+from regularized_lopt.report.noisy_quadratic.figures import stable
+from regularized_lopt.report.paper_claims import Claim
+from regularized_lopt.report.verdicts import DOES_NOT_HOLD, HOLDS, UNDECIDED
+
+NOTE = (
+    "Claims are those of Section 4 of Harrison, Metz & Sohl-Dickstein 2022, in our words. Nothing "
+    "was declared beforehand."
+)
+STATEMENTS = {
+    "Theorem 1": "A is stable if P is diagonalizable with real eigenvalues between -a and "
+    "2 / lambda_max(H) - a (Theorem 1).",
+    "Lemma 2": "With H^(-1/2) as a preconditioner of the update, 2 / sqrt(lambda_max(H)) takes the "
+    "place of 2 / lambda_max(H) (Lemma 2).",
+    "Lemma 3": "If P = D P~, D diagonal with entries in (0, d_max], the bounds on the eigenvalues "
+    "of P~ are those of P over d_max (Lemma 3).",
+}
+
+
+def check(
+    tried: Sequence[Tried],
+    maps: Mapping[str, np.ndarray],
+    variance: Variance,
+    trained: MetaTrained,
+) -> list[Claim]:
+    """All of them, in the paper's order."""
+    return [
+        *(_statement(name, [one for one in tried if one.statement == name]) for name in STATEMENTS),
+        _changes(maps),
+        _variance(variance),
+        _meta_training(trained),
+    ]
+
+
+def _statement(name: str, tried: Sequence[Tried]) -> Claim:
+    failing = [one.kind for one in tried if one.unstable > 0]
+    if not failing:
+        verdict = HOLDS
+    elif any(one.claimed for one in tried if one.kind in failing):
+        verdict = DOES_NOT_HOLD
+    else:
+        verdict = f"holds only where {next(one.kind for one in tried if one.claimed)}"
+    evidence = [
+        f"{one.kind}: {100 * one.unstable:.2f}% of {len(one.radius)} have a spectral radius above "
+        f"1, the largest {one.radius.max():.4g}."
+        for one in tried
+    ]
+    return Claim(STATEMENTS[name], verdict, tuple(evidence))
+
+
+def _changes(maps: Mapping[str, np.ndarray]) -> Claim:
+    before, *changes = maps
+    shares = {name: stable(values) for name, values in maps.items()}
+    # Paired by P: the standard error of a difference is at most that of two unpaired shares.
+    margin = 2 * (0.5 / len(maps[before])) ** 0.5
+    more = [name for name in changes if shares[name] > shares[before] + margin]
+    verdict = HOLDS if more == changes else f"holds for {', '.join(more) or 'none'}"
+    evidence = [f"{name}: {100 * share:.1f}% are stable." for name, share in shares.items()]
+    return Claim(
+        "A nominal term, decay of P and a preconditioner, each alone and all together, bring the "
+        "eigenvalues of A into the unit circle (Figure 1).",
+        verdict,
+        tuple(evidence),
+    )
+
+
+def _variance(found: Variance) -> Claim:
+    place = int(np.argmax(found.horizons))
+    trace, lowest = found.trace[:, place], int(found.trace[:, place].argmin())
+    inside = 0 < lowest < len(trace) - 1
+    ends = [trace[0] / trace[lowest], trace[-1] / trace[lowest]]
+    clear = min(ends) > 1 + 4 * found.error[:, place].max()
+    grows = found.trace[0, place] > found.trace[0, int(np.argmin(found.horizons))]
+    return Claim(
+        "The variance of the meta-gradient grows with the horizon at the edge of stability, and an "
+        "intermediate nominal step makes it orders of magnitude lower (Figure 2, left).",
+        HOLDS if inside and clear and grows else DOES_NOT_HOLD,
+        (
+            f"T = {found.horizons[place]}: the lowest trace is {trace[lowest]:.3g}, at "
+            f"a = {found.nominals[lowest]:.3g}; at a = 0 it is {ends[0]:.2g} times as large, at "
+            f"a = {found.nominals[-1]:.3g} {ends[1]:.2g} times.",
+            f"At a = 0 it grows from {found.trace[0].min():.3g} to {found.trace[0].max():.3g} "
+            f"between the shortest and the longest horizon.",
+        ),
+    )
+
+
+def _meta_training(found: MetaTrained) -> Claim:
+    """Whether every other nominal step ends below the first, which should be 0."""
+    first, *others = found.expected[..., -1]
+    differences = [statistics.paired_difference(other, first) for other in others]
+    lower = [difference.high < 0 for difference in differences]
+    unstable = 100 * (found.radius > 1).mean(axis=(1, 2))
+    evidence = [
+        f"a = {nominal:.3g}: {share:.1f}% of outer steps have a spectral radius above 1."
+        for nominal, share in zip(found.nominals, unstable, strict=True)
+    ] + [
+        f"a = {nominal:.3g}: the final meta-loss differs from that of a = {found.nominals[0]:.3g} "
+        f"by {d.mean:.3f} [{d.low:.3f}, {d.high:.3f}]."
+        for nominal, d in zip(found.nominals[1:], differences, strict=True)
+    ]
+    return Claim(
+        "With a nominal term meta-training is stable and its meta-loss lower (Figure 2, right).",
+        HOLDS if lower and all(lower) else UNDECIDED,
+        tuple(evidence),
+    )

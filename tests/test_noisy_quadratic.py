@@ -1,0 +1,272 @@
+"""The noisy quadratic problem: closed forms, the theorem and the lemmas, Figures 1 and 2."""
+
+import csv
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regularized_lopt.measure import noisy_quadratic as nq
+from regularized_lopt.measure.noisy_quadratic import meta_training, stability
+from regularized_lopt.measure.noisy_quadratic.meta_gradient import draw
+from regularized_lopt.measure.noisy_quadratic.problem import spectral_radius
+from regularized_lopt.report import markdown
+from regularized_lopt.report import noisy_quadratic as report
+from regularized_lopt.report.sections import Claims
+
+pytestmark = pytest.mark.usefixtures("x64")
+PROBLEM = nq.NoisyQuadratic()
+NOMINAL, P = 0.2, np.array([[0.1, -0.3], [0.05, 0.4]])
+KEY = jax.random.PRNGKey(3)
+
+
+def test_the_losses_are_those_of_a_loop_that_takes_gradients():
+    (start,), (noise,) = draw(PROBLEM, KEY, 1, 5)
+
+    def loss(params, xi):
+        return (params - xi) @ PROBLEM.H @ (params - xi) / 2
+
+    params, expected = start, []
+    for before, now in itertools.pairwise(noise):
+        grad = jax.grad(loss)(params, before)
+        params = params - (NOMINAL * grad + P @ grad)
+        expected.append(loss(params, now))
+    found = PROBLEM.sampled_losses(PROBLEM.dynamics(NOMINAL, P), start, noise)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("start", [None, np.array([2.0, -3.0])])
+def test_the_closed_form_is_the_mean_of_trajectories_and_not_twice_that(start):
+    dynamics, count = PROBLEM.dynamics(NOMINAL, P), 20_000
+    starts, noise = draw(PROBLEM, KEY, count, 6)
+    starts = starts if start is None else jnp.broadcast_to(start, starts.shape)
+    losses = jax.jit(jax.vmap(PROBLEM.sampled_losses, (None, 0, 0)))(dynamics, starts, noise)
+    error = losses.std(axis=0) / math.sqrt(count)
+    closed = PROBLEM.expected_losses(dynamics, 6, start)
+    assert np.all(np.abs(losses.mean(axis=0) - closed) < 4 * error)
+    assert np.all(np.abs(losses.mean(axis=0) - 2 * closed) > 40 * error)
+
+
+def test_gradients_are_those_of_finite_differences():
+    (start,), (noise,) = draw(PROBLEM, KEY, 1, 8)
+
+    def sampled(black_box):
+        dynamics = PROBLEM.dynamics(NOMINAL, black_box)
+        return PROBLEM.sampled_losses(dynamics, start, noise).mean()
+
+    for loss in (sampled, lambda black_box: PROBLEM.meta_loss(NOMINAL, black_box, 8)):
+        steps = 1e-5 * np.eye(4).reshape(4, 2, 2)
+        differences = [(loss(P + step) - loss(P - step)) / 2e-5 for step in steps]
+        np.testing.assert_allclose(jax.grad(loss)(P).ravel(), differences, rtol=1e-7)
+
+
+def test_a_nominal_step_is_a_shift_of_the_black_box():
+    shifted = P + NOMINAL * np.eye(2)
+    np.testing.assert_allclose(
+        PROBLEM.meta_loss(NOMINAL, P, 20), PROBLEM.meta_loss(0.0, shifted, 20), rtol=1e-12
+    )
+
+
+@st.composite
+def problems(draw_):
+    """Of 1 to 4 params, with eigenvalues of H between 0.01 and 100."""
+    n = draw_(st.integers(1, 4))
+    rng = np.random.default_rng(draw_(st.integers(0, 2**32 - 1)))
+    hessian = stability.with_eigenvalues(rng, np.exp(rng.uniform(-4.6, 4.6, n)), "orthogonal")
+    return nq.NoisyQuadratic(((hessian + hessian.T) / 2).tolist()), rng
+
+
+def eigenvalues_between(rng, low, high, n):
+    """Some at the ends, where the statements are tight."""
+    return np.clip(rng.uniform(1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low, n), low, high)
+
+
+@settings(max_examples=60)
+@given(problems(), st.floats(0, 1), st.booleans())
+def test_a_symmetric_black_box_within_the_bounds_is_stable(drawn, share, preconditioned):
+    """Theorem 1, and with the preconditioner Lemma 2."""
+    problem, rng = drawn
+    nominal = stability.nominal_step(problem, share, preconditioned)
+    ends = stability.bounds(problem, nominal, preconditioned)
+    values = eigenvalues_between(rng, *ends, problem.size)
+    black_box = stability.with_eigenvalues(rng, values, "orthogonal")
+    dynamics = problem.dynamics(nominal, black_box, preconditioned)
+    assert spectral_radius(dynamics) <= 1 + 1e-7
+
+
+@settings(max_examples=60)
+@given(problems(), st.floats(0.01, 0.99), st.floats(0.1, 10), st.integers(0, 4))
+def test_commuting_factors_within_the_bounds_are_stable(drawn, share, largest, split):
+    """Lemma 3: P~ is made of blocks, on each of which D is a constant."""
+    problem, rng = drawn
+    nominal = stability.nominal_step(problem, share)
+    ends = stability.bounds(problem, nominal, scale=largest)
+    n, split = problem.size, min(split, problem.size)
+    inner, factor = np.zeros((n, n)), np.zeros((n, n))
+    for block in (slice(0, split), slice(split, n)):
+        size = block.stop - block.start
+        values = eigenvalues_between(rng, *ends, size)
+        inner[block, block] = stability.with_eigenvalues(rng, values, "orthogonal")
+        factor[block, block] = largest * (1 - rng.random()) * np.eye(size)
+    np.testing.assert_allclose(factor @ inner, inner @ factor, atol=1e-12)
+    assert spectral_radius(problem.dynamics(nominal, factor @ inner)) <= 1 + 1e-7
+
+
+def test_elsewhere_the_statements_fail_and_the_examples_show_it():
+    what = nq.Stability(num_samples=10_000)
+    tried = nq.try_statements(PROBLEM, what)
+    assert [one.unstable > 0 for one in tried] == [not one.claimed for one in tried]
+    for one in tried:
+        if one.example is None:
+            continue
+        root = one.statement == "Lemma 2"
+        found = spectral_radius(PROBLEM.dynamics(one.nominal, one.example, root))
+        assert found == pytest.approx(one.example_radius)
+        assert found > 1
+        if one.statement != "Lemma 3":  # Its bounds are of a factor of P.
+            values = np.linalg.eigvals(one.example)
+            low, high = stability.bounds(PROBLEM, one.nominal, root)
+            assert np.isrealobj(values)
+            assert low <= values.min()
+            assert values.max() <= high
+
+
+def test_the_preconditioner_may_stand_on_either_side():
+    inverse = np.linalg.inv(PROBLEM.root)
+    before = np.eye(2) - inverse @ (NOMINAL * np.eye(2) + P) @ PROBLEM.H
+    after = PROBLEM.dynamics(NOMINAL, P, preconditioned=True)
+    np.testing.assert_allclose(
+        np.sort_complex(np.linalg.eigvals(before)), np.sort_complex(np.linalg.eigvals(after))
+    )
+
+
+def test_maps_differ_as_the_changes_say():
+    what = nq.Stability(num_samples=50, decay=0.25)
+    maps = nq.eigenvalue_maps(PROBLEM, what)
+    nothing = np.sort_complex(1 - maps["nothing"])  # Of P H.
+    np.testing.assert_allclose(np.sort_complex(1 - maps["decay"]), 0.25 * nothing)
+    still = nq.eigenvalue_maps(PROBLEM, nq.Stability(num_samples=3, decay=0.0))["all three"]
+    nominal = 0.5 * 2 / PROBLEM.largest(preconditioned=True)
+    expected = 1 - nominal * np.sqrt(np.linalg.eigvalsh(PROBLEM.H))[::-1]
+    np.testing.assert_allclose(np.sort(still.real)[0], expected, rtol=1e-12)
+
+
+def test_the_variance_is_that_of_one_gradient_after_the_other():
+    what = nq.GradientVariance(num_nominals=2, horizons=(1, 4), num_seeds=3, seed=5)
+    found = nq.gradient_variance(PROBLEM, what)
+    np.testing.assert_allclose(found.nominals, [0, 2 / PROBLEM.largest()])
+    starts, noise = draw(PROBLEM, jax.random.PRNGKey(5), 3, 4)
+    origin = jnp.zeros((2, 2))
+    for j, horizon in enumerate((1, 4)):
+
+        @jax.jit
+        @jax.grad
+        def sampled(black_box, nominal, start, xi):
+            return PROBLEM.sampled_losses(PROBLEM.dynamics(nominal, black_box), start, xi).mean()
+
+        expected = jax.jit(jax.grad(lambda P, a, T=horizon: PROBLEM.meta_loss(a, P, T)))
+        for i, nominal in enumerate(found.nominals):
+            each = [sampled(origin, nominal, starts[k], noise[k, : horizon + 1]) for k in range(3)]
+            assert found.trace[i, j] == pytest.approx(np.var(each, axis=0, ddof=1).sum())
+            assert found.signal[i, j] == pytest.approx(np.sum(expected(origin, nominal) ** 2))
+
+
+def test_no_black_box_is_better_than_the_best():
+    step, lowest = meta_training.best(PROBLEM, 10)
+    grad = jax.grad(lambda M: PROBLEM.meta_loss(0.0, M, 10))(step)
+    assert np.abs(grad).max() < 1e-4
+    near = step + 0.1 * np.random.default_rng(0).standard_normal((50, 2, 2))
+    assert jax.vmap(lambda M: PROBLEM.meta_loss(0.0, M, 10))(near).min() > lowest
+
+
+SMALL = nq.MetaTraining(
+    nominals=(0.0, 0.4), horizon=10, num_seeds=3, num_steps=60, learning_rate=0.03, ema=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with jax.enable_x64(True):
+        return nq.meta_train(PROBLEM, SMALL)
+
+
+def test_meta_training_lowers_the_meta_loss(trained):
+    assert trained.nominals[1] == pytest.approx(0.4 * PROBLEM.largest() / 2)
+    start, end = trained.expected[0, :, 0], trained.expected[0, :, -1]
+    assert np.all(end < start)
+    assert np.all(trained.expected >= trained.optimum)
+    np.testing.assert_allclose(np.abs(trained.eigenvalues).max(axis=-1), trained.radius)
+
+
+def test_a_shift_of_the_start_is_all_that_a_nominal_step_does(trained):
+    """The same noise meets the same P + aI, so that runs differ by where they start."""
+    again = nq.meta_train(PROBLEM, nq.MetaTraining(**{**vars(SMALL), "nominals": (0.4,)}))
+    np.testing.assert_allclose(again.expected[0], trained.expected[1], rtol=1e-9)
+    assert again.optimum == trained.optimum
+
+
+def test_the_average_has_no_bias_towards_zero():
+    found = meta_training._average(jnp.array([2.0, 2.0, 8.0]), 0.5)
+    np.testing.assert_allclose(found, [2, 2, 2 * 3 / 7 + 8 * 4 / 7])
+
+
+def test_the_page_has_what_was_found(trained, tmp_path):
+    variance = nq.GradientVariance(num_nominals=5, horizons=(1, 10, 50), num_seeds=20)
+    what = nq.Stability(num_samples=300)
+    found = report.Results(
+        PROBLEM,
+        nq.eigenvalue_maps(PROBLEM, what),
+        nq.try_statements(PROBLEM, what),
+        nq.gradient_variance(PROBLEM, variance),
+        trained,
+        nq.Linearization(),
+        {},
+    )
+    page = report.write(found, tmp_path)
+    (claims,) = (part.claims for part in page.parts if isinstance(part, Claims))
+    assert claims[0].verdict == "holds only where P symmetric"
+    markdown.write(page, tmp_path / "RESULTS.md")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "Theorem 1, other P, eigenvalues real: P = [" in text
+    for name in ("eigenvalues.png", "meta_learning.png"):
+        assert f"]({name})" in text
+        assert (tmp_path / name).stat().st_size > 1000
+    with (tmp_path / "variance.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 5 * 3
+    assert not (tmp_path / "optimizers.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nq.NoisyQuadratic(((1.0, 2.0), (2.0, 1.0))), "must be positive definite"),
+        (lambda: nq.NoisyQuadratic(((1.0, 0.5), (0.0, 1.0))), "must be symmetric"),
+        (lambda: nq.NoisyQuadratic(((1.0, 0.5),)), "must be a square matrix"),
+        (lambda: nq.MetaTraining(num_seeds=0), r"num_seeds = 0: it must be a whole number from 2"),
+        (lambda: nq.MetaTraining(horizon=0), "MetaTraining.horizon = 0"),
+        (lambda: nq.GradientVariance(num_seeds=0), "GradientVariance.num_seeds = 0"),
+        (lambda: nq.GradientVariance(horizons=(5, 0)), "horizons: one = 0"),
+        (lambda: nq.Stability(num_samples=0), "Stability.num_samples = 0"),
+        (lambda: PROBLEM.dynamics(0.1, np.eye(3)), r"P is of shape \(3, 3\)"),
+        (lambda: PROBLEM.meta_loss(0.1, P, 0), "horizon = 0"),
+        (lambda: PROBLEM.expected_losses(np.eye(2), 3, np.ones(3)), r"start is of shape \(3,\)"),
+        (
+            lambda: PROBLEM.sampled_losses(np.eye(2), np.ones(2), np.ones((4, 3))),
+            r"noise of shape \(4, 3\)",
+        ),
+        (
+            lambda: PROBLEM.sampled_losses(np.eye(2), np.ones(2), np.ones((1, 2))),
+            "T, the rows of noise less one, = 0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_on_one_line(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    text, _, _ = str(error.value).partition("\n  In call to configurable")  # Gin's, see `launch`.
+    assert "\n" not in text
