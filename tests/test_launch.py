@@ -157,6 +157,11 @@ def test_a_directory_that_cannot_be_written_to_is_refused_first(tmp_path, monkey
             f"Experiment.tasks has no 'ImageMLP_Digits_20_Rleu'. Did you mean '{TASK}'?",
         ),
         ("compare", ["--num_runs=x", "a", "b"], "flag --num_runs=x: "),
+        (
+            "noisy_quadratic",
+            ["--out_dir=unused", "--gin_bindings=NoisyQuadratic.hessian = ((1, 2), (2, 1))"],
+            "NoisyQuadratic.hessian = ((1, 2), (2, 1)): it must be positive definite.",
+        ),
     ],
 )
 def test_what_is_wrong_ends_a_launcher_with_one_line(launcher, flags, message):

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from regularized_lopt.measure import noisy_quadratic as nq
 from regularized_lopt.measure.noisy_quadratic import meta_training, stability
 from regularized_lopt.measure.noisy_quadratic.meta_gradient import draw
 from regularized_lopt.measure.noisy_quadratic.problem import spectral_radius
+from regularized_lopt.measure.optimizers import OptaxBaseline
 from regularized_lopt.report import markdown
 from regularized_lopt.report import noisy_quadratic as report
 from regularized_lopt.report.sections import Claims
@@ -218,27 +220,30 @@ def test_the_average_has_no_bias_towards_zero():
 def test_the_page_has_what_was_found(trained, tmp_path):
     variance = nq.GradientVariance(num_nominals=5, horizons=(1, 10, 50), num_seeds=20)
     what = nq.Stability(num_samples=300)
+    linearization = nq.Linearization(warmup=3, num_states=1, num_draws=4, horizon=2)
+    sgd = nq.linearize(OptaxBaseline("SGD", optax.sgd(0.1)), PROBLEM, linearization)
     found = report.Results(
         PROBLEM,
         nq.eigenvalue_maps(PROBLEM, what),
         nq.try_statements(PROBLEM, what),
         nq.gradient_variance(PROBLEM, variance),
         trained,
-        nq.Linearization(),
-        {},
+        linearization,
+        {"mine": sgd},
     )
     page = report.write(found, tmp_path)
     (claims,) = (part.claims for part in page.parts if isinstance(part, Claims))
-    assert claims[0].verdict == "holds only where P symmetric"
+    assert claims[0].verdict == "holds for symmetric P alone"
     markdown.write(page, tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text()
     assert "Theorem 1, other P, eigenvalues real: P = [" in text
-    for name in ("eigenvalues.png", "meta_learning.png"):
+    for name in ("eigenvalues.png", "meta_learning.png", "optimizers.png"):
         assert f"]({name})" in text
         assert (tmp_path / name).stat().st_size > 1000
     with (tmp_path / "variance.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 5 * 3
-    assert not (tmp_path / "optimizers.csv").exists()
+    slow = 1 - 0.1 * np.linalg.eigvalsh(PROBLEM.H)[0]
+    assert f"| mine | {slow:.5f} | {slow:.5f} | {slow**2:.5f} | {slow**2:.5f} | 0.0% |" in text
 
 
 @pytest.mark.parametrize(

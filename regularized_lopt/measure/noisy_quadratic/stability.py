@@ -145,7 +145,7 @@ def try_statements(problem: NoisyQuadratic, what: Stability) -> list[Tried]:
     for statement, preconditioned in (("Theorem 1", False), ("Lemma 2", True)):
         nominal = nominal_step(problem, what.nominal_share, preconditioned)
         ends = bounds(problem, nominal, preconditioned)
-        for kind, basis in (("P symmetric", "orthogonal"), ("other P, eigenvalues real", "any")):
+        for kind, basis in (("symmetric P", "orthogonal"), ("other P, eigenvalues real", "any")):
             black_box = with_eigenvalues(rng, rng.uniform(*ends, shape), basis)
             dynamics = problem.dynamics(nominal, black_box, preconditioned)
             claimed = basis == "orthogonal"
@@ -153,8 +153,8 @@ def try_statements(problem: NoisyQuadratic, what: Stability) -> list[Tried]:
     nominal = nominal_step(problem, what.lemma_3_share)
     ends = bounds(problem, nominal, scale=what.largest_scale)
     for kind, basis in (
-        ("D and P~ commute", "none"),
-        ("P~ symmetric, does not commute", "orthogonal"),
+        ("commuting D and P~", "none"),
+        ("symmetric P~, not commuting", "orthogonal"),
         ("other P~, eigenvalues real", "any"),
     ):
         inner = with_eigenvalues(rng, rng.uniform(*ends, shape), basis)

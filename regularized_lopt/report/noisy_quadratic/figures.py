@@ -23,16 +23,16 @@ def eigenvalue_maps(maps: Mapping[str, np.ndarray]) -> mpl_figure.Figure:
     """Eigenvalues of A, [samples, n], before and after each change (Figure 1)."""
     before, *changes = maps
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.new_figure(len(changes), height=2.7)
+        figure, axes = plot_style.new_figure(len(changes), height=2.1)
         for axis, change, color in zip(axes, changes, plot_style.cycle(), strict=False):
             for name, shade in ((before, _GREY), (change, color)):
                 values = maps[name].ravel()[:_DRAWN]
                 size = 2 if name == before else 4
-                axis.scatter(values.real, values.imag, size, shade, linewidth=0, label=name)
+                axis.scatter(values.real, values.imag, size, shade, linewidth=0, alpha=0.6)
             _unit_circle(axis)
             inside = [100 * stable(maps[name]) for name in (before, change)]
             axis.set_title(f"{change}\nstable: {inside[0]:.0f}% → {inside[1]:.0f}%")
-            axis.set(xlim=(-2.6, 3.4), ylim=(-3, 3), xlabel="real part")
+            axis.set(xlim=(-2.6, 3.4), ylim=(-1.8, 1.8), xlabel="real part")
         axes[0].set_ylabel("imaginary part")
     return figure
 
@@ -45,7 +45,7 @@ def stable(eigenvalues: np.ndarray) -> float:
 def meta_learning(variance: Variance, trained: MetaTrained) -> mpl_figure.Figure:
     """The variance of the meta-gradient, and courses of meta-training (Figure 2)."""
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, (left, middle, right) = plot_style.new_figure(3)
+        figure, (left, middle, right) = plot_style.new_figure(3, height=2.9)
         _variance(left, variance)
         steps = np.arange(trained.expected.shape[-1]) + 1
         for place, nominal in enumerate(trained.nominals):
@@ -85,23 +85,23 @@ def _course(axis: Any, steps: np.ndarray, seeds: np.ndarray, **style: Any) -> No
     """The mean over [seeds, steps], and one standard error around it."""
     mean, error = seeds.mean(axis=0), seeds.std(axis=0, ddof=1) / len(seeds) ** 0.5
     axis.plot(steps, mean, linewidth=1.4, **style)
-    axis.fill_between(steps, mean - error, mean + error, alpha=0.2, linewidth=0, **_plain(style))
-
-
-def _plain(style: Mapping[str, Any]) -> dict[str, Any]:
-    return {"color": style["color"]}
+    low, high = mean - error, mean + error
+    axis.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=style["color"])
 
 
 def optimizers(found: Mapping[str, Linearized]) -> mpl_figure.Figure:
     """Eigenvalues of params and state, all states, a panel per optimizer."""
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.panels(len(found), columns=4, height=2.4, sharey=True)
+        figure, axes = plot_style.panels(len(found), columns=4, height=1.8)
+        every = np.concatenate([[1.0], *(one.joint.ravel() for one in found.values())])
+        height = 0.05 + max(0.3, np.abs(every.imag).max())
+        ends = min(every.real.min(), 0.6) - 0.05, every.real.max() + 0.05
         for axis, (name, one), color in zip(axes, found.items(), plot_style.cycle(), strict=False):
             values = one.joint.ravel()
             axis.scatter(values.real, values.imag, 5, color, linewidth=0)
             _unit_circle(axis)
             axis.set_title(name, fontsize=8)
-            axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
+            axis.set(xlim=ends, ylim=(-height, height))
     return figure
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt import statistics
 from regularized_lopt.measure.noisy_quadratic.linearization import Linearization, Linearized
 from regularized_lopt.measure.noisy_quadratic.meta_gradient import Variance
 from regularized_lopt.measure.noisy_quadratic.meta_training import MetaTrained
@@ -110,7 +109,7 @@ _META_TRAINING = (
     "Meta-loss in closed form, mean ± standard deviation over seeds; the difference to the first "
     "row is paired by seed. The lowest that any P has: {:.4f}, whatever the nominal step."
 )
-_OPTIMIZERS = "Eigenvalues of params and state, all states together; the unit circle."
+_OPTIMIZERS = "Eigenvalues of params and state, all states together; part of the unit circle."
 
 
 def _matrix(values: np.ndarray) -> str:
@@ -125,7 +124,7 @@ def _statements(tried: Sequence[Tried]) -> Table:
             f"{one.nominal:.3g}",
             f"{len(one.radius)}",
             f"{100 * one.unstable:.2f}%",
-            f"{one.radius.max():.4g}",
+            f"{one.radius.max():.6g}",
         ]
         for one in tried
     ]
@@ -164,15 +163,15 @@ def _variance(found: Variance) -> Table:
 
 def _meta_training(found: MetaTrained) -> Table:
     rows = []
-    first = found.expected[0]
-    for place, nominal in enumerate(found.nominals):
-        loss, radius = found.expected[place], found.radius[place]
-        difference = statistics.paired_difference(loss[:, -1], first[:, -1]) if place else ""
+    differences = ["", *map(str, claims.against_first(found.expected[..., -1]))]
+    for nominal, loss, radius, difference in zip(
+        found.nominals, found.expected, found.radius, differences, strict=True
+    ):
         rows.append(
             [
                 f"{nominal:.3g}",
                 *(_mean(loss[:, step]) for step in (0, loss.shape[1] // 10, -1)),
-                str(difference),
+                difference,
                 _mean(radius[:, -1]),
                 f"{(radius > 1).mean():.1%}",
             ]
@@ -199,11 +198,11 @@ def _optimizers(found: Mapping[str, Linearized]) -> Table:
         for name, one in found.items()
     ]
     header = ["optimizer", "params alone", "params and state", "left, foretold", "left, measured"]
-    return [*header, "foretold wrongly"], rows
+    return [*header, "largest error"], rows
 
 
 def _range(states: np.ndarray) -> str:
-    low, high = f"{states.min():.4f}", f"{states.max():.4f}"
+    low, high = f"{states.min():.5f}", f"{states.max():.5f}"
     return low if low == high else f"{low} to {high}"
 
 
