@@ -54,6 +54,14 @@ SMALL_SEARCH = (
     "--gin_bindings=Search.num_runs = 2",
     "--gin_bindings=Search.num_steps = 20",
 )
+SMALL_QUADRATIC = (
+    "--gin_bindings=Stability.num_samples = 50",
+    "--gin_bindings=GradientVariance.horizons = (1, 10)",
+    "--gin_bindings=GradientVariance.num_seeds = 10",
+    "--gin_bindings=MetaTraining.num_steps = 20",
+    "--gin_bindings=Linearization.num_states = 1",
+    "--gin_bindings=Linearization.num_draws = 10",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +123,7 @@ FORMS = (
             ("--task=...", "--task=ImageMLP_Digits_20_Relu"),
         ),
     ),
+    Form("regularized_lopt.noisy_quadratic", SMALL_QUADRATIC),
     Form("regularized_lopt.zoo"),
     Form(
         "learned_optimization.run_outer_train_single",
