@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long flatness_pilot
+STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long flatness_pilot flatness
 
 .PHONY: quickstart test coverage lint docs results $(STUDIES:%=experiments/%) stress matrix clean
 quickstart: $(VENV)/.installed
