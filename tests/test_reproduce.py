@@ -207,6 +207,15 @@ def test_an_optimizer_that_cannot_join_is_refused_first(tmp_path, what, message)
     assert not out_dir.exists()
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Processes of the background ignore it, as tests may be one, and so would their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_a_meta_test_with_one_line(tmp_path):
     running = subprocess.Popen(
         command("meta_test", "--lopt=mine=mnist_star_none", f"--task={RELU}", "--baselines=",
@@ -215,9 +224,12 @@ def test_ctrl_c_ends_a_meta_test_with_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    assert f"{RELU}: mine: 0.00/1.00M" in running.stderr.readline()
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    try:
+        assert f"{RELU}: mine: 0.00/1.00M" in running.stderr.readline()
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 128 + signal.SIGINT, said
     assert said.splitlines()[-1].startswith("Stopped by SIGINT. The same command goes on from")
     assert "Traceback" not in said
