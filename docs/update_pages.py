@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from regularized_lopt import statistics
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.flatness import SCALES
 from regularized_lopt.measure.results import StudyResults
@@ -180,18 +179,15 @@ def confirmation() -> str:
     """What SAM at the pilot's dose does on MNIST."""
     name, optimizer = "flatness", "sam"
     (task, *_) = study(name).tasks
-    (rise,) = (
-        row
-        for row in log_ratios.rows([task])
-        if (row["optimizer"], row["quantity"], row["scale"]) == (optimizer, "gsam", "live")
-        and (row["point"], row["radius"]) == (log_ratios.MATCHED, selections.headline(task))
-    )
     one, base = selections.optimizer(task, optimizer), selections.reference(task)
-    accuracies = verdicts.paired_units(selections.accuracy(one), selections.accuracy(base))
-    points = statistics.paired_difference(*accuracies, bootstrap=False)
+    at = (log_ratios.MATCHED, "live", selections.headline(task))
+    rise = log_ratios.rise(one, base, "gsam", *at)
+    assert rise is not None, f"{name} has nothing at matched training loss"
+    accuracies = selections.accuracy(one), selections.accuracy(base)
+    points = verdicts.compare(*accuracies, bootstrap=False)
     return (
-        f"Of a stable one, over {rise['seeds']} seeds, SAM multiplies the rise at equal loss by "
-        f"{rise['ratio']:.2f} [{rise['low']:.2f}, {rise['high']:.2f}] and changes accuracy by "
+        f"Of a stable one, over {rise.seeds} seeds, SAM multiplies the rise at equal loss by "
+        f"{rise.ratio} and changes accuracy by "
         f"{points} points ([experiment](experiments/{name}/RESULTS.md))."
     )
 

@@ -10,7 +10,6 @@ import dataclasses
 import math
 import pathlib
 import sys
-from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -19,6 +18,8 @@ import xarray as xr
 from regularized_lopt import statistics
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.results import paired
+from regularized_lopt.report import log_ratios
+from regularized_lopt.report.log_ratios import LogRatio
 from regularized_lopt.report.terminal import print_table
 
 LEVEL = 0.05
@@ -96,47 +97,51 @@ class Answer:
         return "no" if self.no else "open"
 
 
-class Differences(NamedTuple):
-    """[seeds], of a quantity; `logarithmic`: of its logarithms."""
+@dataclasses.dataclass(frozen=True)
+class Secondary:
+    """One test of the secondary family.
+
+    Attributes:
+      values: [seeds], differences; of logarithms, but for accuracy.
+      mean: of them, as a ratio where they are of logarithms.
+    """
 
     values: np.ndarray
-    logarithmic: bool = True
+    mean: statistics.Ratio | statistics.Difference
 
-    def __str__(self) -> str:
-        zeros = np.zeros_like(self.values)
-        mean = statistics.paired_difference(self.values, zeros, bootstrap=False)
-        return str(statistics.Ratio(mean) if self.logarithmic else mean)
+    @classmethod
+    def of(cls, found: LogRatio | None) -> "Secondary":
+        """Of a ratio, which must have been measured."""
+        assert found is not None, "at matched training loss nothing was measured"
+        return cls(found.logs, found.ratio)
 
 
-def secondary(task: xr.Dataset, optimizer: str) -> dict[str, Differences]:
+def secondary(task: xr.Dataset, optimizer: str) -> dict[str, Secondary]:
     """The secondary family, by quantity."""
     own, base = selections.optimizer(task, optimizer), selections.reference(task)
 
-    def log_ratios(pair: np.ndarray) -> Differences:
-        """Of [2, seeds, networks]; NaN where a value is not positive."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return Differences(np.subtract(*np.log(pair).mean(axis=-1)))
+    def rise(point: str, scale: str) -> Secondary:
+        radius = selections.headline(task)
+        return Secondary.of(log_ratios.rise(own, base, "gsam", point, scale, radius))
 
-    radius = selections.headline(task)
-    where = {"point": "completion", "scale": "live", "radius": radius}
-    ends = paired(*(selections.last(one, "gsam").sel(where).values for one in (own, base)))
-    balls = selections.matched(own, "gsam")
-    family = {"rise at completion": log_ratios(np.stack(ends))}
+    family = {"rise at completion": rise("completion", "live")}
     for scale in ("absolute", "relative", "l2"):
-        family[f"rise, {scale} ball"] = log_ratios(balls.sel(scale=scale).values)
+        family[f"rise, {scale} ball"] = rise(log_ratios.MATCHED, scale)
     for name, label in (("norm", "norm of params"), ("trace", "trace"), ("top", "top eigenvalue")):
-        family[label] = log_ratios(own[f"matched_{name}"].values)
-    accuracies = Compared.of(task, optimizer).accuracies
-    family["accuracy, points"] = Differences(np.subtract(*accuracies), logarithmic=False)
+        found = log_ratios.at_params(own, base, name, log_ratios.MATCHED)
+        family[label] = Secondary.of(found)
+    compared = Compared.of(task, optimizer)
+    gain = Answer.of(compared).accuracy
+    family["accuracy, points"] = Secondary(np.subtract(*compared.accuracies), gain)
     return family
 
 
-def _secondary_rows(family: dict[str, Differences]) -> list[list[str]]:
+def _secondary_rows(family: dict[str, Secondary]) -> list[list[str]]:
     """Holm's procedure within the family."""
-    values = {name: differences.values for name, differences in family.items()}
+    values = {name: one.values for name, one in family.items()}
     words = {-1: "less", 0: "-", 1: "more"}
     return [
-        [name, str(family[name]), f"{of.p:.2g}", f"{of.threshold:.2g}", words[of.sign]]
+        [name, str(family[name].mean), f"{of.p:.2g}", f"{of.threshold:.2g}", words[of.sign]]
         for name, of in statistics.decide(values, LEVEL, test="t").items()
     ]
 

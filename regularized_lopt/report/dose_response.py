@@ -20,7 +20,7 @@ from regularized_lopt.report import log_ratios, plot_style
 from regularized_lopt.report.log_ratios import MATCHED, LogRatio
 from regularized_lopt.report.sections import Table
 from regularized_lopt.report.tables import summary
-from regularized_lopt.report.verdicts import paired_units
+from regularized_lopt.report.verdicts import compare
 
 _RISE = "gsam"
 _STRENGTHS = ("rho", "strength")  # Facts of an optimizer; at 0 either is no regularizer.
@@ -242,7 +242,7 @@ def _rise(task: xr.Dataset, one: xr.Dataset) -> LogRatio | None:
 
 def _difference(own: np.ndarray, reference: np.ndarray) -> statistics.Difference:
     """Of accuracies, with the interval that ratios have, too."""
-    return statistics.paired_difference(*paired_units(own, reference), bootstrap=False)
+    return compare(own, reference, bootstrap=False)
 
 
 def _baselines(task: xr.Dataset) -> list[xr.Dataset]:

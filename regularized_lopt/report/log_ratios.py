@@ -113,7 +113,7 @@ def table(task: xr.Dataset, name: str = "gsam") -> Table:
             rows.append([one["name"].item(), f"{LABELS[name]}, {scale}", *_cells(found)])
         for quantity, label in _LABELS.items():
             if quantity in NORMS or config.num_probes:
-                found = [_quantity(one, base, quantity, point) for point in _WHERE]
+                found = [at_params(one, base, quantity, point) for point in _WHERE]
                 rows.append([one["name"].item(), label, *_cells(found)])
     return header, rows
 
@@ -140,7 +140,7 @@ def rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
                     yield from _row(about | of, rise(one, base, name, point, scale, radius))
                 for quantity in _LABELS:
                     of = {"quantity": quantity, "scale": "", "radius": ""}
-                    yield from _row(about | of, _quantity(one, base, quantity, point))
+                    yield from _row(about | of, at_params(one, base, quantity, point))
 
 
 def _row(about: dict[str, Any], found: LogRatio | None) -> Iterator[dict[str, Any]]:
@@ -176,7 +176,7 @@ def rise(
     return LogRatio.of(*paired(*sides))
 
 
-def _quantity(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRatio | None:
+def at_params(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRatio | None:
     """Of what was measured at the params themselves; None where it was not."""
     if point == MATCHED:
         variable = f"matched_{name}"

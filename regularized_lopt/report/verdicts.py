@@ -39,9 +39,9 @@ def paired_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return units(own), units(reference)
 
 
-def compare(a: np.ndarray, b: np.ndarray) -> statistics.Difference:
-    """a - b, both [seeds, runs], over the independent units."""
-    return statistics.paired_difference(*paired_units(a, b))
+def compare(a: np.ndarray, b: np.ndarray, bootstrap: bool = True) -> statistics.Difference:
+    """a - b, both [seeds, runs], over the independent units; see `statistics.paired_difference`."""
+    return statistics.paired_difference(*paired_units(a, b), bootstrap=bootstrap)
 
 
 @dataclasses.dataclass(frozen=True)
