@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -32,6 +33,7 @@ from regularized_lopt.outer_training.doses import Doses
 from regularized_lopt.outer_training.loop import Loop
 from regularized_lopt.outer_training.objective import ObjectiveCheck
 from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.session import Settings
 from regularized_lopt.outer_training.theta_optimizer import theta_optimizer
 
 AnyTask: TypeAlias = str | upstream.Task | upstream.TaskFamily
@@ -199,13 +201,7 @@ def configuration() -> list[str]:
         *(
             f"outer_train.{name} ="
             for name in (
-                "num_outer_steps",
-                "log_every",
-                "checkpoint_every",
-                "keep_checkpoints",
-                "max_nonfinite",
-                "max_rollbacks",
-                "rollback_factor",
+                *(field.name for field in dataclasses.fields(Settings)),
                 "num_devices",
                 "progress",
                 "seeds",

@@ -23,7 +23,7 @@ class DivergedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How long a run is, what it writes when, and when it gives up.
+    """How long a run is, what it writes when, and when it gives up; may change on resuming.
 
     Attributes: those of `outer_train`.
     """
