@@ -9,9 +9,8 @@ from absl import flags
 from regularized_lopt import launch, upstream, zoo
 from regularized_lopt.measure import noisy_quadratic as nq
 from regularized_lopt.measure.optimizers import OptaxBaseline
-from regularized_lopt.report import html, markdown, terminal
 from regularized_lopt.report import noisy_quadratic as report
-from regularized_lopt.study_report import NOTES
+from regularized_lopt.report import pages
 
 _ADAM_RATE = 0.01
 
@@ -40,12 +39,8 @@ def _main(out_dir: pathlib.Path) -> None:
         linearization,
         {name: nq.linearize(opt, problem, linearization) for name, opt in optimizers.items()},
     )
-    page = report.write(found, out_dir)
-    notes = out_dir / NOTES
-    html.write(page, out_dir / "report.html")
-    markdown.write(page, out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else "")
-    terminal.show(page)
-    print(f"Figures, tables and report: {out_dir / 'report.html'}")
+    pages.write(report.write(found, out_dir), out_dir)
+    print(f"Figures, tables and report: {out_dir / pages.REPORT}")
 
 
 def _optimizers(problem: nq.NoisyQuadratic, given: list[str]) -> dict[str, upstream.Optimizer]:

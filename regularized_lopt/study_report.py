@@ -6,11 +6,9 @@ import pathlib
 
 from regularized_lopt.measure import results_file
 from regularized_lopt.measure.results import StudyResults
-from regularized_lopt.report import html, markdown, terminal
+from regularized_lopt.report import pages
 from regularized_lopt.report import write as write_lib
 from regularized_lopt.study.study import Study
-
-NOTES = "NOTES.md"
 
 
 def publish(study: Study, lead: str) -> None:
@@ -55,9 +53,5 @@ def rewrite(out_dir: pathlib.Path) -> None:
       serialization.FileFormatError: they are damaged.
     """
     page = write_lib.write(results_file.load(out_dir / results_file.FILE), out_dir)
-    html.write(page, out_dir / "report.html")
-    notes = out_dir / NOTES
-    text = notes.read_text() if notes.is_file() else ""
-    markdown.write(page, out_dir / "RESULTS.md", text)
-    terminal.show(page)
-    print(f"Results, figures and report: {out_dir / 'report.html'}")
+    pages.write(page, out_dir)
+    print(f"Results, figures and report: {out_dir / pages.REPORT}")
