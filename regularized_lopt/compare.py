@@ -12,7 +12,7 @@ from regularized_lopt.study_report import publish
 def main(values: Sequence[str]) -> None:
     """Compares trained optimizers, the first of which is the reference."""
     given = flags.FLAGS
-    optimizers = launch.named_paths(values)
+    optimizers = launch.trained_paths(values)
     if len(optimizers) < 2:
         raise ValueError(
             f"compare takes two or more trained optimizers ([NAME=]PATH), got {len(optimizers)}."

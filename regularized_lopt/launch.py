@@ -42,6 +42,23 @@ def named_paths(values: Sequence[str]) -> dict[str, str]:
     return named
 
 
+def trained_paths(values: Sequence[str]) -> dict[str, str]:
+    """`named_paths` of optimizers that are trained already.
+
+    Raises:
+      ValueError: as there, or one is a gin file, which a study would meta-train.
+    """
+    named = named_paths(values)
+    for path in named.values():
+        if path.endswith(".gin"):
+            raise ValueError(
+                f"{path!r} is a configuration, not a trained optimizer: meta-train it with "
+                f"python -m regularized_lopt.outer_train --config_file={path} "
+                "--train_log_dir=DIR, and give DIR."
+            )
+    return named
+
+
 def reuse_freed_memory() -> None:
     """Has glibc keep the memory that XLA frees; call it before JAX starts its threads.
 

@@ -11,7 +11,7 @@ from regularized_lopt.study_report import publish
 def main() -> None:
     """Loads the optimizers, meta-tests them on every task, and writes the report."""
     given = flags.FLAGS
-    optimizers = launch.named_paths(given.lopt)
+    optimizers = launch.trained_paths(given.lopt)
     experiment = Experiment(
         title="Meta-test",
         optimizers=optimizers,

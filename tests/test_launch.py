@@ -198,3 +198,11 @@ def test_help_lists_the_flags_that_every_command_needs():
     said = python("-m", "regularized_lopt.outer_train", "--help").stdout
     for name in ("config_file", "gin_bindings", "gin_import", "train_log_dir"):
         assert f"--{name}:" in said or f"--[no]{name}:" in said
+
+
+def test_a_configuration_is_not_taken_for_a_trained_optimizer():
+    paths = ["mine=runs/mine", NONE]
+    assert launch.named_paths(paths) == {"mine": "runs/mine", "digits_mlp_none": NONE}
+    with pytest.raises(ValueError, match="a configuration, not a trained optimizer") as error:
+        launch.trained_paths(paths)
+    assert f"outer_train --config_file={NONE} --train_log_dir=DIR" in str(error.value)

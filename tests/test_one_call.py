@@ -89,12 +89,17 @@ def test_what_gin_says_of_a_studys_optimizers_is_not_about_those_given():
         Experiment.primary = ("sam", "sam")
         Experiment.properties = {{"sam": "gam"}}
         Experiment.early_evidence = {{"sam": "nowhere.gin"}}
+        Experiment.phase = "meta_train"
+        Experiment.budget = "gradients"
         {DIGITS}/TaskPlan.optimizers = ("none", "SGD")
         """
     )
     short = {"num_runs": 1, "num_steps": 2, "baselines": (), "progress": False}
     found = meta_test({"a": upstream.SGD(0.1)}, DIGITS, measured=False, **short)
     assert selections.keys(found) == ["a"]
+    gin.clear_config()
+    again = meta_test({"a": upstream.SGD(0.1)}, DIGITS, measured=False, **short)
+    xr.testing.assert_equal(found, again)
     for select in (selections.last, selections.best, selections.ascent):
         with pytest.raises(ValueError, match=f"On {DIGITS} there is no .*not measured around"):
             select(selections.reference(found), "sam")

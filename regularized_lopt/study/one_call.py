@@ -69,6 +69,9 @@ def meta_test(
         primary=None,
         properties={},
         early_evidence={},
+        # Nor is what the images and the steps of a study are.
+        phase="meta_test",
+        budget="steps",
         reference=next(iter(given)),
         baselines=tuple(baselines),
         num_steps=num_steps,
