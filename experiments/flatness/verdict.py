@@ -18,7 +18,7 @@ import xarray as xr
 from regularized_lopt import statistics
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.results import paired
-from regularized_lopt.report import log_ratios
+from regularized_lopt.report import log_ratios, paper_claims, verdicts
 from regularized_lopt.report.log_ratios import LogRatio
 from regularized_lopt.report.terminal import print_table
 
@@ -187,7 +187,8 @@ def _interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def main(study: str = str(pathlib.Path(__file__).parent), optimizer: str = "sam") -> None:
     """Prints the tables."""
-    task = results_file.load(pathlib.Path(study) / results_file.FILE).tasks[0]
+    tasks = results_file.load(pathlib.Path(study) / results_file.FILE).tasks
+    task = tasks[0]
     found = Compared.of(task, optimizer)
     seeds = found.log_rises.shape[1]
     rows = []
@@ -218,6 +219,8 @@ def main(study: str = str(pathlib.Path(__file__).parent), optimizer: str = "sam"
         ["seeds", "coverage (nominal 95%)"],
         [[str(count), f"{coverage(found, count, rng):.1f}%"] for count in (8, 16)],
     )
+    claims = paper_claims.check_claims(tasks, verdicts.judge(tasks))
+    print_table("The paper's claims, on all tasks", *paper_claims.table(claims))
 
 
 if __name__ == "__main__":
