@@ -1,4 +1,4 @@
-"""What `RegularizedTruncatedGrad` refuses."""
+"""What estimators refuse; `owner` is what messages call them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.learned_optimizers import CoordinateWiseLOpt
 
 
-def normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+def normalized(owner: str, weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     """Weights of `count` truncated steps, which sum to 1."""
     weights = (1.0,) * count if weights is None else tuple(weights)
-    name = "RegularizedTruncatedGrad.task_weights"
+    name = f"{owner}.task_weights"
     for weight in weights:
         errors.check_not_negative(name, weight)
     if len(weights) != count or not sum(weights) > 0:
@@ -22,7 +22,9 @@ def normalized(weights: Sequence[float] | None, count: int) -> tuple[float, ...]
 
 
 def check_smoothing(
-    smoothing: regularizers.Smoothing | None, learned_opt: upstream.LearnedOptimizer
+    owner: str,
+    smoothing: regularizers.Smoothing | None,
+    learned_opt: upstream.LearnedOptimizer,
 ) -> None:
     """Refuses to smooth an optimizer that cannot be differentiated so."""
     if smoothing is None or hasattr(learned_opt, "update_fn"):
@@ -30,7 +32,7 @@ def check_smoothing(
     name = type(learned_opt).__name__
     if not getattr(learned_opt, "second_derivatives", True):
         raise ValueError(
-            f"RegularizedTruncatedGrad.smoothing climbs through the gradients that {name} reads, "
+            f"{owner}.smoothing climbs through the gradients that {name} reads, "
             f"which it does not differentiate through: give it {name}.second_derivatives = True "
             "(and what it wraps), or smooth an LSTMLOpt or StarLSTMLOpt."
         )
@@ -70,14 +72,26 @@ def check_fraction(
         )
 
 
-def check_divides(unroll_length: int, schedule: upstream.TruncationSchedule) -> None:
+def check_divides(owner: str, unroll_length: int, schedule: upstream.TruncationSchedule) -> None:
     """Trajectories end between unrolls, so unrolls must tile them."""
     if isinstance(schedule, upstream.truncation_schedule.ConstantTruncationSchedule):
         length = int(schedule.init(jax.random.PRNGKey(0), None).length)
         if length % unroll_length:
             raise ValueError(
-                f"RegularizedTruncatedGrad.unroll_length = {unroll_length} does not divide the "
+                f"{owner}.unroll_length = {unroll_length} does not divide the "
                 f"trajectory of {length} inner steps. Choose a trajectory of "
                 f"{max(1, round(length / unroll_length)) * unroll_length}, or an unroll_length "
                 "that divides it."
             )
+
+
+def check_first_order(owner: str, regularizer: regularizers.Regularizer) -> None:
+    """Refuses a regularizer in meta space that gradients alone are too little for."""
+    if regularizer.first_order:
+        return
+    usable = [name for name in regularizers.names() if regularizers.get(name).first_order]
+    raise ValueError(
+        f"{regularizer.name!r} differentiates the loss, of which {owner} only estimates the "
+        f'gradient. Choose one of {", ".join(usable)} (GAM in the form "difference"), or the '
+        "regularizer in optimizee space, or RegularizedTruncatedGrad."
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -15,35 +14,13 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import devices, errors, regularizers, upstream
 from regularized_lopt.estimators import rescaling
+from regularized_lopt.estimators.states import UnrollState
 from regularized_lopt.learned_optimizers import leaves
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
 # The inner gradient under `jax.checkpoint`: small next to the optimizer's state, costly to repeat.
 INNER_GRADIENT = "inner_gradient"
-
-
-@flax.struct.dataclass
-class UnrollState:
-    """One trajectory between two unrolls (the fields of upstream's class of this name).
-
-    Attributes:
-      inner_opt_state: state of the learned optimizer, params included.
-      inner_step: steps since the trajectory began, int32.
-      truncation_state: state of the truncation schedule; holds the trajectory's length.
-      task_param: which task of the family this is.
-      is_done: the next unroll begins a new trajectory.
-      first_loss: the trajectory's first inner loss (ours; upstream's estimators leave it 0).
-      scales: constant along the trajectory (ours), None: as the task has them.
-    """
-
-    inner_opt_state: Any
-    inner_step: jax.Array
-    truncation_state: Any
-    task_param: Any
-    is_done: jax.Array
-    first_loss: jax.Array
-    scales: rescaling.Scales | None = None
 
 
 class InnerProblem:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.configurable import configurable
+from regularized_lopt.estimators import checks
 from regularized_lopt.regularizers import tree
 from regularized_lopt.tasks import data
 
@@ -53,14 +54,7 @@ class RegularizedEstimator(upstream.GradientEstimator):
         self.estimator = estimator
         self.regularizer = regularizers.get(regularizer)
         self.shared_noise = shared_noise
-        if not self.regularizer.first_order:
-            usable = [name for name in regularizers.names() if regularizers.get(name).first_order]
-            raise ValueError(
-                f"{self.regularizer.name!r} differentiates the loss, of which "
-                f"{type(estimator).__name__} only estimates the gradient. Choose one of "
-                f'{", ".join(usable)} (GAM in the form "difference"), or the regularizer in '
-                "optimizee space, or RegularizedTruncatedGrad."
-            )
+        checks.check_first_order(type(estimator).__name__, self.regularizer)
 
     def __getattr__(self, name: str) -> Any:
         if name == "estimator":  # Not set yet: being copied or unpickled.
@@ -102,7 +96,7 @@ class RegularizedEstimator(upstream.GradientEstimator):
             theta = worker_weights.theta
             out, metrics = estimate(theta, key, with_summary)
             grad = out.grad
-            if not _is_plain(self.regularizer):
+            if not self.regularizer.is_plain:
                 ascent_key, regularizer_key = jax.random.split(jax.random.fold_in(key, 1))
                 other = None
                 if not self.shared_noise:
@@ -152,10 +146,6 @@ def regularized_estimator(
         "regularized_estimator.estimator_fn", estimator_fn, upstream.GradientEstimator, *args
     )
     return regularized(estimator, regularizer, shared_noise)
-
-
-def _is_plain(regularizer: regularizers.Regularizer) -> bool:
-    return type(regularizer) is regularizers.Regularizer
 
 
 def _redrawn(state: Any) -> Any:

@@ -2,61 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from regularized_lopt import devices, errors, regularizers, upstream
+from regularized_lopt import regularizers, upstream
 from regularized_lopt.configurable import configurable
 from regularized_lopt.estimators import checks
-from regularized_lopt.estimators import unroll as unroll_lib
+from regularized_lopt.estimators.base import Estimate, TruncatedEstimator, gradient_correction
 from regularized_lopt.estimators.truncated_step import (
     RegularizedTruncatedStep as TruncatedStep,
 )
-from regularized_lopt.regularizers import tree
-
-
-@flax.struct.dataclass
-class Estimate:
-    """What one unroll yields.
-
-    Attributes:
-      grad: gradient of the outer objective w.r.t. theta; zeros if anything in it was not finite.
-      mean_loss: plain outer loss, averaged over tasks, of the unperturbed pass.
-      gradient_correction: ‖G_reg - g‖ / ‖g‖ of the regularizer in meta space (of each task and
-        averaged, with `per_task_perturbation`); exactly 0 where it changes nothing.
-      loss_correction: `|L_reg - L| / |L|` of the regularizer in optimizee space, L averaged over
-        tasks; exactly 0 where it changes nothing.
-      unroll_state: where the next unroll continues, leading axis [num_tasks]; of a mixture, a
-        tuple of these.
-      inner_loss: inner losses along the unroll, [unroll_length, num_tasks].
-      iteration: inner steps taken at each of them, [unroll_length, num_tasks].
-      nonfinite: True if loss or gradient was not finite: the update is to be skipped.
-      redrawn: trajectories that end here because they exploded, int32; fresh ones follow. If the
-        gradient is not finite and none of them explains it, all end.
-      smoothness: R of the smoothing term, averaged over steps and tasks; None without one.
-    """
-
-    grad: Any
-    mean_loss: Float[Array, ""]
-    gradient_correction: Float[Array, ""]
-    loss_correction: Float[Array, ""]
-    unroll_state: Any
-    inner_loss: Float[Array, "steps tasks"]
-    iteration: jax.Array
-    nonfinite: jax.Array
-    redrawn: jax.Array
-    smoothness: Float[Array, ""] | None
 
 
 @configurable()
-class RegularizedTruncatedGrad(upstream.GradientEstimator):
+class RegularizedTruncatedGrad(TruncatedEstimator):
     """Gradient of a flatness-regularized outer objective by truncated BPTT.
 
     Each call unrolls `unroll_length` inner steps of every task, differentiates the outer loss
@@ -114,106 +77,34 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
         Raises:
           ValueError: a parameter is out of range; the message has the range or the nearest name.
         """
-        if isinstance(truncated_step, upstream.TaskFamily):
-            if learned_opt is None:
-                raise ValueError("RegularizedTruncatedGrad(task_family) also needs a learned_opt.")
-            truncated_step = TruncatedStep(truncated_step, learned_opt)
-        errors.check_count("RegularizedTruncatedGrad.unroll_length", unroll_length)
-        self._is_mixture = not isinstance(truncated_step, TruncatedStep)
-        steps = tuple(truncated_step) if self._is_mixture else (truncated_step,)  # type: ignore[arg-type]
-        if not steps:
-            raise ValueError("RegularizedTruncatedGrad.truncated_step is empty: give at least one.")
-        self.task_weights = checks.normalized(task_weights, len(steps))
-        self.truncated_steps: tuple[TruncatedStep, ...] = steps  # type: ignore[assignment]
-        self.task_family = self.truncated_steps[0].task_family
-        self.learned_opt = self.truncated_steps[0].learned_opt
-        self.unroll_length = unroll_length
-        self.loss = errors.check_name("loss", loss, unroll_lib.LOSSES)
-        self.regularizer = regularizers.get(regularizer)
+        super().__init__(
+            truncated_step,
+            learned_opt,
+            unroll_length,
+            loss,
+            regularizer,
+            smoothing,
+            task_weights,
+            mesh,
+            coordinate_fraction,
+        )
         self.per_task_perturbation = per_task_perturbation
-        self.smoothing = smoothing
         self.coordinate_fraction = coordinate_fraction
-        self.mesh = mesh
-        self._resident: dict[int, Any] = {}
-        checks.check_smoothing(smoothing, self.learned_opt)
         checks.check_fraction(coordinate_fraction, self.learned_opt, self.regularizer)
-        for step_lib in self.truncated_steps:
-            checks.check_divides(unroll_length, step_lib.trunc_sched)
-        self._unrolls = [
-            unroll_lib.Unroll(
-                step_lib, unroll_length, self.loss, smoothing, coordinate_fraction, mesh
-            )
-            for step_lib in self.truncated_steps
-        ]
-        self._jitted_estimate = jax.jit(self.estimate)
-        self._jitted_inits = [jax.jit(one.init_step_state) for one in self.truncated_steps]
-
-    @property
-    def truncated_step(self) -> TruncatedStep:
-        """The (first) inner problem."""
-        return self.truncated_steps[0]
-
-    @property
-    def num_devices(self) -> int:
-        """Devices that share the tasks."""
-        return self.mesh.size if self.mesh is not None else 1
-
-    def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
-        """Starts the trajectories: `UnrollState` with leading axis [num_tasks], or a tuple."""
-        state = self._join(
-            init(worker_weights.theta, worker_weights.outer_state, key)
-            for init, key in zip(self._jitted_inits, self._split(key), strict=True)
-        )
-        return devices.place(state, self.mesh, devices.SHARED)
-
-    def get_datas(self) -> Any:
-        """What the next `estimate` draws batches from.
-
-        Resident data are the same arrays on every call; a task's own iterators move on.
-        """
-        return self._join(self._data(index) for index in range(len(self.truncated_steps)))
-
-    def _data(self, index: int) -> Any:
-        if index in self._resident:
-            return self._resident[index]
-        step_lib = self.truncated_steps[index]
-        data = devices.place(
-            step_lib.unroll_data(self.unroll_length), self.mesh, step_lib.data_spec
-        )
-        if step_lib.data_axis is None:
-            self._resident[index] = data
-        return data
 
     def estimate(
         self, theta: Any, state: Any, key: jax.Array, data: Any, outer_state: Any
     ) -> Estimate:
-        """One regularized gradient estimate; pure, to be called inside a jitted outer step.
-
-        Args:
-          theta: weights of the learned optimizer.
-          state: trajectories, from `init_worker_state` or the last estimate.
-          key: all randomness of this estimate.
-          data: from `get_datas`.
-          outer_state: `outer_iteration` and what the truncation schedule reads.
-        """
+        """See `TruncatedEstimator.estimate`."""
         unroll_key, regularizer_key = jax.random.split(key)
         step = outer_state.outer_iteration
-        problems = [
-            (unroll, unroll_lib.Inputs(state, keys, data, outer_state))
-            for unroll, state, keys, data in zip(
-                self._unrolls,
-                self._tuple(state),
-                self._task_keys(unroll_key),
-                self._tuple(data),
-                strict=True,
-            )
-        ]
+        problems = self._problems(state, unroll_key, data, outer_state)
 
         def regularized(loss_fn: Any, theta: Any, key: jax.Array) -> tuple[Any, Any, Any]:
             value, plain, grad = self.regularizer.value_and_gradients(
                 loss_fn, theta, key=key, step=step, has_aux=True
             )
-            return value, grad, _relative(tree.norm(tree.subtract(grad, plain)), tree.norm(plain))
+            return value, grad, gradient_correction(grad, plain)
 
         if self.per_task_perturbation:
             keys = self._split(regularizer_key)
@@ -233,111 +124,3 @@ class RegularizedTruncatedGrad(upstream.GradientEstimator):
 
             (_, auxes), grad, correction = regularized(objective, theta, regularizer_key)
         return self._estimate(grad, correction, auxes, self._tuple(state), step)
-
-    def _estimate(
-        self, grad: Any, correction: jax.Array, auxes: Any, states: Any, step: Any
-    ) -> Estimate:
-        def mean(trees: Any) -> Any:
-            """Over tasks, then over truncated steps by weight."""
-            over_tasks = [jax.tree.map(lambda x: jnp.mean(x, axis=0), each) for each in trees]
-            return self._weighted_sum(over_tasks)
-
-        plain = mean([aux.loss for aux in auxes])
-        smoothness = None
-        if self.smoothing is not None:
-            smoothness, smoothness_grad = mean([aux.smoothness for aux in auxes])
-            strength = regularizers.value_at(self.smoothing.strength, step)
-            grad = jax.tree.map(lambda g, r: g + strength * r, grad, smoothness_grad)
-        finite = jnp.isfinite(plain) & jnp.isfinite(optax.tree.norm(grad))
-        exploded = [aux.exploded for aux in auxes]
-        unexplained = ~finite & ~jnp.any(jnp.concatenate(exploded))
-        ended = [each | unexplained for each in exploded]
-        return Estimate(
-            grad=jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grad),
-            mean_loss=plain,
-            gradient_correction=correction,
-            loss_correction=_relative(mean([aux.loss_correction for aux in auxes]), plain),
-            unroll_state=self._join(
-                unroll_lib.end(aux.state, state, ends)
-                for aux, state, ends in zip(auxes, states, ended, strict=True)
-            ),
-            inner_loss=jnp.concatenate([aux.inner_loss.T for aux in auxes], axis=1),
-            iteration=jnp.concatenate([aux.iteration.T for aux in auxes], axis=1),
-            nonfinite=~finite,
-            redrawn=jnp.sum(jnp.concatenate(ended), dtype=jnp.int32),
-            smoothness=smoothness,
-        )
-
-    def compute_gradient_estimate(
-        self,
-        worker_weights: Any,
-        key: jax.Array,
-        state: Any,
-        with_summary: bool | None = False,
-        datas_list: Any = None,
-    ) -> tuple[Any, Mapping[str, jax.Array]]:
-        """Upstream's form of `estimate`.
-
-        Returns:
-          `GradientEstimatorOut`, and metrics: with `with_summary` the norm of the gradient, and
-          always counters of estimates that were not finite (their gradient is zero) and of
-          trajectories that exploded.
-        """
-        data = self.get_datas() if datas_list is None else datas_list
-        result = self._jitted_estimate(
-            worker_weights.theta, state, key, data, worker_weights.outer_state
-        )
-        states = self._tuple(result.unroll_state)
-        task_param = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (self.unroll_length, *leaf.shape)),
-            self._join(state.task_param for state in states),
-        )
-        is_done = jnp.concatenate([state.is_done for state in states])
-        out = upstream.GradientEstimatorOut(
-            mean_loss=result.mean_loss,
-            grad=result.grad,
-            unroll_state=result.unroll_state,
-            unroll_info=upstream.UnrollInfo(
-                loss=result.inner_loss,
-                iteration=result.iteration,
-                task_param=task_param,
-                is_done=jnp.zeros(result.iteration.shape, bool).at[-1].set(is_done),
-            ),
-        )
-        metrics = {
-            "mean||nonfinite": result.nonfinite.astype(jnp.float32),
-            "mean||redrawn": result.redrawn.astype(jnp.float32),
-        }
-        if result.smoothness is not None:
-            metrics["mean||smoothness"] = result.smoothness
-        if with_summary:
-            metrics["mean||theta_grad_norm"] = optax.tree.norm(result.grad)
-        return out, metrics
-
-    def _tuple(self, joined: Any) -> Any:
-        return joined if self._is_mixture else (joined,)
-
-    def _join(self, parts: Any) -> Any:
-        parts = tuple(parts)
-        return parts if self._is_mixture else parts[0]
-
-    def _weighted_sum(self, trees: Sequence[Any]) -> Any:
-        """Over truncated steps."""
-        return jax.tree.map(
-            lambda *xs: sum(w * x for w, x in zip(self.task_weights, xs, strict=True)), *trees
-        )
-
-    def _task_keys(self, key: jax.Array) -> list[jax.Array]:
-        """Of every truncated step, one per task."""
-        return [
-            jax.random.split(key, step_lib.num_tasks)
-            for step_lib, key in zip(self.truncated_steps, self._split(key), strict=True)
-        ]
-
-    def _split(self, key: jax.Array) -> Any:
-        return jax.random.split(key, len(self.truncated_steps)) if self._is_mixture else (key,)
-
-
-def _relative(change: jax.Array, to: jax.Array) -> jax.Array:
-    """|change| / |to|; 0 where nothing changes."""
-    return jnp.where(change == 0, 0.0, jnp.abs(change) / jnp.abs(to))

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
 from regularized_lopt.configurable import configurable
-from regularized_lopt.estimators.inner_problem import InnerProblem, Theta, UnrollState
+from regularized_lopt.estimators.inner_problem import InnerProblem, Theta
+from regularized_lopt.estimators.states import UnrollState
 
 
 @configurable()

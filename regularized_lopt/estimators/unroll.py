@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import devices, regularizers
 from regularized_lopt.estimators import coordinates
-from regularized_lopt.estimators.inner_problem import INNER_GRADIENT, InnerProblem, UnrollState
+from regularized_lopt.estimators.inner_problem import INNER_GRADIENT, InnerProblem
+from regularized_lopt.estimators.states import UnrollState
 from regularized_lopt.learned_optimizers import leaves
 
 LOSSES = ("last", "mean", "weighted")
@@ -129,7 +130,7 @@ class Unroll(NamedTuple):
                 jax.random.fold_in(loss_key, 1),
             )
             regularized += surrogate - jax.lax.stop_gradient(surrogate)
-        first_loss = jnp.where(start.inner_step == 0, path.inner_loss[0], state.first_loss)
+        first_loss = jnp.where(start.first_loss == 0, path.inner_loss[0], start.first_loss)
         state = state.replace(first_loss=first_loss.astype(jnp.float32))  # type: ignore[attr-defined]
         # A first loss of 0, or of rounding error, is no scale to judge a loss by.
         scale = jnp.maximum(jnp.abs(state.first_loss), 1.0)
@@ -285,11 +286,10 @@ def over_tasks(
     )
 
 
-def end(new: UnrollState, old: UnrollState, ends: jax.Array) -> UnrollState:
+def end(new: Any, old: Any, ends: jax.Array) -> Any:
     """The new trajectories; where one ends, the old one (it is finite), marked done."""
 
     def one(new: Any, old: Any, ends: jax.Array) -> Any:
-        state = jax.tree.map(lambda n, o: jnp.where(ends, o, n), new, old)
-        return state.replace(is_done=state.is_done | ends)
+        return jax.tree.map(lambda n, o: jnp.where(ends, o, n), new, old).ended_where(ends)
 
     return jax.vmap(one)(new, old, ends)

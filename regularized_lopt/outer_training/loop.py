@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.checkpoint import Checkpoints
 from regularized_lopt.outer_training.programs import Programs
@@ -76,7 +76,7 @@ class Loop:
         self._init_key, self._step_key, self._validation_key = jax.random.split(key, 3)
 
     @property
-    def estimator(self) -> RegularizedTruncatedGrad:
+    def estimator(self) -> TruncatedEstimator:
         """Of theta's gradient."""
         return self.programs.estimator
 

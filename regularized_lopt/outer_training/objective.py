@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from regularized_lopt import errors, regularizers
 from regularized_lopt.configurable import configurable
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.inner_problem import InnerProblem
-from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.estimators.unroll import Unroll
 from regularized_lopt.outer_training.curriculum import CurriculumOuterState
 from regularized_lopt.regularizers import tree
@@ -51,7 +51,7 @@ class ObjectiveCheck:
 
     def rises(
         self,
-        estimator: RegularizedTruncatedGrad,
+        estimator: TruncatedEstimator,
         theta: Any,
         key: jax.Array,
         outer_state: CurriculumOuterState,

@@ -24,6 +24,7 @@ from regularized_lopt import (
     zoo,
 )
 from regularized_lopt.configurable import checked
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.learned_optimizers import LSTMLOpt
@@ -51,7 +52,7 @@ class Parts(NamedTuple):
     task_name: str
 
     @property
-    def estimator(self) -> RegularizedTruncatedGrad:
+    def estimator(self) -> TruncatedEstimator:
         """Of theta's gradient."""
         return self.loop.estimator
 
@@ -59,6 +60,7 @@ class Parts(NamedTuple):
         """What theta's file says of how it was made."""
         estimator = self.estimator
         return {
+            "estimator": estimator.describe(),
             "regularizer_meta_space": estimator.regularizer.describe(),
             "regularizer_optimizee_space": estimator.truncated_step.regularizer.describe(),
             "smoothing": estimator.smoothing and estimator.smoothing.describe(),
@@ -79,6 +81,7 @@ def make(
     learned_opt: upstream.LearnedOptimizer | None = None,
     curriculum: curriculum_lib.Curriculum | None = None,
     optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
+    estimator: Callable[..., TruncatedEstimator] = RegularizedTruncatedGrad,
     seed: int = 0,
     num_devices: int | None = None,
     warm_start: str | os.PathLike[str] | None = None,
@@ -100,14 +103,15 @@ def make(
     count = num_devices or jax.device_count()
     if num_members > 1 and count <= jax.device_count() and num_members % count == 0:
         mesh = devices.make_mesh(num_devices, [num_members])
-    estimator, task_name = _estimator(task, learned_opt, 1 if mesh is not None else num_devices)
-    curriculum.check(estimator.unroll_length)
+    own_devices = 1 if mesh is not None else num_devices
+    of_theta, task_name = _estimator(estimator, task, learned_opt, own_devices)
+    curriculum.check(of_theta.unroll_length)
     theta = None if warm_start is None else _theta_of(warm_start, learned_opt)
     transformation = errors.call_checked(
         "outer_train.optimizer", optimizer, optax.GradientTransformation
     )
     programs = Programs(
-        estimator,
+        of_theta,
         transformation,
         curriculum.num_validation_tasks,
         ObjectiveCheck(),
@@ -119,10 +123,11 @@ def make(
 
 
 def _estimator(
+    estimator: Callable[..., TruncatedEstimator],
     task: AnyTask | Sequence[AnyTask],
     learned_opt: upstream.LearnedOptimizer,
     num_devices: int | None,
-) -> tuple[RegularizedTruncatedGrad, str]:
+) -> tuple[TruncatedEstimator, str]:
     """The estimator of theta's gradient, and the name of what it is meta-trained on."""
     if isinstance(task, Sequence) and not task:
         raise ValueError("outer_train.task is empty: give the name of a task, or several.")
@@ -131,8 +136,13 @@ def _estimator(
     schedule = curriculum_lib.CurriculumTruncationSchedule()
     steps = [RegularizedTruncatedStep(family, learned_opt, schedule) for family in families]
     mesh = devices.make_mesh(num_devices, [step.num_tasks for step in steps])
-    estimator = RegularizedTruncatedGrad(steps if several else steps[0], mesh=mesh)
-    return estimator, " + ".join(family.name for family in families)
+    made = errors.call_checked(
+        "outer_train.estimator",
+        functools.partial(estimator, mesh=mesh),
+        TruncatedEstimator,
+        steps if several else steps[0],
+    )
+    return made, " + ".join(family.name for family in families)
 
 
 def _theta_of(path: str | os.PathLike[str], learned_opt: upstream.LearnedOptimizer) -> Any:

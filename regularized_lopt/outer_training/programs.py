@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from regularized_lopt import devices, upstream
-from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.doses import Doses
@@ -33,7 +33,7 @@ class Programs:
 
     def __init__(
         self,
-        estimator: RegularizedTruncatedGrad,
+        estimator: TruncatedEstimator,
         optimizer: optax.GradientTransformation,
         num_validation_tasks: int,
         check: ObjectiveCheck | None = None,

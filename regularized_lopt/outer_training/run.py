@@ -17,6 +17,7 @@ import optax
 from regularized_lopt import devices, errors, run_files, upstream
 from regularized_lopt import progress as progress_lib
 from regularized_lopt.configurable import configurable
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.interruption import StopRequest
 from regularized_lopt.outer_training import curriculum as curriculum_lib
@@ -49,6 +50,7 @@ def outer_train(
     learned_opt: upstream.LearnedOptimizer | None = None,
     curriculum: curriculum_lib.Curriculum | None = None,
     optimizer: Callable[[], optax.GradientTransformation] = theta_optimizer,
+    estimator: Callable[..., TruncatedEstimator] = RegularizedTruncatedGrad,
     num_outer_steps: int = 10_000,
     seed: int = 0,
     seeds: Sequence[int] | None = None,
@@ -68,18 +70,20 @@ def outer_train(
 ) -> OuterTrainResult | dict[str, OuterTrainResult]:
     """Meta-trains a learned optimizer; continues where the directory's last checkpoint stands.
 
-    The regularizer is a gin parameter of `RegularizedTruncatedGrad` (meta space) or
+    The regularizer is a gin parameter of the estimator (meta space) or of
     `RegularizedTruncatedStep` (optimizee space). One seed fixes everything: the same configuration
     gives the same theta, also across a restart.
 
     Args:
       train_log_dir: where checkpoints, curves, and the result (theta.npz) go.
       task: what to meta-train on: the name of a task, a task, or a family; or several, which may
-        differ in shape (`RegularizedTruncatedGrad.task_weights` weighs them).
+        differ in shape (the estimator's `task_weights` weigh them).
       learned_opt: any `LearnedOptimizer`, e.g. upstream's; default: `LSTMLOpt()` with gin's
         parameters. Your own: see `learned_optimizers.register`.
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
+      estimator: makes the estimator of theta's gradient from the inner problem, or from several of
+        them; its other parameters are gin's. Default: backpropagation.
       num_outer_steps: stop after so many updates of theta if the curriculum has not ended before,
         > 0.
       seed: of theta, tasks, params and batches, 0 to 2^32 - 1.
@@ -127,9 +131,8 @@ def outer_train(
         errors.check_count("outer_train.parallelism", count)
     members = population_lib.members(seeds, doses)
     seed = int(seed)  # It may be NumPy's, which JSON does not take.
-    make_parts = functools.partial(
-        parts_lib.make, task, learned_opt, curriculum, optimizer, seed, num_devices, warm_start
-    )
+    given = (task, learned_opt, curriculum, optimizer, estimator, seed, num_devices, warm_start)
+    make_parts = functools.partial(parts_lib.make, *given)
     made, several = runs_lib.make(make_parts, seed, warm_start, members, asked_for)
     path = pathlib.Path(train_log_dir)
     with _memory_explained(made.estimator), contextlib.ExitStack() as stack:
@@ -160,7 +163,7 @@ def outer_train(
 
 
 @contextlib.contextmanager
-def _memory_explained(estimator: RegularizedTruncatedGrad) -> Iterator[None]:
+def _memory_explained(estimator: TruncatedEstimator) -> Iterator[None]:
     """XLA's error says how many bytes were missing; this one, what to do."""
     try:
         yield
@@ -171,7 +174,7 @@ def _memory_explained(estimator: RegularizedTruncatedGrad) -> Iterator[None]:
         raise OutOfMemoryError(
             f"Out of memory ({str(error).splitlines()[0]}). What is stored grows with "
             f"RegularizedTruncatedStep.num_tasks = {num_tasks} (on {estimator.num_devices} "
-            f"devices: outer_train.num_devices), RegularizedTruncatedGrad.unroll_length = "
+            f"devices: outer_train.num_devices), {type(estimator).__name__}.unroll_length = "
             f"{estimator.unroll_length}, Curriculum.num_validation_tasks and LSTMLOpt.hidden_size: "
             "lower one of them (steps are rematerialised already, so there is no remat to turn "
             "on). The last checkpoint is as it was."

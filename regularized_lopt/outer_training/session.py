@@ -10,7 +10,7 @@ from typing import Any
 
 from regularized_lopt import devices, errors, run_files, zoo
 from regularized_lopt import progress as progress_lib
-from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.interruption import Interrupted, StopRequest
 from regularized_lopt.outer_training.loop import Asking, Event, Loop
 from regularized_lopt.outer_training.requests import OuterStep
@@ -205,7 +205,7 @@ class Session:
         raise Interrupted(signum, self._step, self._run_dir.checkpoints.last())
 
 
-def _as_floats(scalars: dict[str, Any], estimator: RegularizedTruncatedGrad) -> dict[str, float]:
+def _as_floats(scalars: dict[str, Any], estimator: TruncatedEstimator) -> dict[str, float]:
     """The scalars of an outer step; warns, once, of a regularizer that changed nothing at it."""
     scalars = {name: float(value) for name, value in scalars.items()}
     for space, change, regularizer in (

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import gin
 
 from regularized_lopt import gin_files, regularizers
-from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
+from regularized_lopt.estimators.base import TruncatedEstimator
 
-_SPACES = {"RegularizedTruncatedGrad": "meta", "RegularizedTruncatedStep": "optimizee"}
+_STEP = "RegularizedTruncatedStep"
 
 
 class SharedRegularizerWarning(UserWarning):
     """One binding is the strength or the radius of a regularizer in two spaces."""
 
 
-def advice(binding: gin_files.Binding, estimator: RegularizedTruncatedGrad) -> str | None:
+def advice(binding: gin_files.Binding, estimator: TruncatedEstimator) -> str | None:
     """What would read a parameter of a regularizer that is not in use; None: it is none."""
     if binding.is_macro:
         return None
@@ -26,18 +26,22 @@ def advice(binding: gin_files.Binding, estimator: RegularizedTruncatedGrad) -> s
     scoped = f"@{binding.scope}/{configurable}()" if binding.scope else f"@{configurable}()"
     if gin.get_configurable(binding.selector) is regularizers.Smoothing:
         if estimator.smoothing is None:
-            return f"nothing here is smoothed. Add RegularizedTruncatedGrad.smoothing = {scoped}."
+            return f"nothing here is smoothed. Add {_owner(estimator)}.smoothing = {scoped}."
         return None
     if name is None or name in _names_in_use(estimator):
         return None
     value = scoped if binding.scope or name not in regularizers.names() else repr(name)
-    ways = (f"{owner}.regularizer = {value} ({space} space)" for owner, space in _SPACES.items())
+    ways = (
+        f"{owner}.regularizer = {value} ({space} space)"
+        for owner, space in _spaces(estimator).items()
+    )
     return f"no regularizer here is {name}. Add {' or '.join(ways)}."
 
 
-def warn_if_shared(estimator: RegularizedTruncatedGrad) -> None:
+def warn_if_shared(estimator: TruncatedEstimator) -> None:
     """Of a regularizer that both spaces take from the same bindings: their units differ."""
-    if not all(_is_from_gin(owner) for owner in _SPACES):
+    spaces = _spaces(estimator)
+    if not all(map(_is_from_gin, spaces)):
         return
     meta, optimizee = estimator.regularizer, estimator.truncated_step.regularizer
     here = {_key(one) for one in _walk(optimizee)}
@@ -49,7 +53,7 @@ def warn_if_shared(estimator: RegularizedTruncatedGrad) -> None:
     else:
         references = (
             f"{owner}.regularizer = @{space}/{type(top).__name__}()"
-            for (owner, space), top in zip(_SPACES.items(), (meta, optimizee), strict=True)
+            for (owner, space), top in zip(spaces.items(), (meta, optimizee), strict=True)
         )
         remedy = f"Give each a scope: {', '.join(references)}, and bind parameters within it."
     warnings.warn(
@@ -58,6 +62,16 @@ def warn_if_shared(estimator: RegularizedTruncatedGrad) -> None:
         SharedRegularizerWarning,
         stacklevel=3,
     )
+
+
+def _owner(estimator: TruncatedEstimator) -> str:
+    """What gin calls the estimator."""
+    return type(estimator).__name__
+
+
+def _spaces(estimator: TruncatedEstimator) -> dict[str, str]:
+    """By who takes a regularizer in it."""
+    return {_owner(estimator): "meta", _STEP: "optimizee"}
 
 
 def _name(binding: gin_files.Binding) -> str | None:
@@ -86,6 +100,6 @@ def _walk(one: regularizers.Regularizer) -> Iterator[regularizers.Regularizer]:
         yield from _walk(term)
 
 
-def _names_in_use(estimator: RegularizedTruncatedGrad) -> set[str]:
+def _names_in_use(estimator: TruncatedEstimator) -> set[str]:
     used = [estimator.regularizer, *(step.regularizer for step in estimator.truncated_steps)]
     return {term.name for one in used for term in _walk(one)}

@@ -121,6 +121,11 @@ class Regularizer:
         self._scope = gin.current_scope_str()
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is no regularizer at all."""
+        return type(self) is Regularizer
+
+    @property
     def scope(self) -> str:
         """Gin's scope that its parameters were read in; "" for none."""
         return self._scope
