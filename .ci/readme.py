@@ -89,6 +89,10 @@ FORMS = (
         (*TWO_STEPS, "--num_processes=1", "--train_log_dir=runs/job"),
         (("...", "--config_file=gin_configs/digits_mlp_none.gin"), ("HOST:PORT", "localhost:8476")),
     ),
+    Form(
+        "regularized_lopt.outer_train --config_file=gin_configs/digits_star_pes",
+        tuple(one.replace("TruncatedGrad", "TruncatedPES") for one in TWO_STEPS),
+    ),
     Form("regularized_lopt.outer_train --config_file=gin_configs/digits", TWO_STEPS),
     Form("regularized_lopt.outer_train --config_file=gin_configs/mnist", TWO_STEPS, lacks=MNIST),
     Form(

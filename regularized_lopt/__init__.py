@@ -14,7 +14,9 @@ from regularized_lopt import tasks as tasks
 from regularized_lopt import upstream as upstream
 from regularized_lopt import zoo as zoo
 from regularized_lopt._version import __version__ as __version__
+from regularized_lopt.estimators import RegularizedTruncatedES as RegularizedTruncatedES
 from regularized_lopt.estimators import RegularizedTruncatedGrad as RegularizedTruncatedGrad
+from regularized_lopt.estimators import RegularizedTruncatedPES as RegularizedTruncatedPES
 from regularized_lopt.estimators import RegularizedTruncatedStep as RegularizedTruncatedStep
 from regularized_lopt.learned_optimizers import LSTMLOpt as LSTMLOpt
 from regularized_lopt.outer_training import Curriculum as Curriculum

@@ -23,6 +23,7 @@ from helpers import CONSTANT, KEY, weights
 import regularized_lopt
 from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
+from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.regularized_estimator import RegularizedEstimator
 from regularized_lopt.measure import flatness, noisy_quadratic
 from regularized_lopt.measure import optimizers as optimizers_lib
@@ -57,7 +58,9 @@ ARGUMENTS = {
         "tasks": (TASK,),
     },
     "FlatnessAwareFamily": {"task_family": FAMILY},
+    "RegularizedTruncatedES": {"truncated_step": STEP, "unroll_length": 20},
     "RegularizedTruncatedGrad": {"truncated_step": STEP},
+    "RegularizedTruncatedPES": {"truncated_step": STEP, "unroll_length": 20},
     "RegularizedTruncatedStep": {"task_family": FAMILY, "learned_opt": LOPT},
     "Stabilized": {"learned_opt": LOPT, "controller": "coordinate"},
     "StagedTruncationSchedule": {"lengths": (10, 20), "boundaries": (5,)},
@@ -211,7 +214,7 @@ def _(made: RegularizedTruncatedStep):
     use(RegularizedTruncatedGrad(made))
 
 
-@use.register(RegularizedTruncatedGrad)
+@use.register(TruncatedEstimator)
 @use.register(RegularizedEstimator)
 def _(made):
     data = made.get_datas()

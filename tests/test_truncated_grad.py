@@ -15,7 +15,7 @@ import regularized_lopt
 from regularized_lopt import regularizers, tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedStep
 from regularized_lopt.estimators import unroll as unroll_lib
-from regularized_lopt.estimators.inner_problem import UnrollState
+from regularized_lopt.estimators.states import UnrollState
 
 
 def reference_outer_loss(lopt, task, steps, loss_weights):
@@ -299,7 +299,8 @@ def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
 
 @needs_tensorflow
 @pytest.mark.smoke
-def test_runs_in_upstream_s_outer_train(tmp_path):
+@pytest.mark.parametrize("estimator", ["Grad", "PES", "ES"])
+def test_runs_in_upstream_s_outer_train(tmp_path, estimator):
     from learned_optimization import outer_train
 
     lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
@@ -315,7 +316,7 @@ def test_runs_in_upstream_s_outer_train(tmp_path):
         RegularizedTruncatedGrad.regularizer = "sam"
         RegularizedTruncatedGrad.unroll_length = 5
         RegularizedTruncatedStep.trunc_sched = @StagedTruncationSchedule()
-        """
+        """.replace("TruncatedGrad", f"Truncated{estimator}")
     )
     if upstream.GENERATION == "main":
         gin.parse_config("build_gradient_estimators.truncated_step_fn = @RegularizedTruncatedStep")

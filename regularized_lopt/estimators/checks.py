@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 
 from regularized_lopt import errors, regularizers, upstream
+from regularized_lopt.estimators.inner_problem import InnerProblem
 from regularized_lopt.learned_optimizers import CoordinateWiseLOpt
 
 
@@ -95,3 +97,25 @@ def check_first_order(owner: str, regularizer: regularizers.Regularizer) -> None
         f'gradient. Choose one of {", ".join(usable)} (GAM in the form "difference"), or the '
         "regularizer in optimizee space, or RegularizedTruncatedGrad."
     )
+
+
+def check_starts_finite(owner: str, step_lib: InnerProblem) -> None:
+    """Refuses a task whose loss is not finite where inner training starts.
+
+    Of one task, drawn with its params and its batch by a fixed key. A task's own iterators move on
+    by that batch.
+    """
+    family = step_lib.task_family
+    task_key, init_key, batch_key, loss_key = jax.random.split(jax.random.PRNGKey(0), 4)
+    task = family.task_fn(family.sample(task_key))
+    params, model_state = task.init_with_state(init_key)
+    data = step_lib.unroll_data(1)["train"]
+    if step_lib.data_axis is not None:
+        data = jax.tree.map(lambda leaf: leaf[:, 0], data)
+    batch = step_lib.batch_one(data, jax.numpy.asarray(0), batch_key)
+    loss = float(task.loss_with_state(params, model_state, loss_key, batch)[0])
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"{owner}: the loss of {family.name} is {loss} where inner training starts, so that "
+            "differences of it are no numbers. See that its data and its initial params are finite."
+        )

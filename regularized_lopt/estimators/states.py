@@ -6,6 +6,7 @@ from typing import Any
 
 import flax
 import jax
+from jaxtyping import Array, Bool
 
 from regularized_lopt.estimators import rescaling
 
@@ -36,3 +37,31 @@ class UnrollState:
     def ended_where(self, ends: jax.Array) -> UnrollState:
         """The same, marked done where `ends`."""
         return self.replace(is_done=self.is_done | ends)  # type: ignore[attr-defined, no-any-return]
+
+
+@flax.struct.dataclass
+class PairState:
+    """The trajectories of PES' pairs between two unrolls.
+
+    Attributes:
+      particles: positive and negative, leading axes [num_tasks, 2].
+      accumulated: sum of the perturbations since the trajectory began, theta's leaves with leading
+        axis [num_tasks].
+    """
+
+    particles: UnrollState
+    accumulated: Any
+
+    @property
+    def is_done(self) -> Bool[Array, tasks]:
+        """Whether the next unroll begins a new trajectory: of both particles."""
+        return self.particles.is_done[..., 0]
+
+    @property
+    def task_param(self) -> Any:
+        """Which task of the family the two share."""
+        return jax.tree.map(lambda leaf: leaf[:, 0], self.particles.task_param)
+
+    def ended_where(self, ends: jax.Array) -> PairState:
+        """The same, marked done where `ends`."""
+        return self.replace(particles=self.particles.ended_where(ends))  # type: ignore[attr-defined, no-any-return]

@@ -83,7 +83,8 @@ def outer_train(
       curriculum: default: `Curriculum()` with gin's parameters.
       optimizer: makes the optimizer of theta.
       estimator: makes the estimator of theta's gradient from the inner problem, or from several of
-        them; its other parameters are gin's. Default: backpropagation.
+        them; its other parameters are gin's: `RegularizedTruncatedGrad` (backpropagation),
+        `RegularizedTruncatedPES` or `RegularizedTruncatedES`.
       num_outer_steps: stop after so many updates of theta if the curriculum has not ended before,
         > 0.
       seed: of theta, tasks, params and batches, 0 to 2^32 - 1.

@@ -1,0 +1,147 @@
+"""Outer training by ES and PES: it resumes to the bit, and members are what they are alone."""
+
+import os
+import subprocess
+import sys
+
+import gin
+import numpy as np
+import pytest
+from conftest import REPOSITORY, digits_config
+from helpers import TwoLayer, flat
+
+import regularized_lopt
+from regularized_lopt import gin_files, run_files
+from regularized_lopt.estimators import RegularizedTruncatedPES
+from regularized_lopt.outer_training import outer_train, parts
+
+SMALL = [
+    "outer_train.learned_opt = @LSTMLOpt()",
+    "LSTMLOpt.hidden_size = 4",
+    "RegularizedTruncatedStep.num_tasks = 4",
+]
+SPACES = [
+    "RegularizedTruncatedStep.regularizer = 'sam'",
+    "ObjectiveCheck.num_trajectories = 2",
+    "Curriculum.min_validations = 3",
+    "Curriculum.max_validations = 3",
+]
+
+
+def config(kind, num_outer_steps, *extra):
+    name = f"RegularizedTruncated{kind}"
+    lines = [
+        line.replace("RegularizedTruncatedGrad", name) for line in digits_config(num_outer_steps)
+    ]
+    return [*lines, f"outer_train.estimator = @{name}", *SMALL, *extra]
+
+
+def train(directory, kind, num_outer_steps, *extra, **arguments):
+    gin.clear_config()
+    gin_files.parse_gin([], config(kind, num_outer_steps, *extra))
+    return outer_train(directory, progress=False, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["ES", "PES"])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, kind):
+    """Stopped within trajectories, when sums of perturbations are under way, and at a stage."""
+    meta = f"RegularizedTruncated{kind}.regularizer = 'sam'"
+    whole = train(tmp_path / "whole", kind, 12, meta)
+    for stop in (3, 8):
+        train(tmp_path / f"run{stop}", kind, stop, meta)
+        resumed = train(tmp_path / f"run{stop}", kind, 12, meta)
+        np.testing.assert_array_equal(flat(resumed.theta), flat(whole.theta))
+        curves = [run_files.load_metrics(tmp_path / name) for name in (f"run{stop}", "whole")]
+        for column in ("loss", "grad_norm", "gradient_correction", "validation_loss"):
+            np.testing.assert_array_equal(curves[0][column], curves[1][column])
+    curves = run_files.load_metrics(tmp_path / "whole")
+    assert curves["trajectory_length"].tolist() == [10.0] * 8 + [20.0] * 4
+    assert np.all(curves["gradient_correction"] > 0)
+    assert np.isfinite(curves["validation_loss"]).sum() == 2
+
+
+@pytest.mark.parametrize("way", [(2, 1), (1, 1)])
+def test_a_member_is_the_run_that_it_is_alone(tmp_path, way):
+    """Seeds, doses in both spaces, checks of the objective: losses to 1e-6."""
+    meta = "RegularizedTruncatedPES.regularizer = 'l2'"
+    doses = {"SAM.rho": (0.5, 0.25), "L2.strength": (0.01, 0.0)}
+    found = train(
+        tmp_path / "both", "PES", 6, *SPACES, meta, seeds=(0, 1), doses=doses, parallelism=way
+    )
+    for place, name in enumerate(found):
+        own = [f"{dose} = {values[place]}" for dose, values in doses.items()]
+        seed = f"outer_train.seed = {place}"
+        alone = train(tmp_path / name, "PES", 6, *SPACES, meta, *own, seed)
+        one, other = (
+            run_files.load_metrics(path) for path in (tmp_path / "both" / name, tmp_path / name)
+        )
+        for column in ("loss", "validation_loss", "optimizee_rise", "loss_correction"):
+            np.testing.assert_allclose(one[column], other[column], 1e-6, 1e-6, err_msg=column)
+        # Differences of losses over sigma^2: rounding counts 5,000-fold in a gradient.
+        np.testing.assert_allclose(one["grad_norm"], other["grad_norm"], 1e-3)
+        np.testing.assert_allclose(flat(found[name].theta), flat(alone.theta), 1e-5, 1e-6)
+        assert np.isfinite(one["meta_rise_at_reference"]).any()
+
+
+def test_several_devices_give_the_theta_of_one(tmp_path):
+    command = [sys.executable, "-m", "regularized_lopt.outer_train"]
+    bindings = [f"--gin_bindings={line}" for line in config("PES", 3)]
+    subprocess.run(
+        [*command, *bindings, f"--train_log_dir={tmp_path / 'run'}"],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    found = regularized_lopt.load(tmp_path / "run")
+    assert found.metadata["devices"] == 2
+    assert found.metadata["estimator"] == {"name": "RegularizedTruncatedPES", "std": 0.01}
+    alone = train(tmp_path / "alone", "PES", 3)
+    np.testing.assert_allclose(flat(found.theta), flat(alone.theta), 1e-4, 1e-6)
+
+
+class NeverFinite(TwoLayer):
+    def loss(self, params, key, data):
+        return super().loss(params, key, data) * np.nan
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("RegularizedTruncatedPES.std = 0.0", "must be greater than 0"),
+        ("RegularizedTruncatedPES.unroll_length = 3", "does not divide the trajectory of 10"),
+        ("RegularizedTruncatedStep.num_tasks = 0", "must be a whole number from 1"),
+        ("RegularizedTruncatedPES.regularizer = 'hessian_top'", "only estimates the gradient"),
+        ("outer_train.estimator = @SAM", "outer_train.estimator"),
+    ],
+)
+def test_bad_configurations_are_refused_before_anything_is_written(tmp_path, extra, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        train(tmp_path / "run", "PES", 1, extra)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_that_is_never_finite_is_refused_before_anything_is_written(tmp_path):
+    gin.clear_config()
+    lines = [line for line in config("PES", 1) if "outer_train.task" not in line]
+    gin_files.parse_gin([], lines)
+    with pytest.raises(ValueError, match="the loss of NeverFinite is nan where inner training"):
+        outer_train(tmp_path / "run", task=NeverFinite(), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_trains_by_pes():
+    gin_files.parse_gin(["gin_configs/digits_star_pes.gin"], [])
+    assert parts.check_bindings() == {}
+    made = parts.make(
+        gin.query_parameter("outer_train.task"), estimator=RegularizedTruncatedPES, num_devices=1
+    )
+    assert isinstance(made.estimator, RegularizedTruncatedPES)
+    assert made.estimator.truncated_step.num_tasks == 4
+
+
+def test_what_would_read_a_regularizer_s_parameter_is_the_estimator_in_use(tmp_path):
+    with pytest.raises(
+        gin_files.UnreadBindingError, match=r"Add RegularizedTruncatedPES\.regularizer = 'sam'"
+    ):
+        train(tmp_path / "run", "PES", 1, "SAM.rho = 0.5", asked_for=["SAM.rho = 0.5"])
