@@ -98,8 +98,9 @@ class TruncatedEstimator(upstream.GradientEstimator):
         task_weights: Sequence[float] | None,
         mesh: Mesh | None,
         coordinate_fraction: float = 1.0,
+        differentiable: bool = True,
     ):
-        """Initializer; arguments are those of `RegularizedTruncatedGrad`."""
+        """Initializer; arguments are those of `RegularizedTruncatedGrad`, and of `Unroll`."""
         name = type(self).__name__
         if isinstance(truncated_step, upstream.TaskFamily):
             if learned_opt is None:
@@ -125,7 +126,13 @@ class TruncatedEstimator(upstream.GradientEstimator):
             checks.check_divides(name, unroll_length, step_lib.trunc_sched)
         self._unrolls = [
             unroll_lib.Unroll(
-                step_lib, unroll_length, self.loss, smoothing, coordinate_fraction, mesh
+                step_lib,
+                unroll_length,
+                self.loss,
+                smoothing,
+                coordinate_fraction,
+                mesh,
+                differentiable,
             )
             for step_lib in self.truncated_steps
         ]

@@ -107,6 +107,7 @@ class EvolutionStrategy(TruncatedEstimator):
             smoothing,
             task_weights,
             mesh,
+            differentiable=False,
         )
         checks.check_first_order(name, self.regularizer)
         for step_lib in self.truncated_steps:

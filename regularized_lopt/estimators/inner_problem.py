@@ -180,11 +180,19 @@ class InnerProblem:
         )
 
     def step_one(
-        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any
+        self,
+        theta: Theta,
+        state: UnrollState,
+        key: jax.Array,
+        batch: Any,
+        differentiable: bool = True,
     ) -> tuple[UnrollState, Float[Array, ""], Any]:
-        """One inner step: (next state, inner loss before it, its gradient)."""
+        """One inner step: (next state, inner loss before it, its gradient).
+
+        If it need not be `differentiable` in theta, the optimizer may take it as at meta-test.
+        """
         loss_key, opt_key = jax.random.split(key)
-        opt = self.learned_opt.opt_fn(theta, is_training=True)
+        opt = self.learned_opt.opt_fn(theta, is_training=differentiable)
         task = self.task_family.task_fn(state.task_param)
         params, model_state = opt.get_params_state(state.inner_opt_state)
         batch = rescaling.with_scaled_images(batch, state.scales)

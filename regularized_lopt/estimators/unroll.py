@@ -86,6 +86,7 @@ class Unroll(NamedTuple):
       smoothing: smoothing term of the learned optimizer, or None.
       coordinate_fraction: share of the coordinates that theta's gradient is taken through.
       mesh: devices that share the tasks; None: one device.
+      differentiable: whether it will be differentiated in theta.
     """
 
     step_lib: InnerProblem
@@ -94,6 +95,7 @@ class Unroll(NamedTuple):
     smoothing: regularizers.Smoothing | None = None
     coordinate_fraction: float = 1.0
     mesh: Mesh | None = None
+    differentiable: bool = True
 
     def __call__(
         self,
@@ -178,7 +180,7 @@ class Unroll(NamedTuple):
             t, key = inputs
             batch_key, key, loss_key = jax.random.split(key, 3)
             batch = step_lib.batch_one(data, t, batch_key)
-            state, loss, grad = step_lib.step_one(theta, before, key, batch)
+            state, loss, grad = step_lib.step_one(theta, before, key, batch, self.differentiable)
             outer = None if self.loss == "last" else outer_loss(state, t, loss_key)
             smoothness = None
             if self.smoothing is not None:
