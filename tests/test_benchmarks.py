@@ -13,7 +13,7 @@ from conftest import REPOSITORY, script
 from helpers_results import FLATNESS_CONFIG, trained
 
 import regularized_lopt
-from regularized_lopt import tasks
+from regularized_lopt import tasks, upstream
 from regularized_lopt.measure import StudyResults, dataset, results_file
 from regularized_lopt.measure.training_curves import TrainingCurves
 from regularized_lopt.optax_bridge import as_optax
@@ -122,6 +122,16 @@ def test_outer_steps_are_compared_with_upstream_s():
     assert float(ours[3]) > 0
     upstream = next(cells for name, cells in found.items() if name.startswith("upstream"))
     assert float(upstream[1]) * float(upstream[2]) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.slow
+def test_evolution_is_compared_with_upstream_s():
+    small = ("--dataset=Digits", "--rounds=1", "--pairs=2", "--unroll_length=5")
+    table = cells(run("evolution", *small))
+    whose = ["ours", "upstream"]
+    whose += ["upstream, stacked"] if upstream.GENERATION == "wheel" else []
+    assert [row[:2] for row in table] == [[kind, one] for kind in ("PES", "ES") for one in whose]
+    assert all(float(number) > 0 for row in table for number in row[2:])
 
 
 @pytest.mark.slow
