@@ -70,7 +70,7 @@ _OTHERS += ("xarray", "xr")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
     ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree|_T"),
-    ("py:class", r"regularized_lopt\..*\._\w+|(truncated_step|curriculum)_lib\..*|Mesh"),
+    ("py:class", r"regularized_lopt\..*\._\w+|(truncated_step|curriculum|unroll)_lib\..*|Mesh"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]
 
