@@ -39,7 +39,8 @@ def configurable(name: str | None = None, **options: Any) -> Callable[[_F], _F]:
 
     Checked are numbers, strings, True and False, None, functions, classes, and unions, sequences
     and dicts of them. Integers are numbers, True and False are not; NumPy's and JAX's scalars are.
-    Annotations that cannot be resolved are not checked.
+    Annotations that cannot be resolved are not checked. Nor may an argument be missing, as one is
+    where gin is to make what another part makes: @PES() for @PES.
 
     Args:
       name: gin's name of it; default: its own.
@@ -65,6 +66,12 @@ def checked(function: _F, owner: str) -> _F:
         for parameter in signature.parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
+    needed = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
 
     @functools.wraps(function)
     def with_check(*args: Any, **kwargs: Any) -> Any:
@@ -80,6 +87,12 @@ def checked(function: _F, owner: str) -> _F:
                 return float(value)  # JAX's integers have 32 bits.
             return value
 
+        missing = [name for name in needed if name not in (*positional[: len(args)], *kwargs)]
+        if missing:
+            raise TypeError(
+                f"{owner} is not given {', '.join(missing)}. Where gin refers to what another part "
+                f"calls, write @{owner}, without parentheses."
+            )
         # There may be *args, or too many, which the function itself refuses.
         rest = args[len(positional) :]
         return function(

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import pathlib
 import platform
+import re
 import signal
 import sys
 import warnings
@@ -76,8 +77,8 @@ def reuse_freed_memory() -> None:
 
 
 def _print(error: Exception, prefix: str = "") -> None:
-    """The reason, without where gin's value came from, which gin appends."""
-    text = str(error).partition("\n  In call to configurable")[0].strip()
+    """The reason, without what gin appends: where a value came from, and which there are not."""
+    text = re.split("\n  (?:No values supplied|In call to configurable)", str(error))[0].strip()
     if text.startswith("Required bindings"):
         text += " Give them by --config_file or --gin_bindings."
     print(f"{prefix}{text or type(error).__name__}", file=sys.stderr)

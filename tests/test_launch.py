@@ -156,6 +156,16 @@ def test_a_directory_that_cannot_be_written_to_is_refused_first(tmp_path, monkey
             ],
             f"Experiment.tasks has no 'ImageMLP_Digits_20_Rleu'. Did you mean '{TASK}'?",
         ),
+        (
+            "outer_train",
+            [
+                f"--config_file={NONE}",
+                "--train_log_dir=unused",
+                "--gin_bindings=outer_train.estimator = @RegularizedTruncatedPES()",
+            ],
+            "RegularizedTruncatedPES is not given truncated_step. Where gin refers to what another "
+            "part calls, write @RegularizedTruncatedPES, without parentheses.",
+        ),
         ("compare", ["--num_runs=x", "a", "b"], "flag --num_runs=x: "),
         (
             "noisy_quadratic",
