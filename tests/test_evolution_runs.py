@@ -1,5 +1,6 @@
 """Outer training by ES and PES: it resumes to the bit, and members are what they are alone."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -8,12 +9,20 @@ import gin
 import numpy as np
 import pytest
 from conftest import REPOSITORY, digits_config
-from helpers import TwoLayer, flat
+from helpers import TwoLayer, flat, stop_at
 
 import regularized_lopt
 from regularized_lopt import gin_files, run_files
-from regularized_lopt.estimators import RegularizedTruncatedPES
+from regularized_lopt.estimators import (
+    RegularizedTruncatedES,
+    RegularizedTruncatedGrad,
+    RegularizedTruncatedPES,
+)
+from regularized_lopt.interruption import Interrupted
+from regularized_lopt.measure import FlatnessConfig
 from regularized_lopt.outer_training import outer_train, parts
+from regularized_lopt.outer_training.run_dir import OtherExperimentError
+from regularized_lopt.study import meta_test
 
 SMALL = [
     "outer_train.learned_opt = @LSTMLOpt()",
@@ -60,6 +69,77 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, kind):
     assert np.isfinite(curves["validation_loss"]).sum() == 2
 
 
+def test_a_population_that_a_signal_stopped_ends_in_the_same_bits(tmp_path, monkeypatch):
+    """SAM in both spaces; stopped when sums of perturbations are under way."""
+    spaces = (*SPACES[:1], "RegularizedTruncatedPES.regularizer = 'sam'")
+    arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
+    whole = train(tmp_path / "whole", "PES", 5, *spaces, **arguments)
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", "PES", 5, *spaces, **arguments)
+    monkeypatch.undo()
+    resumed = train(tmp_path / "run", "PES", 5, *spaces, **arguments)
+    for name in whole:
+        np.testing.assert_array_equal(flat(resumed[name].theta), flat(whole[name].theta))
+        found = run_files.load_metrics(tmp_path / "run" / name)
+        assert np.all(found["gradient_correction"] > 0)
+        assert np.all(found["loss_correction"] > 0)
+    thetas = [flat(one.theta) for one in whole.values()]
+    assert not np.allclose(*thetas)
+
+
+def test_settings_of_the_estimator_do_not_change_on_resuming(tmp_path):
+    train(tmp_path / "run", "PES", 1)
+    for setting in ("std = 0.02", "unroll_length = 10", "staggered = False", "loss = 'last'"):
+        with pytest.raises(OtherExperimentError, match=setting):
+            train(tmp_path / "run", "PES", 2, f"RegularizedTruncatedPES.{setting}")
+
+
+def test_another_estimator_is_another_experiment(tmp_path):
+    """Though gin shows none of those that are arguments, and what they carry has the same form."""
+    lines = [line for line in config("Grad", 2) if "Grad" not in line]
+    grad, es, coarser = (
+        functools.partial(kind, unroll_length=5, loss="mean", **own)
+        for kind, own in (
+            (RegularizedTruncatedGrad, {}),
+            (RegularizedTruncatedES, {}),
+            (RegularizedTruncatedES, {"std": 0.1}),
+        )
+    )
+
+    def go(name, estimator, num_outer_steps):
+        gin.clear_config()
+        gin_files.parse_gin([], lines)
+        with_steps = {"num_outer_steps": num_outer_steps, "estimator": estimator}
+        return outer_train(tmp_path / name, progress=False, **with_steps)
+
+    for name, first, others in (("grad", grad, [es]), ("es", es, [grad, coarser])):
+        go(name, first, 1)
+        for other in others:
+            with pytest.raises(OtherExperimentError, match="holds another experiment"):
+                go(name, other, 2)
+        go(name, first, 2)
+
+
+def test_a_trained_optimizer_is_meta_tested_as_any(tmp_path):
+    smoothing = (
+        "RegularizedTruncatedPES.smoothing = @Smoothing()",
+        "Smoothing.strength = 1.0",
+    )
+    train(tmp_path / "run", "PES", 3, *smoothing)
+    assert np.all(run_files.load_metrics(tmp_path / "run")["smoothness"] > 0)
+    found = meta_test(
+        {"mine": regularized_lopt.load(tmp_path / "run")},
+        "ImageMLP_Digits_20_Relu",
+        1,
+        4,
+        baselines=(),
+        progress=False,
+        flatness_config=FlatnessConfig(num_examples=16, headline_starts=1, num_probes=0),
+    )
+    assert np.isfinite(found["train_loss"].sel(optimizer="mine")).all()
+
+
 @pytest.mark.parametrize("way", [(2, 1), (1, 1)])
 def test_a_member_is_the_run_that_it_is_alone(tmp_path, way):
     """Seeds, doses in both spaces, checks of the objective: losses to 1e-6."""
@@ -95,7 +175,14 @@ def test_several_devices_give_the_theta_of_one(tmp_path):
     )
     found = regularized_lopt.load(tmp_path / "run")
     assert found.metadata["devices"] == 2
-    assert found.metadata["estimator"] == {"name": "RegularizedTruncatedPES", "std": 0.01}
+    assert found.metadata["estimator"] == {
+        "name": "RegularizedTruncatedPES",
+        "unroll_length": 5,
+        "loss": "mean",
+        "std": 0.01,
+        "staggered": True,
+        "shared_noise": False,
+    }
     alone = train(tmp_path / "alone", "PES", 3)
     np.testing.assert_allclose(flat(found.theta), flat(alone.theta), 1e-4, 1e-6)
 

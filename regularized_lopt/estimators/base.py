@@ -151,7 +151,8 @@ class TruncatedEstimator(upstream.GradientEstimator):
 
     def describe(self) -> dict[str, Any]:
         """Which estimator this is, for records of experiments (JSON-serializable)."""
-        return {"name": type(self).__name__}
+        name = type(self).__name__
+        return {"name": name, "unroll_length": int(self.unroll_length), "loss": self.loss}
 
     def start(self, step_lib: TruncatedStep) -> Any:
         """(theta, outer_state, key) -> the trajectories of one truncated step, to begin with."""

@@ -95,9 +95,9 @@ class EvolutionStrategy(TruncatedEstimator):
         """
         name = type(self).__name__
         errors.check_positive(f"{name}.std", std)
-        self.std = std
-        self.shared_noise = shared_noise
-        self.staggered = staggered
+        self.std = float(std)
+        self.shared_noise = bool(shared_noise)
+        self.staggered = bool(staggered)
         super().__init__(
             truncated_step,
             learned_opt,
@@ -115,7 +115,8 @@ class EvolutionStrategy(TruncatedEstimator):
 
     def describe(self) -> dict[str, Any]:
         """See `TruncatedEstimator.describe`."""
-        return {**super().describe(), "std": self.std}
+        own = {name: getattr(self, name) for name in ("std", "staggered", "shared_noise")}
+        return {**super().describe(), **own}
 
     def start(self, step_lib: TruncatedStep) -> Any:
         """See `TruncatedEstimator.start`."""

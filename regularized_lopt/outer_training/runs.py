@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gin
 
 from regularized_lopt import devices, gin_files, zoo
+from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training import parts as parts_lib
 from regularized_lopt.outer_training import unread
 from regularized_lopt.outer_training.doses import Doses
@@ -93,6 +94,10 @@ def _metadata(made: Parts, seed: int) -> dict[str, Any]:
 def _experiment(made: Parts, seed: int, warm_start: Any) -> dict[str, Any]:
     """What makes a run this run."""
     said = {"task": made.task_name, "seed": seed, "gin": parts_lib.configuration()}
+    if not isinstance(made.estimator, RegularizedTruncatedGrad):
+        # ES carries what backpropagation does: nothing else would tell a checkpoint of one from the
+        # other's where the estimator is no gin parameter.
+        said["estimator"] = made.estimator.describe()
     return said if warm_start is None else {**said, "warm_start": str(warm_start)}
 
 
