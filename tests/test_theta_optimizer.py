@@ -33,6 +33,18 @@ def test_theta_optimizers_are_optax_s():
         theta_optimizer("adan")
 
 
+def test_elements_are_clamped_before_the_norm_is_clipped():
+    grads = {"w": np.array([3.0, -4.0, 0.5])}
+    gin.clear_config()
+    gin.bind_parameter("theta_learning_rate.learning_rate", 1.0)
+    for clip_norm, wanted in ((None, [-1.0, 1.0, -0.5]), (0.75, [-0.5, 0.5, -0.25])):
+        sgd = theta_optimizer("sgd", clip_norm=clip_norm, clip_value=1.0)
+        updates, _ = sgd.update(grads, sgd.init(grads), grads)
+        np.testing.assert_allclose(updates["w"], wanted, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"theta_optimizer\.clip_value = 0: it must be greater"):
+        theta_optimizer(clip_value=0)
+
+
 def test_adamw_shrinks_matrices_alone():
     """By the learning rate times the decay, at a gradient of 0."""
     gin.clear_config()

@@ -61,6 +61,7 @@ def theta_learning_rate(
 def theta_optimizer(
     name: str = "adam",
     clip_norm: float | None = 1.0,
+    clip_value: float | None = None,
     momentum: float = 0.0,
     decay: Scheduled | None = None,
 ) -> optax.GradientTransformation:
@@ -70,6 +71,7 @@ def theta_optimizer(
       name: "adam", "adamw" or "sgd".
       clip_norm: global norm that the total gradient is clipped to, once, after all corrections;
         > 0; None: no clipping.
+      clip_value: bound on each element of the total gradient, before `clip_norm`, > 0; None: none.
       momentum: of SGD alone, in [0, 1).
       decay: of AdamW alone: theta shrinks by the learning rate times this at every step, in [0, 1],
         or a schedule; default: 0.1; STAR (Harrison et al. 2022) has 0.1 to 0.5. Matrices shrink,
@@ -92,6 +94,8 @@ def theta_optimizer(
         errors.check_in("theta_optimizer.decay", decay, "[0, 1]")
     if clip_norm is not None:
         errors.check_positive("theta_optimizer.clip_norm", clip_norm)
+    if clip_value is not None:
+        errors.check_positive("theta_optimizer.clip_value", clip_value)
     rate = theta_learning_rate()
     if name == "adam":
         step = optax.adam(rate)
@@ -99,7 +103,9 @@ def theta_optimizer(
         step = optax.adamw(rate, weight_decay=decay, mask=_matrices)
     else:
         step = optax.sgd(rate, None if is_zero(momentum) else momentum)
-    return step if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), step)
+    if clip_norm is not None:
+        step = optax.chain(optax.clip_by_global_norm(clip_norm), step)
+    return step if clip_value is None else optax.chain(optax.clip(clip_value), step)
 
 
 def _matrices(theta: Any) -> Any:
