@@ -17,7 +17,7 @@ SAM_RHOS = {
 }
 
 
-@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", *SAM_RHOS])
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", "AMSGrad", "RMSProp", *SAM_RHOS])
 def test_baselines_are_optax_s(name):
     """Two steps on a quadratic, against optax driven by hand; SAM's ascent written out."""
     a = jnp.asarray([1.0, 4.0])
@@ -26,6 +26,8 @@ def test_baselines_are_optax_s(name):
         "SGD": optax.sgd(0.1),
         "Momentum": optax.sgd(0.1, momentum=0.9),
         "Adam": optax.adam(0.1),
+        "AMSGrad": optax.amsgrad(0.1),
+        "RMSProp": optax.rmsprop(0.1, decay=0.99, eps_in_sqrt=False),
     }[name.partition("+")[0]]
     rho = SAM_RHOS.get(name)
     params = expected = jnp.asarray([1.0, -1.0])
@@ -43,6 +45,26 @@ def test_baselines_are_optax_s(name):
     np.testing.assert_allclose(opt.get_params(state), expected, rtol=1e-5)
     assert optimizer.gradients_per_step == (1 if rho is None else 2)
     assert optimizer.trained_with.rho == rho
+
+
+def test_rmsprop_is_pytorch_s():
+    """v <- 0.99 v + 0.01 g^2 from 0, params <- params - rate g / (sqrt(v) + 1e-8)."""
+    optimizer = optimizers_lib.baseline("RMSProp", 0.1)
+    opt, v, p = optimizer.make(optimizer.hyper), np.zeros(2), np.zeros(2)
+    state = opt.init(jnp.zeros(2))
+    for g in np.array([[1.0, -4.0], [0.5, 1e-3], [0.0, 2.0]]):
+        state = opt.update(state, jnp.asarray(g), loss=0.0)
+        v = 0.99 * v + 0.01 * g**2
+        p = p - 0.1 * g / (np.sqrt(v) + 1e-8)
+    np.testing.assert_allclose(opt.get_params(state), p, rtol=1e-5)
+
+
+def test_rates_are_on_a_logarithmic_grid():
+    for one in optimizers_lib.BASELINES.values():
+        ratios = np.diff(np.log(one.learning_rates))
+        np.testing.assert_allclose(ratios, ratios[0])
+        assert len(one.learning_rates) == 10
+        assert one.learning_rates[-1] / one.learning_rates[0] == pytest.approx(1000)
 
 
 def test_doses_are_facts_and_complete():

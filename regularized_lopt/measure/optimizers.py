@@ -227,10 +227,18 @@ class Baseline:
 _SGD_RATES = np.geomspace(0.01, 10.0, 10)
 _ADAM_RATES = np.geomspace(1e-4, 0.1, 10)
 
+
+def _rmsprop(rate: Any) -> optax.GradientTransformation:
+    """With PyTorch's defaults."""
+    return optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
+
+
 _PLAIN: Mapping[str, Baseline] = {
     "SGD": Baseline("SGD", optax.sgd, _SGD_RATES),
     "Momentum": Baseline("Momentum", lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
     "Adam": Baseline("Adam", optax.adam, _ADAM_RATES),
+    "AMSGrad": Baseline("AMSGrad", optax.amsgrad, _ADAM_RATES),
+    "RMSProp": Baseline("RMSProp", _rmsprop, _ADAM_RATES),
 }
 _MOMENTUM_BUFFERS = {"Momentum": "trace", "Adam": "mu"}
 
