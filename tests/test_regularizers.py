@@ -31,6 +31,7 @@ PLAIN = {
     "hessian_top": {"strength": 0.0},
     "hessian_frobenius": {"strength": 0.0},
     "l2": {"strength": 0.0},
+    "orthogonal": {"strength": 0.0},
 }
 ALL = sorted(PLAIN)
 
@@ -100,7 +101,9 @@ def test_acts_and_keeps_structure_and_dtypes(name):
             assert float(regularizer.value(smooth, point, key=KEY)) != float(smooth(point))
 
 
-@pytest.mark.parametrize("name", ["sam", "asam", "hessian_trace", "hessian_top", "l2"])
+@pytest.mark.parametrize(
+    "name", ["sam", "asam", "hessian_trace", "hessian_top", "l2", "orthogonal"]
+)
 def test_the_gradient_is_that_of_the_value(name):
     """Where the two forms are the same objective, autodiff of one gives the other."""
     point = tree_of(jnp.float64)

@@ -11,7 +11,12 @@ from jaxtyping import Array, Float
 
 from regularized_lopt import errors
 from regularized_lopt.configurable import configurable
-from regularized_lopt.learned_optimizers import coordinatewise, lstm_network, preprocessing
+from regularized_lopt.learned_optimizers import (
+    coordinatewise,
+    lstm_network,
+    preprocessing,
+    spectral,
+)
 
 Theta = dict[str, dict[str, jax.Array]]
 Hidden = tuple[Any, ...]
@@ -55,6 +60,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         output_bound: float | None = None,
         second_derivatives: bool = False,
         hold_unseen: bool = False,
+        spectral_norm: Sequence[str] = (),
     ):
         """Initializer.
 
@@ -74,6 +80,8 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             derivatives of an unroll w.r.t. theta, which need second derivatives of the loss.
           hold_unseen: leave coordinates where they are as long as all their gradients were 0, as in
             a layer that is frozen. A gradient of 0 is an input like any other, else.
+          spectral_norm: matrices of theta that are divided by their largest singular value, e.g.
+            ("lstm_0/w", "linear/w"), see `spectral`. The four gates' are one matrix.
 
         Raises:
           ValueError: an argument is out of its range; the message names the range.
@@ -97,8 +105,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             errors.check_in("LSTMLOpt.momentum_decays", decay, "(0, 1)")
         if "momentum" in inputs and not momentum_decays:
             raise ValueError(
-                "LSTMLOpt.momentum_decays = (): give at least one, or no 'momentum' in "
-                "LSTMLOpt.inputs."
+                "LSTMLOpt.momentum_decays = (): give at least one, or inputs without 'momentum'."
             )
         self.config: dict[str, Any] = {
             "hidden_size": hidden_size,
@@ -112,6 +119,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
             "output_bound": output_bound,
             "second_derivatives": second_derivatives,
             **({"hold_unseen": True} if hold_unseen else {}),
+            **({"spectral_norm": list(spectral_norm)} if spectral_norm else {}),
         }
         self._hidden_size = hidden_size
         self._num_layers = num_layers
@@ -123,6 +131,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         self._output_bound = output_bound
         self.second_derivatives = second_derivatives
         self._hold_unseen = hold_unseen
+        self._spectral_norm = spectral.check("LSTMLOpt.spectral_norm", spectral_norm, self.init)
 
     @property
     def needs_params(self) -> bool:
@@ -180,6 +189,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
+        theta = spectral.normalized(theta, self._spectral_norm)
         (output,), layers = lstm_network.apply(theta, hidden[: self._num_layers], features)
         if self._output_bound is not None:
             output = self._output_bound * jnp.tanh(output / self._output_bound)

@@ -13,6 +13,7 @@ from regularized_lopt.regularizers.hessian import HessianFrobenius as HessianFro
 from regularized_lopt.regularizers.hessian import HessianTop as HessianTop
 from regularized_lopt.regularizers.hessian import HessianTrace as HessianTrace
 from regularized_lopt.regularizers.l2 import L2 as L2
+from regularized_lopt.regularizers.orthogonal import Orthogonal as Orthogonal
 from regularized_lopt.regularizers.registry import get as get
 from regularized_lopt.regularizers.registry import names as names
 from regularized_lopt.regularizers.registry import register as register

@@ -15,6 +15,7 @@ from regularized_lopt.regularizers.gam import GAM
 from regularized_lopt.regularizers.gsam import GSAM
 from regularized_lopt.regularizers.hessian import HessianFrobenius, HessianTop, HessianTrace
 from regularized_lopt.regularizers.l2 import L2
+from regularized_lopt.regularizers.orthogonal import Orthogonal
 from regularized_lopt.regularizers.sam import SAM
 
 _BUILT_IN: dict[str, Callable[..., Regularizer]] = {
@@ -29,6 +30,7 @@ _BUILT_IN: dict[str, Callable[..., Regularizer]] = {
         HessianTop,
         HessianFrobenius,
         L2,
+        Orthogonal,
     )
 }
 _REGISTRY = dict(_BUILT_IN)
