@@ -49,6 +49,7 @@ def test_the_weighted_sum_is_right_on_average():
         ("last", "sam", ("grad", "params")),
         ("mean", "sam", ("grad",)),
         ("weighted", "none", ("grad", "params")),
+        ("periodic", "sam", ("grad",)),
         ("last", "sam", ("grad", "momentum")),
     ],
 )

@@ -59,6 +59,29 @@ def test_rises_on_a_quadratic_are_those_of_the_closed_form():
         np.testing.assert_allclose(found[column], objective(-radius) - objective(0.0), 2e-3)
 
 
+def test_of_an_outer_loss_that_is_a_sum_the_rises_are_those_of_the_average():
+    step = RegularizedTruncatedStep(
+        upstream.single_task_to_family(quadratics.QuadraticTask(dim=3)),
+        upstream_lopts.LearnableSGD(),
+        curriculum_lib.CurriculumTruncationSchedule(),
+        regularizer=regularizers.SAM(0.3),
+    )
+    outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0), jnp.asarray(2 * T))
+    found = [
+        ObjectiveCheck(num_trajectories=1).rises(
+            RegularizedTruncatedGrad(step, unroll_length=T, loss=loss, regularizer="sam"),
+            {"log_lr": jnp.log(0.1)},
+            jax.random.PRNGKey(0),
+            outer_state,
+            [step.unroll_data(2 * T, "outer_valid")],
+        )
+        for loss in ("weighted", "ramp")
+    ]
+    for column in COLUMNS:
+        np.testing.assert_allclose(found[1][column], found[0][column], 1e-3)
+        assert found[0][column] > 0
+
+
 def test_looking_changes_nothing_and_is_logged_with_validations(tmp_path):
     config = ["RegularizedTruncatedStep.regularizer = 'sam'", "Curriculum.max_validations = 3"]
     looked = train(tmp_path / "looked", 8, *config, "ObjectiveCheck.num_trajectories = 2")

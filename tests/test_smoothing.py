@@ -121,16 +121,17 @@ def test_its_gradient_against_finite_differences():
         assert float(along) == pytest.approx(numeric, rel=1e-6)
 
 
-def test_a_fraction_of_the_coordinates_estimates_the_whole():
+@pytest.mark.parametrize("over_coordinates", ["mean", "sum"])
+def test_a_fraction_of_the_coordinates_estimates_the_whole(over_coordinates):
     theta = LOPT.init(KEY)
     state = LOPT.opt_fn(theta).init(jnp.zeros(400))
     grad = jax.random.normal(KEY, (400,))
 
     def r(fraction, key):
-        smoothing = regularizers.Smoothing(fraction=fraction)
+        smoothing = regularizers.Smoothing(fraction=fraction, over_coordinates=over_coordinates)
         u, s, unit = LOPT.update_fn(theta, state, grad, key=key, fraction=fraction)
         assert s.shape == (round(400 * fraction),)
-        return smoothing.penalty(u, s, smoothing.adversarial_input(u, s, unit, ROOT))
+        return smoothing.penalty(u, s, smoothing.adversarial_input(u, s, unit, ROOT), 400)
 
     whole = float(r(1.0, KEY))
     parts = np.array([r(0.1, jax.random.PRNGKey(i)) for i in range(40)])

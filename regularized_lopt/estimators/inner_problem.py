@@ -234,8 +234,9 @@ class InnerProblem:
 
         u, inputs, unit = update_fn(theta)
         perturbed = smoothing.adversarial_input(u, inputs, unit, start_key)
+        count = leaves.size(grad)
         return jax.value_and_grad(
-            lambda theta: smoothing.penalty(update_fn(theta)[0], inputs, perturbed)
+            lambda theta: smoothing.penalty(update_fn(theta)[0], inputs, perturbed, count)
         )(theta)
 
     def finish_one(self, state: UnrollState, outer_state: Any, key: jax.Array) -> UnrollState:

@@ -59,8 +59,8 @@ class RegularizedTruncatedGrad(TruncatedEstimator):
           learned_opt: the learned optimizer, in the last form.
           unroll_length: T, inner steps per estimate, > 0; must divide the length of trajectories.
           loss: outer loss from L(params_1..T), each on a fresh batch: "last": L(params_T) (the
-            paper); "mean"; "weighted": weights rising linearly in t and summing to 1 (Xiong & Hsieh
-            2022).
+            paper); "mean"; "weighted": weights rising linearly in t and summing to 1; or one of the
+            sums of Xiong & Hsieh 2022, "ramp", "periodic" and "by_unroll": see `loss_weights`.
           regularizer: name or object of the regularizer in meta space.
           per_task_perturbation: regularize each task's gradient on its own (m-sharpness) instead of
             the mean.

@@ -11,26 +11,27 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from regularized_lopt import devices, regularizers
-from regularized_lopt.estimators import coordinates
+from regularized_lopt.estimators import coordinates, loss_weights
 from regularized_lopt.estimators.inner_problem import INNER_GRADIENT, InnerProblem
 from regularized_lopt.estimators.states import UnrollState
 from regularized_lopt.learned_optimizers import leaves
 
-LOSSES = ("last", "mean", "weighted")
+LOSSES = loss_weights.LOSSES
 
 
 class UnrollAux(NamedTuple):
     """What an unroll yields beside its outer loss; constants, of the plain objective.
 
     Attributes:
-      loss: plain outer loss.
+      loss: plain outer loss, an average, see `loss_weights.shares`.
       loss_correction: what a regularizer in optimizee space adds to it; 0 without one.
       state: where the next unroll continues.
       inner_loss: inner losses, [T].
       iteration: inner steps taken at each of them, [T].
       exploded: whether the trajectory is beyond rescue: its plain outer loss is not finite, or more
         than `RegularizedTruncatedStep.explosion_factor` times its first inner loss (at least 1).
-      smoothness: (R, grad_theta R) of the smoothing term, mean over the unroll; None without one.
+      smoothness: (R, mean over the unroll, and what is added to theta's gradient for it) of the
+        smoothing term; None without one.
     """
 
     loss: Float[Array, ""]
@@ -66,7 +67,7 @@ class _Path(NamedTuple):
       iteration: inner steps taken.
       inner_grad: flat; None where it is not needed.
       outer: `Unroll._outer_loss` after the step; None where the last one alone counts.
-      smoothness: see `UnrollAux`.
+      smoothness: (R, grad_theta R) of the smoothing term; None without one.
     """
 
     inner_loss: jax.Array
@@ -113,14 +114,16 @@ class Unroll(NamedTuple):
         weights = jax.lax.stop_gradient(theta) if self._is_sampled else theta
         outer_loss = functools.partial(self._outer_loss, weights, data["outer"], outer_state)
         state, path = self._inner_steps(weights, start, scan_key, data["train"], outer_loss)
-        ramp = self._ramp()
+        ramp = loss_weights.weights(self.loss, self.length, start.inner_step)
         if self.loss == "last":
             t = jnp.asarray(self.length - 1)
             (regularized, plain), cotangent = outer_loss(state, t, loss_key)
         else:
             outer_losses, cotangent = path.outer
-            regularized, plain = ramp @ outer_losses
+            regularized, plain = loss_weights.shares(self.loss, ramp) @ outer_losses
         loss_correction = regularized - plain
+        if self.loss in loss_weights.SUMS:
+            regularized = ramp @ outer_losses[:, 0]
         if self._is_sampled:
             surrogate = coordinates.surrogate(
                 step_lib.learned_opt,
@@ -143,7 +146,7 @@ class Unroll(NamedTuple):
             inner_loss=path.inner_loss,
             iteration=path.iteration,
             exploded=~(plain <= step_lib.explosion_factor * scale),
-            smoothness=jax.tree.map(lambda x: jnp.mean(x, axis=0), path.smoothness),
+            smoothness=self._smoothness(path, ramp),
         )
         return regularized, jax.lax.stop_gradient(aux)
 
@@ -199,14 +202,12 @@ class Unroll(NamedTuple):
             jax.checkpoint(inner_step, prevent_cse=False, policy=policy), start, inputs
         )
 
-    def _ramp(self) -> Float[Array, steps]:
-        """The outer loss's weight on each step."""
-        ramp = {
-            "last": jnp.zeros(self.length).at[-1].set(1.0),
-            "mean": jnp.ones(self.length),
-            "weighted": jnp.arange(1.0, self.length + 1),
-        }[self.loss]
-        return ramp / ramp.sum()
+    def _smoothness(self, path: _Path, ramp: Float[Array, steps]) -> Any:
+        """See `UnrollAux`."""
+        if self.smoothing is None:
+            return None
+        values, grads = path.smoothness
+        return jnp.mean(values), self.smoothing.over_unroll(grads, ramp)
 
     def mean_loss(self, theta: Any, inputs: Inputs) -> tuple[Float[Array, ""], UnrollAux]:
         """(mean outer loss, aux of every task)."""

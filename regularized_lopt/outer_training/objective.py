@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from regularized_lopt import errors, regularizers
 from regularized_lopt.configurable import configurable
+from regularized_lopt.estimators import loss_weights
 from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.inner_problem import InnerProblem
 from regularized_lopt.estimators.unroll import Unroll
@@ -85,7 +86,10 @@ class ObjectiveCheck:
                 values, aux = jax.vmap(unroll.__call__, in_axes=(None, 0, 0, None, None))(
                     theta, start, keys, data, outer_state
                 )
-                total += weight * jnp.stack([values.mean(), aux.loss_correction.mean()])
+                # Of an outer loss that is a sum, the average: all starts are equally late.
+                ramp = loss_weights.weights(estimator.loss, length, start.inner_step[0])
+                value = values.mean() / loss_weights.total(estimator.loss, ramp)
+                total += weight * jnp.stack([value, aux.loss_correction.mean()])
             return total[0], total[1]
 
         def objective(theta: Any) -> jax.Array:

@@ -19,19 +19,22 @@ from regularized_lopt.regularizers import base
 from regularized_lopt.regularizers.schedules import Scheduled, check
 
 SPACES = ("gradient", "preprocessed")
+REDUCTIONS = ("mean", "sum")
+STEPS = ("mean", "as_loss")
 
 
 @configurable()
 class Smoothing:
-    """R = max_{s' in the l_inf ball around s} mean (u(s) - u(s'))^2, hidden state held fixed.
+    """R = max_{s' in the l_inf ball around s} ||u(s) - u(s')||^2, hidden state held fixed.
 
-    u is the update, s the learned optimizer's input. The maximum is sought by projected sign
-    ascent: s' starts at s + noise N(0, I) and takes `num_steps` steps of
-    s' <- clip(s' + step_size sign(grad_s' mean (u(s) - u(s'))^2)). s and the final s' are constants
+    u is the update, s the learned optimizer's input, and the square a mean over coordinates (the
+    authors' published code) or a sum (their text). The maximum is sought by projected sign ascent:
+    s' starts at s + noise N(0, I) and takes `num_steps` steps of
+    s' <- clip(s' + step_size sign(grad_s' ||u(s) - u(s')||^2)). s and the final s' are constants
     in the gradient w.r.t. theta, as is the hidden state: R is a term on the learned optimizer as a
     function, at the states that the unroll visits. (The authors' code also differentiates through
-    the hidden state.) Outer training adds strength times the mean of R over the unroll, once, at
-    the unperturbed theta.
+    the hidden state.) Outer training adds strength times the mean of R over the unroll, or
+    sum_t w_t R_t with the weights of the outer loss, once, at the unperturbed theta.
 
     Lengths are in units of the root mean square of the gradient over all coordinates (space
     "gradient"), which the authors normalise by, or of the preprocessed features themselves.
@@ -46,6 +49,8 @@ class Smoothing:
         noise: float = 0.05,
         fraction: float = 1.0,
         space: str = "gradient",
+        over_coordinates: str = "mean",
+        over_steps: str = "mean",
     ):
         """Initializer.
 
@@ -58,6 +63,9 @@ class Smoothing:
           fraction: share of the coordinates that the term is taken on, drawn anew each step, in
             (0, 1]: bounds its cost. Needs a coordinate-wise optimizer of ours unless 1.
           space: "gradient": s is the gradient; "preprocessed": the features made of it.
+          over_coordinates: "mean" or "sum" of (u(s) - u(s'))^2.
+          over_steps: "mean" of R over the unroll, or "as_loss": weighed as the outer losses are,
+            see `RegularizedTruncatedGrad.loss`.
 
         Raises:
           ValueError: an argument is out of its range.
@@ -75,6 +83,10 @@ class Smoothing:
         self.noise = noise
         self.fraction = fraction
         self.space = errors.check_name("Smoothing.space", space, SPACES)
+        self.over_coordinates = errors.check_name(
+            "Smoothing.over_coordinates", over_coordinates, REDUCTIONS
+        )
+        self.over_steps = errors.check_name("Smoothing.over_steps", over_steps, STEPS)
 
     def describe(self) -> dict[str, Any]:
         """Parameters, for records of experiments (JSON-serializable)."""
@@ -116,6 +128,29 @@ class Smoothing:
         update_fn: Callable[[Any], Float[Array, n]],
         inputs: Float[Array, "*features n"],
         perturbed: Float[Array, "*features n"],
+        num_coordinates: int | None = None,
     ) -> Float[Array, ""]:
-        """R at given s and s': mean over coordinates of (u(s) - u(s'))^2."""
-        return jnp.mean((update_fn(inputs) - update_fn(perturbed)) ** 2)
+        """R at given s and s': mean or sum over coordinates of (u(s) - u(s'))^2.
+
+        Args:
+          update_fn: see `adversarial_input`.
+          inputs: s.
+          perturbed: s'.
+          num_coordinates: that the n are a sample of, for the sum; default: n.
+        """
+        squares = (update_fn(inputs) - update_fn(perturbed)) ** 2
+        mean = jnp.mean(squares)
+        if self.over_coordinates == "mean":
+            return mean
+        return mean * (squares.size if num_coordinates is None else num_coordinates)
+
+    def over_unroll(self, by_step: Any, weights: Float[Array, steps]) -> Any:
+        """What counts of the unroll, of a tree of arrays [steps, ...].
+
+        Args:
+          by_step: gradients of R.
+          weights: of the outer losses.
+        """
+        if self.over_steps == "mean":
+            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), by_step)
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), by_step)
