@@ -82,6 +82,7 @@ def surrogate(
         params = params + updates
         return (hidden, params), cotangent @ params
 
+    gradients = jax.vmap(learned_opt.scaled)(gradients)
     carry = jax.tree.map(lambda leaf: leaf[..., index], (start.hidden, flatten(start.params)))
     inputs = (gradients[:, index], weight * cotangents[:, index])
     return jnp.sum(jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, inputs)[1])

@@ -10,12 +10,14 @@ from regularized_lopt.learned_optimizers.coordinatewise import (
     CoordinateWiseLOpt as CoordinateWiseLOpt,
 )
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
+from regularized_lopt.learned_optimizers.simple import SimpleLOpt as SimpleLOpt
 from regularized_lopt.learned_optimizers.stabilized import Stabilized as Stabilized
 from regularized_lopt.learned_optimizers.star_lstm import StarLSTMLOpt as StarLSTMLOpt
 from regularized_lopt.learned_optimizers.star_mlp import StarMLPLOpt as StarMLPLOpt
 
 CLASSES |= {
     "LSTMLOpt": LSTMLOpt,
+    "SimpleLOpt": SimpleLOpt,
     "Stabilized": Stabilized,
     "StarLSTMLOpt": StarLSTMLOpt,
     "StarMLPLOpt": StarMLPLOpt,

@@ -42,7 +42,8 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
 
     So theta's gradient can be taken through a sample of the coordinates (`coordinates`), and hidden
     states can be kept leaf by leaf or updated in chunks (`as_optax`); unless the optimizer reads
-    features of whole tensors (`reads_tensors`), too.
+    features of whole tensors (`reads_tensors`), too. One factor on all gradients may be made of all
+    of them (`gradient_scale`).
 
     All coordinates are laid side by side on the LAST axis (features x coordinates), so that matmuls
     and gates run over long contiguous rows.
@@ -65,6 +66,16 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
     def reads_tensors(self) -> bool:
         """Whether features of whole tensors are among the inputs."""
         return False
+
+    def gradient_scale(self, gradient: Float[Array, n]) -> Float[Array, ""] | None:
+        """The factor on all gradients, given those of ALL coordinates; None: there is none."""
+        del gradient
+        return None
+
+    def scaled(self, gradient: Float[Array, n]) -> Float[Array, n]:
+        """The gradient of all coordinates as `network`, and what it calls, are to be given it."""
+        scale = self.gradient_scale(gradient)
+        return gradient if scale is None else gradient * scale
 
     @abc.abstractmethod
     def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
@@ -107,7 +118,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         Args:
           theta: weights of the optimizer.
           hidden: see `initial_hidden`.
-          gradient: of the coordinates.
+          gradient: of the coordinates, see `scaled`.
           params: of the coordinates.
           sizes: of the tensors whose coordinates these are, in order; default: one tensor.
         """
@@ -141,13 +152,15 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
           grad: the gradient it would read next, shaped like the params.
           key: draws the coordinates.
           fraction: share of the coordinates to take, drawn with replacement unless 1.
-          space: "gradient": the input is the gradient [n]; "preprocessed": its features [f, n].
+          space: "gradient": the input is the gradient [n], see `scaled`; "preprocessed": its
+            features [f, n].
 
         Returns:
           (update_fn, its input here, the unit to measure the input in). The unit is the root mean
           square of the whole gradient, or 1 for features.
         """
-        gradient, params = leaves.flatten(grad), leaves.flatten(opt_state.params)
+        gradient = self.scaled(leaves.flatten(grad))
+        params = leaves.flatten(opt_state.params)
         hidden = self.with_tensors(opt_state.hidden, params, leaves.sizes(opt_state.params))
         unit = jnp.sqrt(jnp.mean(gradient**2))
         if fraction < 1:
@@ -248,6 +261,7 @@ class _CoordinateWiseOptimizer(upstream.Optimizer):
             gradient = leaves.flatten(trained).astype(flat.dtype)
             if not self._lopt.second_derivatives:
                 gradient = jax.lax.stop_gradient(gradient)
+            gradient = self._lopt.scaled(gradient)
             updates, hidden = self._lopt.network(
                 self._theta, opt_state.hidden, gradient, flat, leaves.sizes(opt_state.params)
             )

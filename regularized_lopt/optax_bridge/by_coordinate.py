@@ -68,18 +68,18 @@ def coordinate_wise(
         grads: list[Any] = jax.tree.leaves(updates)
         treedef: Any = jax.tree.structure(updates)
         at = grads if params is None else jax.tree.leaves(params)
+        read = _scaled(learned_opt, grads)
         if per_leaf:
             hidden = _leaf_by_leaf(treedef, state.hidden)
             parts: list[Any] = []
             for i, path in enumerate(leaves.paths(updates)):
                 check_hidden(hidden[i], jnp.shape(grads[i]), f"the gradients' leaf {path} has")
-                grad, param = jnp.asarray(grads[i]), jnp.asarray(at[i])
-                part, hidden[i] = network(hidden[i], grad, param, [grad.size])
+                part, hidden[i] = network(hidden[i], read[i], jnp.asarray(at[i]), [read[i].size])
                 parts.append(part)
             hidden = treedef.unflatten(hidden)
         else:
             check_hidden(state.hidden, (leaves.size(grads),), "the gradients have")
-            flat = leaves.flatten(grads), leaves.flatten(at)
+            flat = leaves.flatten(read), leaves.flatten(at)
             new, hidden = network(state.hidden, *flat, leaves.sizes(grads))
             parts = leaves.unflatten(new, grads)
         moved = [p.astype(leaves.dtype(g)) for p, g in zip(parts, grads, strict=True)]
@@ -88,6 +88,13 @@ def coordinate_wise(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scaled(learned_opt: CoordinateWiseLOpt, grads: list[Any]) -> list[Any]:
+    """`CoordinateWiseLOpt.scaled`, leaf by leaf."""
+    arrays = list(map(jnp.asarray, grads))
+    scale = learned_opt.gradient_scale(leaves.flatten(arrays))
+    return arrays if scale is None else [grad * scale for grad in arrays]
 
 
 def _leaf_by_leaf(treedef: Any, hidden: Any) -> list[Any]:
