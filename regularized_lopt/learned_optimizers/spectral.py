@@ -49,6 +49,8 @@ def check(name: str, weights: Sequence[str], init: Callable[[jax.Array], Theta])
 
 def normalized(theta: Theta, weights: Sequence[str]) -> Theta:
     """Theta with the named matrices divided by their largest singular values; zeros stay zeros."""
+    if not weights:
+        return theta  # Whatever a subclass has put into it.
     layers = {layer: dict(of) for layer, of in theta.items()}
     for name in weights:
         layer, weight = name.split("/")
