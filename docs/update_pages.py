@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.flatness import SCALES
@@ -26,7 +27,7 @@ from regularized_lopt.report.markdown import table as markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
-OF_STABLE = ("flatness_pilot", "flatness")
+OF_STABLE = ("flatness_pilot", "flatness", "flatness_gradients")
 """Studies of a stable LSTM, of another power than those of plain ones."""
 TABLES = {
     "table_1": tables.table_1,
@@ -178,17 +179,22 @@ def flatness() -> str:
 def confirmation() -> str:
     """What SAM at the pilot's dose does on MNIST."""
     name, optimizer = "flatness", "sam"
-    (task, *_) = study(name).tasks
+    task, *others = study(name).tasks
     one, base = selections.optimizer(task, optimizer), selections.reference(task)
     at = (log_ratios.MATCHED, "live", selections.headline(task))
     rise = log_ratios.rise(one, base, "gsam", *at)
     assert rise is not None, f"{name} has nothing at matched training loss"
-    accuracies = selections.accuracy(one), selections.accuracy(base)
-    points = verdicts.compare(*accuracies, bootstrap=False)
+
+    def points(on: xr.Dataset) -> str:
+        """Of accuracy."""
+        sides = selections.optimizer(on, optimizer), selections.reference(on)
+        return str(verdicts.compare(*map(selections.accuracy, sides), bootstrap=False))
+
+    elsewhere = " and ".join(map(points, others))
     return (
         f"Of a stable one, over {rise.seeds} seeds, SAM multiplies the rise at equal loss by "
-        f"{rise.ratio} and changes accuracy by "
-        f"{points} points ([experiment](experiments/{name}/RESULTS.md))."
+        f"{rise.ratio} and changes accuracy by {points(task)} points, on {len(others)} other "
+        f"networks by {elsewhere} ([experiment](experiments/{name}/RESULTS.md))."
     )
 
 
