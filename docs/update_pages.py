@@ -27,8 +27,8 @@ from regularized_lopt.report.markdown import table as markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
-OF_STABLE = ("flatness_pilot", "flatness", "flatness_gradients")
-"""Studies of a stable LSTM, of another power than those of plain ones."""
+APART = ("flatness_pilot", "flatness", "flatness_gradients", "flatness_stored")
+"""Studies whose intervals are not counted: of a stable LSTM, or of plain ones that are counted."""
 TABLES = {
     "table_1": tables.table_1,
     "failures": tables.failures,
@@ -113,7 +113,7 @@ def counts() -> str:
 def measures() -> Iterator[dict[str, Any]]:
     """What every plain LSTM of every study is judged by, see `export.measure_rows`."""
     for path in sorted(EXPERIMENTS.glob(f"*/{results_file.FILE}")):
-        if path.parent.name not in OF_STABLE:
+        if path.parent.name not in APART:
             yield from export.measure_rows(study(path.parent.name).tasks)
 
 
