@@ -7,6 +7,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import regularized_lopt
 from regularized_lopt import tasks, upstream
@@ -75,6 +76,18 @@ def follow(lopt, theta, params, grads, is_training=False):
 
     state = opt.init(params, num_steps=100, key=KEY)
     return jax.lax.scan(step, jax.tree.map(jnp.asarray, state), grads)[1]
+
+
+def follow_optax(tx, params, grads):
+    """The same of a gradient transformation."""
+
+    def step(carry, grad):
+        params, state = carry
+        updates, state = tx.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
 
 
 def flat(tree):

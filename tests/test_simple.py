@@ -4,10 +4,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from conftest import digits_config
-from helpers import CONSTANT, KEY, TwoLayer, flat, follow, weights
+from helpers import CONSTANT, KEY, TwoLayer, flat, follow, follow_optax, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned_optimization.learned_optimizers import test_utils
@@ -195,15 +194,7 @@ def test_the_optax_form_is_the_other(form, options):
 
     @jax.jit  # Theta is no constant: XLA takes other sums with one.
     def train(theta, params):
-        tx = as_optax(lopt, theta, **options)
-
-        def step(carry, grad):
-            params, state = carry
-            updates, state = tx.update(grad, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
+        return follow_optax(as_optax(lopt, theta, **options), params, grads)
 
     found, wanted = train(theta, params), follow(lopt, theta, params, grads)
     if "per_leaf" in options:  # Products with other shapes.

@@ -6,9 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from helpers import KEY, flat, follow
+from helpers import KEY, flat, follow, follow_optax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned_optimization.learned_optimizers import adafac_mlp_lopt
@@ -242,14 +241,7 @@ def test_the_optax_form_is_the_other_bit_by_bit(lopt, options):
     theta, params = perturbed(lopt), params_of(("vector", "scalar", "matrix"))
     grads = normal(params, 0.1, 3)
     tx = as_optax(lopt, theta, **options)
-
-    def step(carry, grad):
-        params, state = carry
-        updates, state = tx.update(grad, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    found = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), grads)[1])(params)
+    found = jax.jit(lambda params: follow_optax(tx, params, grads))(params)
     chex.assert_trees_all_equal(found, follow(lopt, theta, params, grads))
 
 
