@@ -60,6 +60,10 @@ needs_mnist = pytest.mark.skipif(
     not _has("Mnist"),
     reason="MNIST is not prepared here: TFDS_DATA_DIR is not set, or TensorFlow not installed",
 )
+needs_tfds = pytest.mark.skipif(
+    TFDS is None or not TENSORFLOW,
+    reason="TFDS_DATA_DIR is not set, or TensorFlow not installed: upstream reads images by them",
+)
 needs_tensorflow = pytest.mark.skipif(
     not TENSORFLOW,
     reason="TensorFlow, which upstream logs with, is not installed: pip install '.[tfds]'",

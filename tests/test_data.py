@@ -2,9 +2,11 @@
 
 import shutil
 
+import gin
 import jax
 import numpy as np
 import pytest
+from conftest import needs_tfds
 
 from regularized_lopt.tasks import data, sources
 
@@ -41,6 +43,51 @@ def test_phases_see_their_own_data_only():
     assert seen["meta_train"]["test"] == seen["meta_train"]["outer_valid"]
 
 
+def test_upstream_s_scheme_has_its_splits_and_keeps_the_test_set_for_meta_test():
+    gin.parse_config("meta_splits.scheme = 'upstream'")
+    everything = sources.load_arrays("Digits")
+    count = len(everything["train_label"])
+    first, second = round(0.8 * count), round(0.9 * count)
+    ends = {"train": (0, first), "inner_valid": (first, second), "outer_valid": (second, count)}
+    for phase in ("meta_train", "meta_test"):
+        datasets = data.ResidentDatasets("Digits", phase)
+        for split, (begin, end) in ends.items():
+            for name in ("image", "label"):
+                expected = everything[f"train_{name}"][begin:end]
+                np.testing.assert_array_equal(datasets.arrays(split)[name], expected)
+        held_out = {
+            "meta_train": everything["train_image"][second:],
+            "meta_test": everything["test_image"],
+        }
+        np.testing.assert_array_equal(datasets.host_arrays("test")["image"], held_out[phase])
+
+
+@needs_tfds
+@pytest.mark.parametrize(
+    ("dataset", "size", "splits"),
+    [
+        ("FashionMnist8", 8, {"train": 48_000, "inner_valid": 6_000, "test": 10_000}),
+        ("FashionMnist", 28, {"outer_valid": 6_000}),
+    ],
+)
+def test_upstream_s_splits_and_sizes_are_upstream_s_image_by_image(dataset, size, splits):
+    """A batch as large as the split, from upstream's iterators: the same images and labels."""
+    from learned_optimization.tasks.datasets import image
+
+    gin.parse_config("meta_splits.scheme = 'upstream'")
+
+    def rows(batch):
+        images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
+        return sorted(zip(labels.tolist(), map(bytes, images), strict=True))
+
+    ours = data.ResidentDatasets(dataset, "meta_test")
+    for split, count in splits.items():
+        theirs = image.fashion_mnist_datasets(count, image_size=(size, size), prefetch_batches=1)
+        own = rows(ours.normalize(ours.host_arrays(split)))
+        assert len(own) == count
+        assert own == rows(next(theirs.split(split)))
+
+
 def test_batches_drawn_on_the_device_are_uniform_and_match_the_iterators_form():
     datasets = data.ResidentDatasets("Digits", "meta_test", batch_size=50)
     arrays = datasets.arrays("train")
@@ -66,6 +113,10 @@ def test_refuses_unknown_datasets_phases_and_splits():
         data.ResidentDatasets("Digits", "meta_train", 0)
     with pytest.raises(ValueError, match="valid_fraction"):
         data.meta_splits(100, valid_fraction=1.5)
+    with pytest.raises(ValueError, match=r"Unknown meta_splits\.scheme 'half'\. .* 'halves'"):
+        data.meta_splits(100, scheme="half")
+    with pytest.raises(ValueError, match=r"not read where meta_splits\.scheme"):
+        data.meta_splits(100, seed=1, scheme="upstream")
 
 
 def test_a_run_that_has_begun_needs_no_files(tmp_path, monkeypatch):

@@ -29,14 +29,15 @@ def test_networks_have_the_paper_s_shapes(name, size):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size
 
 
-@settings(max_examples=6)
+@settings(max_examples=10)
 @given(
     size=st.integers(1, 5),
     padding=st.sampled_from(["VALID", "SAME"]),
     channels=st.integers(1, 3),
+    stride=st.integers(1, 3),
     pixels=st.tuples(st.integers(5, 9), st.integers(5, 9)),
 )
-def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
+def test_convolutions_and_pools_are_haiku_s(size, padding, channels, stride, pixels):
     """The same params, outputs and gradients as hk.Conv2D and hk.max_pool."""
     x = jax.random.normal(jax.random.PRNGKey(size), (2, *pixels, channels))
 
@@ -47,11 +48,12 @@ def test_convolutions_and_pools_are_haiku_s(size, padding, channels, pixels):
         return lambda x: jnp.transpose(layer(jnp.transpose(x, (3, 1, 2, 0))), (3, 1, 2, 0))
 
     ours = network(
-        lambda x: batch_last(networks.Conv2D(4, size, padding))(x),
+        lambda x: batch_last(networks.Conv2D(4, size, padding, stride))(x),
         batch_last(lambda x: networks.max_pool(x, 1)),
     )
     theirs = network(
-        lambda x: hk.Conv2D(4, size, padding=padding)(x), lambda x: hk.max_pool(x, 1, 1, "VALID")
+        lambda x: hk.Conv2D(4, size, stride, padding=padding)(x),
+        lambda x: hk.max_pool(x, 1, 1, "VALID"),
     )
     params = ours.init(jax.random.PRNGKey(1), x)
     chex.assert_trees_all_equal(params, theirs.init(jax.random.PRNGKey(1), x))

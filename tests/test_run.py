@@ -7,7 +7,7 @@ import gin
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY, digits_config, needs_mnist
+from conftest import REPOSITORY, digits_config, needs_mnist, needs_tfds
 from learned_optimization.tasks import quadratics
 
 from regularized_lopt import errors, gin_files, serialization, zoo
@@ -92,6 +92,16 @@ def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypa
     gin_files.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
     outer_train(tmp_path / "run", task=quadratics.BatchQuadraticTask(), progress=False)
     assert len(set(seen)) == len(seen) == 3
+
+
+@needs_tfds
+def test_a_task_of_upstream_s_is_trained_on_by_its_gin_name(tmp_path):
+    from learned_optimization.tasks.fixed import image_mlp  # noqa: F401 (registers it)
+
+    lines = [line for line in digits_config(2) if "outer_train.task" not in line]
+    gin_files.parse_gin([], [*lines, "outer_train.task = 'ImageMLP_FashionMnist8_Relu32'"])
+    result = outer_train(tmp_path / "run", progress=False)
+    assert 1 < result.metrics[-1]["loss"] < 4
 
 
 def test_the_same_seed_gives_the_same_theta_and_another_seed_another(finished, tmp_path):

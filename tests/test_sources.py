@@ -62,6 +62,23 @@ def test_mnist_is_mnist():
     assert arrays["train_image"].mean() == pytest.approx(33.318, abs=1e-2)
 
 
+def test_a_resized_dataset_lies_between_its_source_s_pixels(tmp_path, monkeypatch):
+    """Digits at half their size: at a pixel's centre the mean of four (the centres' distance)."""
+    monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
+    spec = sources._resized("Digits", sources.SPECS["Digits"], 4)
+    monkeypatch.setitem(sources.SPECS, "Digits4", spec)
+    small, large = sources.load_arrays("Digits4"), sources.load_arrays("Digits")
+    images = np.asarray(large["test_image"], np.float64)
+    expected = images.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    np.testing.assert_array_equal(small["test_image"], expected)
+    np.testing.assert_array_equal(small["train_label"], large["train_label"])
+    images = np.array(small["train_image"])
+    images[5, 0, 0] = np.nan
+    np.save(tmp_path / "Digits4-1" / "train_image.npy", images)
+    with pytest.raises(sources.DataUnavailableError, match="float32, 1 of them not finite"):
+        sources.load_arrays("Digits4")
+
+
 def poisoned(**changes):
     """A reader of Digits with some arrays replaced by a function of what they are."""
     read = sources.SPECS["Digits"].read

@@ -12,6 +12,10 @@ A task is either in phase "meta_train" or "meta_test". Upstream's four splits th
   phase        train            inner_valid  outer_valid  test
   meta_train   meta_train       meta_valid   meta_valid   meta_valid
   meta_test    meta_test_train  meta_valid   meta_valid   meta_test_test
+
+Under `meta_splits.scheme = "upstream"` they are upstream's own: train is the first 80% of the
+training set in both phases, inner_valid the next tenth, outer_valid the last (`meta_valid` above).
+The test set is seen at meta-test alone, as ever.
 """
 
 from __future__ import annotations
@@ -34,36 +38,58 @@ Batch = dict[str, jax.Array]
 _PHASES: dict[str, dict[str, str]] = {
     "meta_train": {
         "train": "meta_train",
-        "inner_valid": "meta_valid",
+        "inner_valid": "inner_valid",
         "outer_valid": "meta_valid",
         "test": "meta_valid",
     },
     "meta_test": {
         "train": "meta_test_train",
-        "inner_valid": "meta_valid",
+        "inner_valid": "inner_valid",
         "outer_valid": "meta_valid",
         "test": "meta_test_test",
     },
 }
 
 
+_SCHEMES = ("halves", "upstream")
+
+
 @configurable()
 def meta_splits(
-    num_train: int, seed: int = 0, valid_fraction: float = 0.1
+    num_train: int, seed: int = 0, valid_fraction: float = 0.1, scheme: str = "halves"
 ) -> dict[str, np.ndarray]:
-    """Partition of the training set's indices: `meta_train`, `meta_valid`, `meta_test_train`.
+    """Indices into the training set: `meta_train`, `meta_valid`, `meta_test_train`.
 
     Args:
-      num_train: size of the training set, at least 4.
+      num_train: size of the training set, at least 4, of upstream's 10.
       seed: fixes the shuffle, 0 to 2^32 - 1.
       valid_fraction: share of the meta-train half that is held out for validation, in (0, 1).
+      scheme: "halves": a partition, the paper's; "upstream": that of upstream's image datasets,
+        where both phases train on the first 80%; `meta_valid` is the last tenth and there is an
+        `inner_valid` beside it. Nothing is shuffled, and `seed` and `valid_fraction` are not read.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ValueError: an argument is out of its range, or given to a scheme that does not read it.
     """
-    errors.check_count("meta_splits.num_train", num_train, least=4)
+    is_upstreams = errors.check_name("meta_splits.scheme", scheme, _SCHEMES) == "upstream"
+    errors.check_count("meta_splits.num_train", num_train, least=10 if is_upstreams else 4)
     errors.check_seed("meta_splits.seed", seed)
     errors.check_in("meta_splits.valid_fraction", valid_fraction, "(0, 1)")
+    if is_upstreams:
+        if (seed, valid_fraction) != (0, 0.1):
+            raise ValueError(
+                "meta_splits.seed and meta_splits.valid_fraction are not read where "
+                'meta_splits.scheme = "upstream": leave them out.'
+            )
+        # As TFDS rounds train[0:80%], train[80%:90%], train[90%:].
+        ends = [round(num_train * share / 100) for share in (80, 90)]
+        train, inner_valid, outer_valid = np.split(np.arange(num_train), ends)
+        return {
+            "meta_train": train,
+            "inner_valid": inner_valid,
+            "meta_valid": outer_valid,
+            "meta_test_train": train,
+        }
     order = np.random.default_rng(seed).permutation(num_train)
     half = num_train // 2
     num_valid = max(1, int(half * valid_fraction))
@@ -123,15 +149,18 @@ class ResidentDatasets(upstream.Datasets):
         )
 
     def host_arrays(self, split: str) -> dict[str, np.ndarray]:
-        """Raw examples of one of upstream's splits: image uint8 [n, h, w, c], label int32 [n]."""
-        source = _PHASES[self.phase][errors.check_name("split", split, _PHASES[self.phase])]
+        """Raw examples of one of upstream's splits: image [n, h, w, c], label int32 [n].
+
+        Images are uint8, of resized datasets float32.
+        """
+        source = self._source(split)
         arrays = sources.load_arrays(self.dataset)
         if source == "meta_test_test":
             return {
                 "image": np.asarray(arrays["test_image"]),
                 "label": arrays["test_label"].astype(np.int32),
             }
-        index = meta_splits(len(arrays["train_label"]))[source]
+        index = self._splits()[source]
         return {
             "image": arrays["train_image"][index],
             "label": arrays["train_label"][index].astype(np.int32),
@@ -143,13 +172,24 @@ class ResidentDatasets(upstream.Datasets):
         The first call reads all splits of the phase, so that a run that has begun no longer needs
         the files.
         """
-        sources = _PHASES[self.phase]
         if not self._on_device:
-            splits = {source: split for split, source in sources.items()}
-            self._on_device = {
-                source: jax.device_put(self.host_arrays(split)) for source, split in splits.items()
-            }
-        return self._on_device[sources[errors.check_name("split", split, sources)]]
+            by_source: dict[str, Batch] = {}
+            for name in _PHASES[self.phase]:
+                source = self._source(name)
+                if source not in by_source:
+                    by_source[source] = jax.device_put(self.host_arrays(name))
+                self._on_device[name] = by_source[source]
+        return self._on_device[errors.check_name("split", split, self._on_device)]
+
+    def _splits(self) -> dict[str, np.ndarray]:
+        return meta_splits(len(sources.load_arrays(self.dataset)["train_label"]))
+
+    def _source(self, split: str) -> str:
+        """Of `meta_splits`, or "meta_test_test"; most schemes validate on one split alone."""
+        source = _PHASES[self.phase][errors.check_name("split", split, _PHASES[self.phase])]
+        if source == "inner_valid" and source not in self._splits():
+            return "meta_valid"
+        return source
 
     def sample(self, arrays: Batch, key: jax.Array) -> Batch:
         """Draws a batch, with replacement, inside a jitted function; its form: `normalize`."""

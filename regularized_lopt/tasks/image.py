@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import haiku as hk
@@ -111,17 +111,19 @@ def _register(name: str, dataset: str, network: networks.Network, *facts: str) -
     FACTORIES[name] = configurable(name, module="regularized_lopt.tasks")(factory)
 
 
+def _register_mlp(dataset: str, hidden: Sequence[int], activation: str) -> None:
+    sizes = "x".join(map(str, hidden))
+    network = networks.mlp(hidden, _ACTIVATIONS[activation])
+    name = f"ImageMLP_{dataset}_{sizes}_{activation}"
+    _register(name, dataset, network, "MLP", sizes, activation)
+
+
+_ACTIVATIONS = {"Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu}
 for _dataset, _spec in sources.SPECS.items():
     # The paper's 20 units; twice as wide; twice as deep.
     for _hidden in ([20], [40], [20, 20]):
-        _sizes = "x".join(map(str, _hidden))
-        for _activation, _function in (("Sigmoid", jax.nn.sigmoid), ("Relu", jax.nn.relu)):
-            _register(
-                f"ImageMLP_{_dataset}_{_sizes}_{_activation}",
-                _dataset,
-                networks.mlp(_hidden, _function),
-                *("MLP", _sizes, _activation),
-            )
+        for _activation in _ACTIVATIONS:
+            _register_mlp(_dataset, _hidden, _activation)
     # Later convolutions do not fit what is left of an 8x8 image.
     _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
     for _name, _sizes, _network in (
@@ -135,3 +137,14 @@ for _dataset, _spec in sources.SPECS.items():
             _network(_padding),
             *(_name, _sizes, "Relu"),
         )
+
+# STAR's. Upstream has the same by names that it alone may have: ImageMLP_FashionMnist8_Relu32,
+# ImageMLP_FashionMnist_Relu128x128, Conv_Cifar10_32x64x64.
+_register_mlp("FashionMnist8", [32], "Relu")
+_register_mlp("FashionMnist", [128, 128], "Relu")
+_register(
+    "StridedConv_Cifar10_32x64x64",
+    "Cifar10",
+    networks.strided_cnn([32, 64, 64]),
+    *("StridedConv", "32x64x64", "Relu"),
+)

@@ -27,39 +27,54 @@ def mlp(
 
 
 class Conv2D(hk.Module):
-    """`hk.Conv2D` at stride 1, as one matmul on patches: the same params, the same function.
+    """`hk.Conv2D`, as one matmul on patches: the same params, the same function.
 
     XLA's convolutions are slow on CPU inside a loop, and under vmap over the kernels anywhere: at
     28x28 pixels a training step takes ten times as long with them. The batch is the last axis, so
     that patches are copied in long contiguous rows.
     """
 
-    def __init__(self, channels: int, kernel_size: int, padding: str, name: str | None = None):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        padding: str,
+        stride: int = 1,
+        name: str | None = None,
+    ):
         """Initializer.
 
         Args:
           channels: of the output.
           kernel_size: height and width of the kernel.
           padding: "VALID" or "SAME".
+          stride: pixels from one place of the kernel to the next.
           name: of the module.
         """
         super().__init__(name=name or "conv2_d")
         self._channels = channels
         self._size = kernel_size
         self._padding = padding
+        self._stride = stride
 
     def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "channels h2 w2 batch"]:
         """Convolves."""
-        size, in_channels = self._size, x.shape[0]
+        size, stride, in_channels = self._size, self._stride, x.shape[0]
         shape = (size, size, in_channels, self._channels)
         deviation = 1 / math.sqrt(size * size * in_channels)
         w = hk.get_parameter("w", shape, x.dtype, hk.initializers.TruncatedNormal(deviation))
         b = hk.get_parameter("b", (self._channels,), x.dtype, jnp.zeros)
-        if self._padding == "SAME":
-            margin = ((size - 1) // 2, size // 2)
-            x = jnp.pad(x, ((0, 0), margin, margin, (0, 0)))  # Channels and batch stay.
-        height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
-        patches = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+        if self._padding == "SAME":  # Every stride-th pixel; XLA pads the less at the start.
+            short = [max(size - stride + -n % stride, 0) for n in x.shape[1:3]]
+            margins = [(one // 2, one - one // 2) for one in short]
+            x = jnp.pad(x, ((0, 0), *margins, (0, 0)))  # Channels and batch stay.
+        height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+        down, right = stride * (height - 1) + 1, stride * (width - 1) + 1
+        patches = [
+            x[:, i : i + down : stride, j : j + right : stride]
+            for i in range(size)
+            for j in range(size)
+        ]
         columns = jnp.concatenate(patches).reshape(size * size * in_channels, -1)
         out = w.reshape(-1, self._channels).T @ columns
         return out.reshape(self._channels, height, width, -1) + b[:, None, None, None]
@@ -98,6 +113,25 @@ def cnn(
         for size in hidden_sizes:
             x = jax.nn.relu(hk.Linear(size)(x))
         return hk.Linear(num_classes)(x)
+
+    return network
+
+
+def strided_cnn(channels: Sequence[int], num_classes: int = 10) -> Network:
+    """Convolutions of 3x3 with ReLU, the first of stride 2, then a mean over pixels, then dense.
+
+    As upstream's `Conv_Cifar10_32x64x64` is made.
+
+    Args:
+      channels: of each convolution.
+      num_classes: size of the output.
+    """
+
+    def network(images: jax.Array) -> jax.Array:
+        x = jnp.transpose(images, (3, 1, 2, 0))
+        for index, count in enumerate(channels):
+            x = jax.nn.relu(Conv2D(count, 3, "SAME", stride=1 if index else 2)(x))
+        return hk.Linear(num_classes)(jnp.mean(x, axis=(1, 2)).T)
 
     return network
 

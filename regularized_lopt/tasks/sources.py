@@ -1,4 +1,4 @@
-"""Where images come from: TFDS or scikit-learn once, then memory-mapped uint8 arrays in a cache."""
+"""Where images come from: TFDS or scikit-learn once, then memory-mapped arrays in a cache."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from regularized_lopt import errors
@@ -33,8 +34,9 @@ class DatasetSpec:
       version: of the source; part of the cache's key.
       image_shape: (height, width, channels).
       max_value: the raw value that stands for 1.0.
-      read: returns the arrays of `_ARRAYS`, raw, uint8.
+      read: returns the arrays of `_ARRAYS`, raw; labels are uint8.
       num_classes: labels are 0 to num_classes - 1.
+      dtype: of images.
     """
 
     version: str
@@ -42,6 +44,7 @@ class DatasetSpec:
     max_value: int
     read: Callable[[str], dict[str, np.ndarray]]
     num_classes: int = 10
+    dtype: type[np.generic] = np.uint8
 
 
 def _read_digits(version: str) -> dict[str, np.ndarray]:
@@ -74,11 +77,42 @@ def _tfds_reader(name: str) -> Callable[[str], dict[str, np.ndarray]]:
     return read
 
 
-SPECS: Mapping[str, DatasetSpec] = {
+def _resized(name: str, spec: DatasetSpec, size: int) -> DatasetSpec:
+    """Square images of `size` pixels, interpolated between the nearest four of the source's.
+
+    As upstream does it (`tf.image.resize`): pixels' centres are aligned, and nothing is smoothed
+    beforehand. Values lie between the source's, so that they are float32.
+    """
+
+    def read(version: str) -> dict[str, np.ndarray]:
+        del version
+        arrays = load_arrays(name)
+        resized = {
+            key: np.asarray(
+                jax.image.resize(
+                    arrays[key].astype(np.float32),
+                    (len(arrays[key]), size, size, spec.image_shape[-1]),
+                    "linear",
+                    antialias=False,
+                )
+            )
+            for key in ("train_image", "test_image")
+        }
+        return {**arrays, **resized}
+
+    shape = (size, size, spec.image_shape[-1])
+    return dataclasses.replace(spec, image_shape=shape, read=read, dtype=np.float32)
+
+
+_SOURCES: Mapping[str, DatasetSpec] = {
     "Digits": DatasetSpec("1", (8, 8, 1), 16, _read_digits),
     "Mnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("mnist")),
     "FashionMnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("fashion_mnist")),
     "Cifar10": DatasetSpec("3.0.2", (32, 32, 3), 255, _tfds_reader("cifar10")),
+}
+SPECS: Mapping[str, DatasetSpec] = {
+    **_SOURCES,
+    "FashionMnist8": _resized("FashionMnist", _SOURCES["FashionMnist"], 8),
 }
 
 
@@ -97,8 +131,8 @@ def load_arrays(name: str) -> dict[str, np.ndarray]:
       name: a key of `SPECS`.
 
     Returns:
-      A dict of train_image and test_image, uint8 [n, height, width, channels], and of train_label
-      and test_label, uint8 [n].
+      A dict of train_image and test_image, [n, height, width, channels], uint8 or of resized
+      datasets float32, and of train_label and test_label, uint8 [n].
 
     Raises:
       DataUnavailableError: the dataset is neither cached nor readable, or the cache is damaged.
@@ -130,13 +164,14 @@ def check_arrays(name: str, spec: DatasetSpec, arrays: Mapping[str, np.ndarray])
     """Looks through a dataset's raw arrays; see `load_arrays` for errors and warnings."""
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
-        for kind, array in (("images", images), ("labels", labels)):
-            if array.dtype != np.uint8:
-                bad = int(np.sum(~np.isfinite(array))) if array.dtype.kind == "f" else 0
+        for kind, array, dtype in (("images", images, spec.dtype), ("labels", labels, np.uint8)):
+            bad = int(np.sum(~np.isfinite(array))) if array.dtype.kind == "f" else 0
+            if array.dtype != dtype or bad:
                 raise BadDataError(
                     f"{name}'s {split} {kind} are {array.dtype}"
                     + (f", {bad} of them not finite" if bad else "")
-                    + "; they must be uint8."
+                    + f"; they must be {np.dtype(dtype)}"
+                    + (", all of them finite." if dtype != np.uint8 else ".")
                 )
         if not len(labels) or images.shape != (len(labels), *spec.image_shape):
             raise BadDataError(
@@ -169,6 +204,8 @@ def check_arrays(name: str, spec: DatasetSpec, arrays: Mapping[str, np.ndarray])
 def _prepare(name: str, spec: DatasetSpec, directory: pathlib.Path) -> None:
     try:
         arrays = spec.read(spec.version)
+    except DataUnavailableError:  # Of the source of a resized dataset.
+        raise
     except (
         Exception
     ) as error:  # TFDS raises many kinds: no network, no TensorFlow, bad checksums, ...
