@@ -29,8 +29,8 @@ def scaled(datasets: data.ResidentDatasets, activation: str, factor: float) -> i
     """The paper's MLP of 20 units on images times a factor."""
     mlp = networks.mlp([20], ACTIVATIONS[activation])
 
-    def network(images: Any) -> Any:
-        return mlp(factor * images)
+    def network(images: Any, is_training: bool) -> Any:
+        return mlp(factor * images, is_training)
 
     return image.ImageTask(f"{datasets.dataset}, {activation} x {factor:g}", network, datasets)
 

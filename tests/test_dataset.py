@@ -124,6 +124,7 @@ def test_labels_are_made_of_facts():
         "Conv_Cifar10_16x32": "Conv, Cifar10",
         "Conv_Mnist_32x32x32": "Conv, Mnist, 32x32x32",
         "LeNet_FashionMnist": "LeNet, FashionMnist",
+        "LeNet_Mnist_10x20x50": "LeNet, Mnist, 10x20x50",
     }
     for name, label in labels.items():
         task = measured_task("any", tasks.get(name).facts, none=optimizer([0.0], [1.0]))

@@ -23,6 +23,11 @@ TRANSFER = (
     *(f"ImageMLP_{{}}_{size}_{f}" for size in ("40", "20x20") for f in ("Sigmoid", "Relu")),
     "Conv_{}_32x32x32",
     "LeNet_{}",
+    "ImageMLP_{}_32_Relu",
+    "ImageMLP_{}_32x32_Relu",
+    "TwiceStridedConv_{}_32x32x32",
+    "LeNet_{}_10x20x50",
+    "LeNet_{}_10x20x50_Dropout05",
 )
 STARS = {
     "ImageMLP_FashionMnist8_32_Relu",
@@ -131,3 +136,17 @@ def test_star_s_tasks_are_upstream_s_functions(ours, theirs, dataset):
     for one, other in zip(jax.tree.leaves(own_grad), jax.tree.leaves(grad), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
     assert ours.normalizer(jnp.inf) == pytest.approx(float(theirs.normalizer(1e9)))
+
+
+def test_dropout_is_part_of_the_training_loss_alone():
+    task = tasks.get("LeNet_Digits_10x20x50_Dropout05")
+    params, batch = task.init(KEY), next(task.datasets.test)
+    first, again, other = (
+        float(task.loss(params, jax.random.PRNGKey(k), batch)) for k in (1, 1, 2)
+    )
+    assert first == again != other
+    plain = tasks.get("LeNet_Digits_10x20x50")
+    np.testing.assert_array_equal(
+        task.logits(params, batch["image"]), plain.logits(params, batch["image"])
+    )
+    assert plain.loss(params, KEY, batch) == plain.loss(params, jax.random.PRNGKey(1), batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class ImageTask(upstream.Task):
 
         Args:
           name: of the task.
-          network: images -> logits.
+          network: (images, is_training) -> logits.
           datasets: what it is trained and tested on.
           architecture, sizes, activation: see `facts`; "": not known.
         """
@@ -51,7 +52,7 @@ class ImageTask(upstream.Task):
             "sizes": sizes,
             "activation": activation,
         }
-        self._network = hk.without_apply_rng(hk.transform(network))
+        self._network = hk.transform(network)
         self.datasets: data.ResidentDatasets = datasets
 
     @property
@@ -59,34 +60,41 @@ class ImageTask(upstream.Task):
         return self._name
 
     def init(self, key: jax.Array) -> Params:
-        return self._network.init(key, jnp.zeros((1, *self.datasets.image_shape)))
+        return self._network.init(key, jnp.zeros((1, *self.datasets.image_shape)), False)
 
     def logits(
         self, params: Params, images: Float[Array, "batch h w c"]
     ) -> Float[Array, "batch classes"]:
-        """The network's outputs.
+        """The outputs of the trained network: nothing is dropped.
 
         Raises:
           ValueError: the images do not have the dataset's shape.
         """
+        return self._outputs(params, None, images, is_training=False)
+
+    def _outputs(
+        self, params: Params, key: jax.Array | None, images: jax.Array, is_training: bool
+    ) -> jax.Array:
         expected = self.datasets.image_shape
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"{self.name} was given images of shape {tuple(images.shape)}; it takes [batch, "
                 f"{', '.join(map(str, expected))}], as in {self.datasets.dataset}."
             )
-        return self._network.apply(params, images)
+        return self._network.apply(params, key, images, is_training)
 
     def loss(self, params: Params, key: jax.Array, data: Any) -> Float[Array, ""]:
-        """Mean cross-entropy of the batch in nats; `key` is not used."""
+        """Mean cross-entropy of the batch in nats; `key` draws what is dropped."""
         return self.loss_and_aux(params, key, data)[0]
 
     def loss_and_aux(
         self, params: Params, key: jax.Array, data: Any
     ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
-        """Mean cross-entropy in nats, and {"accuracy": share of the batch classified correctly}."""
-        del key
-        logits = self.logits(params, data["image"])
+        """Mean cross-entropy in nats, and {"accuracy": share of the batch classified correctly}.
+
+        Both are of the network in training.
+        """
+        logits = self._outputs(params, key, data["image"], is_training=True)
         loss = jnp.mean(classification.cross_entropy(logits, data["label"]))
         return loss, {"accuracy": jnp.mean(classification.is_correct(logits, data["label"]))}
 
@@ -124,12 +132,21 @@ for _dataset, _spec in sources.SPECS.items():
     for _hidden in ([20], [40], [20, 20]):
         for _activation in _ACTIVATIONS:
             _register_mlp(_dataset, _hidden, _activation)
+    # The smoothing paper's, which are ReLU networks all.
+    for _hidden in ([32], [32, 32]):
+        _register_mlp(_dataset, _hidden, "Relu")
     # Later convolutions do not fit what is left of an 8x8 image.
     _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
     for _name, _sizes, _network in (
         ("Conv", "16x32", networks.conv_16x32),
         ("Conv", "32x32x32", networks.conv_32x32x32),
+        ("TwiceStridedConv", "32x32x32", networks.twice_strided_conv_32x32x32),
         ("LeNet", "", networks.lenet),
+        ("LeNet", "10x20x50", networks.lenet_10x20x50),
+        (
+            *("LeNet", "10x20x50_Dropout05"),
+            functools.partial(networks.lenet_10x20x50, dropout_rate=0.5),
+        ),
     ):
         _register(
             f"{_name}_{_dataset}" + (f"_{_sizes}" if _sizes else ""),
@@ -138,9 +155,8 @@ for _dataset, _spec in sources.SPECS.items():
             *(_name, _sizes, "Relu"),
         )
 
-# STAR's. Upstream has the same by names that it alone may have: ImageMLP_FashionMnist8_Relu32,
-# ImageMLP_FashionMnist_Relu128x128, Conv_Cifar10_32x64x64.
-_register_mlp("FashionMnist8", [32], "Relu")
+# STAR's, beside ImageMLP_FashionMnist8_32_Relu. Upstream has the same by names that it alone may
+# have: ImageMLP_FashionMnist8_Relu32, ImageMLP_FashionMnist_Relu128x128, Conv_Cifar10_32x64x64.
 _register_mlp("FashionMnist", [128, 128], "Relu")
 _register(
     "StridedConv_Cifar10_32x64x64",

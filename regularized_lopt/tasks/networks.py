@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Network = Callable[[Float[Array, "batch h w c"]], Float[Array, "batch classes"]]
+Network = Callable[[Float[Array, "batch h w c"], bool], Float[Array, "batch classes"]]
+"""(images, whether the network is being trained) -> logits, inside Haiku's `transform`."""
 
 
 def mlp(
@@ -18,7 +20,8 @@ def mlp(
 ) -> Network:
     """A multilayer perceptron on flattened images."""
 
-    def network(images: jax.Array) -> jax.Array:
+    def network(images: jax.Array, is_training: bool) -> jax.Array:
+        del is_training
         return hk.nets.MLP([*hidden_sizes, num_classes], activation=activation)(
             hk.Flatten()(images)
         )
@@ -40,6 +43,7 @@ class Conv2D(hk.Module):
         kernel_size: int,
         padding: str,
         stride: int = 1,
+        with_bias: bool = True,
         name: str | None = None,
     ):
         """Initializer.
@@ -49,6 +53,7 @@ class Conv2D(hk.Module):
           kernel_size: height and width of the kernel.
           padding: "VALID" or "SAME".
           stride: pixels from one place of the kernel to the next.
+          with_bias: whether a param of each channel is added.
           name: of the module.
         """
         super().__init__(name=name or "conv2_d")
@@ -56,6 +61,7 @@ class Conv2D(hk.Module):
         self._size = kernel_size
         self._padding = padding
         self._stride = stride
+        self._with_bias = with_bias
 
     def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "channels h2 w2 batch"]:
         """Convolves."""
@@ -63,7 +69,6 @@ class Conv2D(hk.Module):
         shape = (size, size, in_channels, self._channels)
         deviation = 1 / math.sqrt(size * size * in_channels)
         w = hk.get_parameter("w", shape, x.dtype, hk.initializers.TruncatedNormal(deviation))
-        b = hk.get_parameter("b", (self._channels,), x.dtype, jnp.zeros)
         if self._padding == "SAME":  # Every stride-th pixel; XLA pads the less at the start.
             short = [max(size - stride + -n % stride, 0) for n in x.shape[1:3]]
             margins = [(one // 2, one - one // 2) for one in short]
@@ -77,41 +82,75 @@ class Conv2D(hk.Module):
         ]
         columns = jnp.concatenate(patches).reshape(size * size * in_channels, -1)
         out = w.reshape(-1, self._channels).T @ columns
-        return out.reshape(self._channels, height, width, -1) + b[:, None, None, None]
+        out = out.reshape(self._channels, height, width, -1)
+        if not self._with_bias:
+            return out
+        b = hk.get_parameter("b", (self._channels,), x.dtype, jnp.zeros)
+        return out + b[:, None, None, None]
 
 
 def max_pool(x: Float[Array, "c h w batch"], size: int = 2) -> Float[Array, "c h2 w2 batch"]:
     """The maximum over squares of `size` pixels; rows and columns left over are dropped."""
+    return _squares(x, size).max(axis=(2, 4))
+
+
+def avg_pool(x: Float[Array, "c h w batch"], size: int = 2) -> Float[Array, "c h2 w2 batch"]:
+    """The mean over squares of `size` pixels; rows and columns left over are dropped."""
+    return _squares(x, size).mean(axis=(2, 4))
+
+
+def _squares(x: jax.Array, size: int) -> jax.Array:
     channels, height, width, batch = x.shape
     height, width = height // size, width // size
     x = x[:, : height * size, : width * size]
-    return x.reshape(channels, height, size, width, size, batch).max(axis=(2, 4))
+    return x.reshape(channels, height, size, width, size, batch)
+
+
+class Conv(NamedTuple):
+    """A layer of a CNN.
+
+    Attributes:
+      channels: of the output.
+      kernel_size: height and width of the kernel.
+      stride: in both directions.
+      pool: of 2x2, "max" or "avg", or "" for none.
+    """
+
+    channels: int
+    kernel_size: int
+    stride: int = 1
+    pool: str = ""
 
 
 def cnn(
-    layers: Sequence[tuple[int, int, bool]],
+    layers: Sequence[Conv],
     padding: str,
     hidden_sizes: Sequence[int] = (),
     num_classes: int = 10,
+    dropout_rate: float = 0.0,
 ) -> Network:
-    """Convolutions with ReLU, some followed by a max-pool of 2x2, then an MLP with ReLU.
+    """Convolutions with ReLU, some followed by a pool of 2x2, then an MLP with ReLU.
 
     Args:
-      layers: (channels, kernel size, whether a max-pool follows) of each convolution.
+      layers: the convolutions.
       padding: of all convolutions, "VALID", or "SAME" for images that are too small for it.
       hidden_sizes: of the MLP.
       num_classes: size of the output.
+      dropout_rate: the probability with which an input of the last layer is dropped in training.
     """
 
-    def network(images: jax.Array) -> jax.Array:
+    def network(images: jax.Array, is_training: bool) -> jax.Array:
         x = jnp.transpose(images, (3, 1, 2, 0))
-        for channels, kernel_size, pooled in layers:
-            x = Conv2D(channels, kernel_size, padding)(x)
-            # Pooled first, a quarter is left for the ReLU; the two commute.
-            x = jax.nn.relu(max_pool(x) if pooled else x)
+        for layer in layers:
+            x = Conv2D(layer.channels, layer.kernel_size, padding, layer.stride)(x)
+            # Pooled first, a quarter is left for the ReLU; with the maximum the two commute.
+            x = jax.nn.relu(max_pool(x) if layer.pool == "max" else x)
+            x = avg_pool(x) if layer.pool == "avg" else x
         x = jnp.transpose(x, (3, 1, 2, 0)).reshape(images.shape[0], -1)
         for size in hidden_sizes:
             x = jax.nn.relu(hk.Linear(size)(x))
+        if is_training and dropout_rate:
+            x = hk.dropout(hk.next_rng_key(), dropout_rate, x)
         return hk.Linear(num_classes)(x)
 
     return network
@@ -127,7 +166,8 @@ def strided_cnn(channels: Sequence[int], num_classes: int = 10) -> Network:
       num_classes: size of the output.
     """
 
-    def network(images: jax.Array) -> jax.Array:
+    def network(images: jax.Array, is_training: bool) -> jax.Array:
+        del is_training
         x = jnp.transpose(images, (3, 1, 2, 0))
         for index, count in enumerate(channels):
             x = jax.nn.relu(Conv2D(count, 3, "SAME", stride=1 if index else 2)(x))
@@ -141,14 +181,32 @@ def conv_16x32(padding: str) -> Network:
 
     Without padding 28 pixels become 26, 13, 9, and 32 become 30, 15, 11.
     """
-    return cnn([(16, 3, True), (32, 5, False)], padding)
+    return cnn([Conv(16, 3, pool="max"), Conv(32, 5)], padding)
 
 
 def conv_32x32x32(padding: str) -> Network:
     """Three convolutions of 32 channels, 3x3, max-pools after the first two, dense."""
-    return cnn([(32, 3, True), (32, 3, True), (32, 3, False)], padding)
+    return cnn([Conv(32, 3, pool="max"), Conv(32, 3, pool="max"), Conv(32, 3)], padding)
+
+
+def twice_strided_conv_32x32x32(padding: str) -> Network:
+    """The smoothing paper's CNN: three convolutions of 32 channels, 3x3, the last with a mean-pool.
+
+    The first two have stride 2: without padding 32 pixels become 15, 7, 5, 2, and 28 become 13, 6,
+    4, 2; 128 features in both cases. The layers are those of the published code.
+    """
+    return cnn([Conv(32, 3, stride=2), Conv(32, 3, stride=2), Conv(32, 3, pool="avg")], padding)
 
 
 def lenet(padding: str) -> Network:
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pools: 6 and 16 of 5x5, dense 120, 84."""
-    return cnn([(6, 5, True), (16, 5, True)], padding, [120, 84])
+    return cnn([Conv(6, 5, pool="max"), Conv(16, 5, pool="max")], padding, [120, 84])
+
+
+def lenet_10x20x50(padding: str, dropout_rate: float = 0.0) -> Network:
+    """The smoothing paper's LeNet: 10 and 20 of 5x5, ReLU and max-pools, dense 50.
+
+    In the published code half of the 50 units are dropped in training, which is `dropout_rate`.
+    """
+    layers = [Conv(10, 5, pool="max"), Conv(20, 5, pool="max")]
+    return cnn(layers, padding, [50], dropout_rate=dropout_rate)
