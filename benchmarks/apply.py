@@ -34,7 +34,7 @@ import regularized_lopt
 from regularized_lopt import launch, learned_optimizers, tasks, upstream
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.optax_bridge import as_optax
-from regularized_lopt.tasks import data, networks
+from regularized_lopt.tasks import image, networks
 
 try:
     import torch
@@ -77,7 +77,7 @@ def models() -> dict[str, Model]:
     large = tasks.ImageTask(
         "ImageMLP_Mnist_1024x200_Relu",
         networks.mlp([1024, 200], jax.nn.relu),
-        data.ResidentDatasets("Mnist", "meta_test"),
+        image.ImageDatasets("Mnist", "meta_test"),
     )
     return {
         "mlp": Model("MLP 784-20-10", tasks.get("ImageMLP_Mnist_20_Relu"), (784, 20, 10)),

@@ -24,7 +24,7 @@ from regularized_lopt.devices import Parallelism
 from regularized_lopt.learned_optimizers.leaves import flatten
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.tasks import image
+from regularized_lopt.tasks import image, resident
 
 BATCHES = (128, 1024)
 MANY = 8192
@@ -104,7 +104,7 @@ def main() -> None:
     steps = [num_steps // 20, num_steps // 4, num_steps]
     launch.reuse_freed_memory()
 
-    factory = image.FACTORIES[f"ImageMLP_{args.dataset}_20_Sigmoid"]
+    factory = resident.FACTORIES[f"ImageMLP_{args.dataset}_20_Sigmoid"]
     make = functools.partial(factory, phase="meta_train")
     task, all_of_it = make(), make(batch_size=MANY)
     loaded = {name: zoo.load(name) for name in args.lopt or ["mnist_mlp_none"]}
@@ -139,8 +139,8 @@ def main() -> None:
             )
             got = trainer.train([one])[one.name]
             train_loss, test_loss, accuracy = (
-                float(np.mean(curve[:, -1]))
-                for curve in (got.train_loss, got.test_loss, got.test_accuracy)
+                float(np.mean(end))
+                for end in (got.final_train_loss, got.test_loss[:, -1], got.final_accuracy)
             )
             numbers = (f"{train_loss:.3f}", f"{test_loss:.3f}", f"{100 * accuracy:.2f}")
             table.add_row(one.label, str(batch), *numbers)

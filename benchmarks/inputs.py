@@ -20,12 +20,12 @@ from regularized_lopt import launch, zoo
 from regularized_lopt.devices import Parallelism
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
-from regularized_lopt.tasks import data, image, networks
+from regularized_lopt.tasks import image, networks
 
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "ReLU": jax.nn.relu}
 
 
-def scaled(datasets: data.ResidentDatasets, activation: str, factor: float) -> image.ImageTask:
+def scaled(datasets: image.ImageDatasets, activation: str, factor: float) -> image.ImageTask:
     """The paper's MLP of 20 units on images times a factor."""
     mlp = networks.mlp([20], ACTIVATIONS[activation])
 
@@ -46,7 +46,7 @@ def main() -> None:
     num_steps = 20 if args.smallest else 2000
     launch.reuse_freed_memory()
 
-    datasets = data.ResidentDatasets(args.dataset, "meta_train", 128)
+    datasets = image.ImageDatasets(args.dataset, "meta_train", 128)
     images = datasets.sample(datasets.arrays("train"), jax.random.PRNGKey(0))["image"]
     total = float(jnp.mean(jnp.sum(images, axis=(1, 2, 3))))
     loaded = [zoo.load(name) for name in args.lopt or ["mnist_mlp_none"]]
@@ -62,7 +62,7 @@ def main() -> None:
                 task, 1, num_steps, parallelism=Parallelism(len(compared), 1)
             )
             found = trainer.train(compared, label=task.name)
-            each = [100 * float(found[one.name].test_accuracy[0, -1]) for one in compared]
+            each = [100 * float(found[one.name].final_accuracy[0]) for one in compared]
             table.add_row(
                 activation,
                 f"{factor:g}",

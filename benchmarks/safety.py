@@ -113,7 +113,7 @@ def compare(
 
     @jax.jit
     def accuracies(params: Any, test: Any) -> jax.Array:
-        return jax.lax.map(lambda one: programs.whole_split(task, one, test)[1], params)
+        return jax.lax.map(lambda one: programs.whole_split(task, one, test)["accuracy"], params)
 
     table = rich.table.Table(title=f"{name}: {num_runs} runs of {num_steps:,} steps, mean ± std")
     for column in ("", "final training loss", "test accuracy, %"):

@@ -35,7 +35,7 @@ def training(
 
     Args:
       loaded: what to train them with.
-      task: name of an image task of ours, see `tasks.names()`.
+      task: name of a task of ours, see `tasks.names()`.
       others: optimizers to draw beside it, by name: loaded ones, upstream's `Optimizer`s, or
         `measure.optimizers`.
       num_runs: networks per optimizer, from the same inits and batches.

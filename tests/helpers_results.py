@@ -40,8 +40,8 @@ def curves(accuracies, norms=None):
     one = np.ones_like(ends)
     norms = one if norms is None else np.array(norms)[:, None]
     return TrainingCurves(
-        np.zeros(1), one, np.ones(1), one, ends, norms, one,
-        step, step == 0, step, step[:, None], step[:, None],
+        np.zeros(1), one, np.ones(1), one, norms, one,
+        step, step == 0, step, step[:, None], step[:, None], ends,
     )  # fmt: skip
 
 

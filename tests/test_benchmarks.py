@@ -227,7 +227,7 @@ def test_runs_on_two_devices_are_compared(tmp_path):
             values[:, -1] += apart.get(name, 0) if device == "two" else 0
             of, steps = np.ones((3, 4)), np.zeros(3, int)
             curves = TrainingCurves(
-                np.arange(4), of, np.arange(4), of, values, of, of, steps, steps > 0, *[steps] * 3
+                np.arange(4), of, np.arange(4), of, of, of, steps, steps > 0, *[steps] * 3, values
             )
             found[name] = dataclasses.replace(trained([]), curves=[curves])
         name = "ImageMLP_Mnist_20_Relu"

@@ -107,7 +107,7 @@ def test_is_an_experiment_of_the_study(config):
     experiment = Experiment()
     assert FlatnessConfig().num_examples > 0
     for task in experiment.plans:
-        assert task_runs.image_task(task).name == task
+        assert task_runs.resident_task(task).name == task
     for source in (*experiment.optimizers.values(), *experiment.early_evidence.values()):
         gin.clear_config()
         gin_files.parse_gin([source], experiment.bindings if "mlp" in source else [])

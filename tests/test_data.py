@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import needs_tfds
 
-from regularized_lopt.tasks import data, sources
+from regularized_lopt.tasks import data, image, sources
 
 KEY = jax.random.PRNGKey(0)
 
@@ -31,7 +31,7 @@ def test_phases_see_their_own_data_only():
     """No image of meta-training is seen at meta-test, and the test set is never trained on."""
     seen = {}
     for phase in ("meta_train", "meta_test"):
-        datasets = data.ResidentDatasets("Digits", phase)
+        datasets = image.ImageDatasets("Digits", phase)
         seen[phase] = {
             split: {row.tobytes() for row in datasets.host_arrays(split)["image"]}
             for split in ("train", "outer_valid", "test")
@@ -50,7 +50,7 @@ def test_upstream_s_scheme_has_its_splits_and_keeps_the_test_set_for_meta_test()
     first, second = round(0.8 * count), round(0.9 * count)
     ends = {"train": (0, first), "inner_valid": (first, second), "outer_valid": (second, count)}
     for phase in ("meta_train", "meta_test"):
-        datasets = data.ResidentDatasets("Digits", phase)
+        datasets = image.ImageDatasets("Digits", phase)
         for split, (begin, end) in ends.items():
             for name in ("image", "label"):
                 expected = everything[f"train_{name}"][begin:end]
@@ -72,7 +72,7 @@ def test_upstream_s_scheme_has_its_splits_and_keeps_the_test_set_for_meta_test()
 )
 def test_upstream_s_splits_and_sizes_are_upstream_s_image_by_image(dataset, size, splits):
     """A batch as large as the split, from upstream's iterators: the same images and labels."""
-    from learned_optimization.tasks.datasets import image
+    from learned_optimization.tasks.datasets import image as upstreams
 
     gin.parse_config("meta_splits.scheme = 'upstream'")
 
@@ -80,16 +80,18 @@ def test_upstream_s_splits_and_sizes_are_upstream_s_image_by_image(dataset, size
         images, labels = np.asarray(batch["image"]), np.asarray(batch["label"])
         return sorted(zip(labels.tolist(), map(bytes, images), strict=True))
 
-    ours = data.ResidentDatasets(dataset, "meta_test")
+    ours = image.ImageDatasets(dataset, "meta_test")
     for split, count in splits.items():
-        theirs = image.fashion_mnist_datasets(count, image_size=(size, size), prefetch_batches=1)
+        theirs = upstreams.fashion_mnist_datasets(
+            count, image_size=(size, size), prefetch_batches=1
+        )
         own = rows(ours.normalize(ours.host_arrays(split)))
         assert len(own) == count
         assert own == rows(next(theirs.split(split)))
 
 
 def test_batches_drawn_on_the_device_are_uniform_and_match_the_iterators_form():
-    datasets = data.ResidentDatasets("Digits", "meta_test", batch_size=50)
+    datasets = image.ImageDatasets("Digits", "meta_test", batch_size=50)
     arrays = datasets.arrays("train")
     batch = jax.jit(datasets.sample)(arrays, KEY)
     host = next(datasets.train)
@@ -108,9 +110,9 @@ def test_refuses_unknown_datasets_phases_and_splits():
     with pytest.raises(ValueError, match="Did you mean 'Mnist'"):
         sources.load_arrays("mnist")
     with pytest.raises(ValueError, match="Did you mean 'meta_train'"):
-        data.ResidentDatasets("Digits", "metatrain")
+        image.ImageDatasets("Digits", "metatrain")
     with pytest.raises(ValueError, match="batch_size = 0"):
-        data.ResidentDatasets("Digits", "meta_train", 0)
+        image.ImageDatasets("Digits", "meta_train", 0)
     with pytest.raises(ValueError, match="valid_fraction"):
         data.meta_splits(100, valid_fraction=1.5)
     with pytest.raises(ValueError, match=r"Unknown meta_splits\.scheme 'half'\. .* 'halves'"):
@@ -121,7 +123,7 @@ def test_refuses_unknown_datasets_phases_and_splits():
 
 def test_a_run_that_has_begun_needs_no_files(tmp_path, monkeypatch):
     monkeypatch.setenv("REGULARIZED_LOPT_CACHE_DIR", str(tmp_path))
-    datasets = data.ResidentDatasets("Digits", "meta_train")
+    datasets = image.ImageDatasets("Digits", "meta_train")
     datasets.arrays("train")
     shutil.rmtree(tmp_path)
     assert len(datasets.arrays("outer_valid")["label"]) > 0

@@ -17,7 +17,7 @@ from regularized_lopt.measure.flatness import SCALES, Flatness
 from regularized_lopt.measure.loss_slices import LossSlices
 from regularized_lopt.measure.results import POINTS
 from regularized_lopt.regularizers import registry
-from regularized_lopt.tasks import data, networks
+from regularized_lopt.tasks import image, networks
 
 LOSSES = st.floats(-1e3, 1e3, width=32)
 
@@ -88,7 +88,7 @@ def test_what_was_measured_is_selected_by_point_scale_and_radius():
 
 
 def test_facts_of_a_task_are_its_own_whatever_it_is_called():
-    datasets = data.ResidentDatasets("Digits", "meta_test", 8)
+    datasets = image.ImageDatasets("Digits", "meta_test", 8)
     task = tasks.ImageTask("Conv_Mnist_Sigmoid", networks.lenet("SAME"), datasets, "LeNet")
     assert task.facts == {
         "dataset": "Digits", "architecture": "LeNet", "sizes": "", "activation": ""

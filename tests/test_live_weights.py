@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from regularized_lopt import tasks
 from regularized_lopt.measure import live_weights as live_lib
 from regularized_lopt.measure.live_weights import live_weights
-from regularized_lopt.tasks import data, networks
+from regularized_lopt.tasks import image, networks
 
 MLP = {
     "sigmoid": networks.mlp([6], jax.nn.sigmoid),
@@ -22,7 +22,7 @@ CNN = {"conv": networks.conv_16x32("SAME"), "lenet": networks.lenet("SAME")}
 
 def image_task(network, raw=None, monkeypatch=None):
     """On Digits, or on images that are given."""
-    datasets = data.ResidentDatasets("Digits", "meta_test", 8)
+    datasets = image.ImageDatasets("Digits", "meta_test", 8)
     if raw is not None:
         datasets.host_arrays = raw.__getitem__
     return tasks.ImageTask("any", network, datasets)

@@ -71,7 +71,7 @@ def test_the_launcher_writes_results_figures_and_a_report(lopt_file, tmp_path):
          "Did you mean 'SGD'"),
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "ImageMLP_Digit"), ValueError, "Did you mean"),
         (lambda: meta_test({"s": upstream.SGD(1.0)}, "CubicRegression"), TypeError,
-         "Only image tasks"),
+         "'CubicRegression' cannot be meta-tested: its data"),
         (lambda: trainer_lib.Trainer(tasks.get(DIGITS), 0, 1), ValueError, "num_runs = 0"),
         (lambda: flatness.FlatnessConfig(radii=(-1.0,)), ValueError, "FlatnessConfig.radii = -1"),
         (lambda: flatness.FlatnessConfig(direction="up"), ValueError, "Unknown direction 'up'"),

@@ -320,4 +320,4 @@ def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(
 
 
 def table_of(study):
-    return tables.accuracy_table(study.run()), list(export.property_rows(study.run()))
+    return tables.quality_table(study.run()), list(export.property_rows(study.run()))

@@ -74,7 +74,7 @@ def test_every_meta_training_seed_is_drawn_and_the_lowest_is_told():
     assert optimizer_tables.validation_table([found], {"none": (0.2,)})[1] == []
     (dots,) = figures.validation([both], losses).axes[0].lines
     np.testing.assert_allclose(dots.get_ydata(), (10, 40, 100), rtol=1e-5)
-    header, rows = tables.accuracy_table([both])
+    header, rows = tables.quality_table([both])
     lowest = {row[1]: row[header.index("lowest")] for row in rows}
     assert lowest == {"none": "60.00", "sam": "80.00"}
     # The best is the seed with 90%: the one with 60% fails, and so does the one that diverged.

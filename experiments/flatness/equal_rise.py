@@ -18,7 +18,7 @@ from regularized_lopt.measure.trainer import Trainer
 from regularized_lopt.report.terminal import print_table
 from regularized_lopt.study.experiment import Experiment
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
-from regularized_lopt.study.task_runs import image_task
+from regularized_lopt.study.task_runs import resident_task
 
 DOSES = (0.25, 0.5, 1.0, 2.0)
 NUM_RUNS = 10
@@ -41,7 +41,7 @@ def share_per_rho(study: str, kept_in: str, name: str, task: str) -> tuple[float
     )
     optimizer = kept.trained(name, experiment.optimizers[name], 0)
     assert optimizer is not None, f"{name} of {study} is not in {kept.directory}"
-    on = image_task(task, "meta_train")
+    on = resident_task(task, "meta_train")
     saved = Trainer(on, NUM_RUNS, experiment.num_steps).train([optimizer])[name].saved_params
     assert saved is not None
     what = flatness.FlatnessConfig(num_probes=0).headline_alone()

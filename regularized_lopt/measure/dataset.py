@@ -113,7 +113,7 @@ def of_task(
 
     Args:
       task: its name.
-      facts: of it, see `tasks.ImageTask`.
+      facts: of it, see `tasks.ResidentTask`.
       num_steps: inner steps.
       flatness_config: what was measured, if anything was.
       reference: the optimizer that others are compared with.
@@ -127,6 +127,7 @@ def of_task(
             padded([[getattr(curves, name) for curves in one.curves] for one in of]),
         )
         for name, dims in _CURVES.items()
+        if getattr(first, name) is not None  # As where a task has no accuracy.
     }
     if of[0].at:
         variables |= _around(of, flatness_config) | _matched(of, flatness_config)

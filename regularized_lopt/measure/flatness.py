@@ -30,6 +30,7 @@ from regularized_lopt import errors, regularizers, tasks
 from regularized_lopt.configurable import configurable
 from regularized_lopt.measure import ascent
 from regularized_lopt.measure.live_weights import live_weights
+from regularized_lopt.tasks import data
 
 LABELS = {"sam": "max L", "gsam": "max L − L", "gam": "max ‖∇L‖ − ‖∇L‖"}
 PROPERTIES = tuple(LABELS)
@@ -159,24 +160,34 @@ class Flatness:
     norms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def held_out(task: tasks.ImageTask, num_examples: int) -> dict[str, jax.Array]:
+def held_out(task: tasks.ResidentTask, num_examples: int) -> dict[str, jax.Array]:
     """A subset of the test set, raw, the same everywhere: what properties are measured on."""
     raw = task.datasets.host_arrays("test")
-    chosen = np.random.default_rng(0).permutation(len(raw["label"]))[:num_examples]
+    chosen = np.random.default_rng(0).permutation(data.num_examples(raw))[:num_examples]
     return {name: jnp.asarray(value[chosen]) for name, value in raw.items()}
 
 
-def measure(task: tasks.ImageTask, params: Any, what: FlatnessConfig) -> Flatness:
+def check_task(task: tasks.ResidentTask, what: FlatnessConfig) -> None:
+    """Refuses to tell live weights of tasks other than image tasks; see `measure`."""
+    if what.has_norms and not isinstance(task, tasks.ImageTask):
+        raise ValueError(
+            f"FlatnessConfig.scales = {what.scales!r}: live weights are known of image tasks "
+            f'alone, and {task.name} is none. Use "absolute" and "relative".'
+        )
+
+
+def measure(task: tasks.ResidentTask, params: Any, what: FlatnessConfig) -> Flatness:
     """Measures around the params of every run, on the held-out loss.
 
     Args:
-      task: an image task in phase "meta_test".
+      task: in phase "meta_test".
       params: leading axis [runs].
       what: to measure.
     """
+    check_task(task, what)
     examples = held_out(task, what.num_examples)
     key = jax.random.PRNGKey(what.seed)
-    live = live_weights(task) if what.has_norms else None
+    live = live_weights(task) if isinstance(task, tasks.ImageTask) and what.has_norms else None
     static = (task, what.scales, what.num_steps, what.direction)
     found = []
     for index, radius in enumerate(what.radii):
@@ -216,7 +227,7 @@ def _norms(params: Any, live: Any) -> dict[str, np.ndarray]:
 # Jitted at module level: one compilation serves all optimizers, points and radii of a task.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _ascend(
-    task: tasks.ImageTask,
+    task: tasks.ResidentTask,
     scales: tuple[str, ...],
     num_steps: int,
     direction: str,
@@ -287,7 +298,7 @@ def _radii(scale: str, params: Any, radius: jax.Array, live: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _curvature(
-    task: tasks.ImageTask,
+    task: tasks.ResidentTask,
     num_probes: int,
     num_iterations: int,
     params: Any,
@@ -303,7 +314,7 @@ def _curvature(
     )
 
 
-def _held_out_loss(task: tasks.ImageTask, key: jax.Array, examples: Any) -> ascent.Objective:
+def _held_out_loss(task: tasks.ResidentTask, key: jax.Array, examples: Any) -> ascent.Objective:
     """A fixed function of the params: a stochastic loss draws the same wherever it is taken."""
     batch, loss_key = task.datasets.normalize(examples), jax.random.fold_in(key, _LOSS)
     return lambda params: task.loss(params, loss_key, batch)

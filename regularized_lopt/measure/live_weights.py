@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from regularized_lopt import tasks
+from regularized_lopt.tasks import data
 
 _BATCH = 500
 _FOUND: weakref.WeakKeyDictionary[tasks.ImageTask, Any] = weakref.WeakKeyDictionary()
@@ -48,7 +49,7 @@ def _computed(task: tasks.ImageTask) -> Any:
     live = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.bool_), params)
     for split in ("train", "test"):
         raw = task.datasets.host_arrays(split)
-        count = len(raw["label"])
+        count = data.num_examples(raw)
         for begin in range(0, count, _BATCH):
             # The last batch is filled up with the first examples: one shape, one compilation.
             chosen = np.arange(begin, begin + _BATCH) % count

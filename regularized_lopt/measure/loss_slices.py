@@ -30,7 +30,7 @@ class LossSlices:
 
 
 def loss_slices(
-    task: tasks.ImageTask,
+    task: tasks.ResidentTask,
     params: Any,
     seed: int = 0,
     reach: float = 1.0,
@@ -43,7 +43,7 @@ def loss_slices(
     the norm of that filter of `params`: slices of networks with differently scaled weights compare.
 
     Args:
-      task: an image task in phase "meta_test".
+      task: in phase "meta_test".
       params: of one run.
       seed: of the directions; the same for networks of the same shape.
       reach: positions go from -reach to reach, > 0.
@@ -58,7 +58,7 @@ def loss_slices(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _plane(
-    task: tasks.ImageTask, params: Any, key: jax.Array, at: jax.Array, examples: Any
+    task: tasks.ResidentTask, params: Any, key: jax.Array, at: jax.Array, examples: Any
 ) -> jax.Array:
     batch = task.datasets.normalize(examples)
     first, second = (filter_direction(params, k) for k in jax.random.split(key))

@@ -16,7 +16,7 @@ from regularized_lopt.measure import convergence
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import LossLevels, trailing_mean
-from regularized_lopt.tasks import classification
+from regularized_lopt.tasks import data
 
 _CHUNK = 100  # Inner steps between two looks at the progress bar.
 _EVAL_BATCH = 1000
@@ -27,7 +27,7 @@ _PARAMS, _BATCHES, _LOSS, _UPDATE, _OPTIMIZER = range(5)
 class Programs:
     """Those of one task; each is compiled when it is first used, and kept."""
 
-    def __init__(self, task: tasks.ImageTask):
+    def __init__(self, task: tasks.ResidentTask):
         """Of a task."""
         self._task = task
         self._by_kind: dict[str, Program] = {}
@@ -42,9 +42,11 @@ class Programs:
 class Program:
     """The jitted parts of training with one kind of optimizer, on any number of runs."""
 
-    def __init__(self, task: tasks.ImageTask, make: Any):
+    def __init__(self, task: tasks.ResidentTask, make: Any):
         self._task = task
         self._make = make
+        accuracy = ("test_accuracy",) if task.has_accuracy else ()
+        self._evaluated = ("test_loss", *accuracy, "param_norm", "update_norm")
         self._init = jax.jit(self._start, static_argnums=3)
         # Dynamic bounds: one program serves every stretch between evaluations, and any length.
         self._advance = jax.jit(self._steps, donate_argnums=2)
@@ -76,17 +78,13 @@ class Program:
             if len(evaluations) < len(grid):
                 evaluations.append(self._evaluate(hyper, carry, test))
         opt_state, poc, levels, _ = carry
-        # [runs, 4, evals]; tuning asks for no evaluations at all.
-        columns = np.asarray(evaluations).reshape(len(evaluations), 4, len(runs)).T
         arrays = {
             "train_loss": trailing_mean(np.concatenate(losses, axis=1), loss_steps),
-            **dict(
-                zip(
-                    ("test_loss", "test_accuracy", "param_norm", "update_norm"),
-                    columns.transpose(1, 0, 2),
-                    strict=True,
-                )
-            ),
+            # [runs, evals]; tuning asks for no evaluations at all.
+            **{
+                name: np.reshape([one[name] for one in evaluations], (-1, len(runs))).T
+                for name in self._evaluated
+            },
             "poc_step": poc.step,
             "poc_declared": poc.declared,
             "best_step": poc.best_step,
@@ -147,16 +145,18 @@ class Program:
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
         return (opt_state, poc, levels.update(t, poc.trailing_mean, after), update_norm), loss
 
-    def _evaluation(self, hyper: Any, carry: Any, test: Any) -> jax.Array:
-        """[4, runs]: test loss and accuracy, norms of the params and of the last update."""
+    def _evaluation(self, hyper: Any, carry: Any, test: Any) -> dict[str, jax.Array]:
+        """By name in `_evaluated`, [runs]; norms are of the params and of the last update."""
 
-        def one(hyper: Any, carry: Any) -> jax.Array:
+        def one(hyper: Any, carry: Any) -> dict[str, jax.Array]:
             opt_state, _, _, update_norm = carry
             params = self._make(hyper).get_params(opt_state)
-            loss, accuracy = whole_split(self._task, params, test)
-            return jnp.stack([loss, accuracy, optax.tree.norm(params), update_norm])
+            of_test = whole_split(self._task, params, test)
+            found = {f"test_{name}": of for name, of in of_test.items()}
+            found |= {"param_norm": optax.tree.norm(params), "update_norm": update_norm}
+            return {name: found[name] for name in self._evaluated}
 
-        return jax.lax.map(lambda args: one(*args), (hyper, carry)).T
+        return jax.lax.map(lambda args: one(*args), (hyper, carry))
 
     def _params_of(self, hyper: Any, opt_state: Any) -> Any:
         return _over_runs(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
@@ -164,28 +164,27 @@ class Program:
 
 # Jitted at module level: one compilation serves all optimizers of a task.
 @functools.partial(jax.jit, static_argnums=0)
-def _initial_params(task: tasks.ImageTask, keys: jax.Array) -> Any:
+def _initial_params(task: tasks.ResidentTask, keys: jax.Array) -> Any:
     return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, _PARAMS)), keys)
 
 
-def whole_split(task: tasks.ImageTask, params: Any, split: Any) -> tuple[jax.Array, jax.Array]:
-    """Mean loss and accuracy over a whole split, in batches; the last is padded and masked."""
-    size = split["label"].shape[0]
+def whole_split(task: tasks.ResidentTask, params: Any, split: Any) -> dict[str, jax.Array]:
+    """Means over a whole split of what `task.per_example` has, such as "loss" and "accuracy".
+
+    It is gone through in batches; the last is padded and masked.
+    """
+    size = data.num_examples(split)
     count = -(-size // _EVAL_BATCH)
     index = jnp.arange(count * _EVAL_BATCH).reshape(count, _EVAL_BATCH)
 
-    def sums(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sums(index: jax.Array) -> dict[str, jax.Array]:
         batch = task.datasets.normalize(
             {name: value[jnp.minimum(index, size - 1)] for name, value in split.items()}
         )
-        logits = task.logits(params, batch["image"])
-        loss = classification.cross_entropy(logits, batch["label"])
-        correct = classification.is_correct(logits, batch["label"])
         inside = index < size
-        return jnp.sum(loss * inside), jnp.sum(correct & inside)
+        return {name: jnp.sum(of * inside) for name, of in task.per_example(params, batch).items()}
 
-    losses, correct = jax.lax.map(sums, index)
-    return losses.sum() / size, correct.sum() / size
+    return {name: of.sum() / size for name, of in jax.lax.map(sums, index).items()}
 
 
 def _over_runs(function: Any, *args: Any) -> Any:

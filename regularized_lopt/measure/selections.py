@@ -132,9 +132,29 @@ def final(one: xr.Dataset, name: str) -> np.ndarray:
     return one[name].values[..., -1]
 
 
+def has_accuracy(of: xr.Dataset) -> bool:
+    """Whether a task, or an optimizer's part of one, knows accuracies: others have losses alone."""
+    return "test_accuracy" in of
+
+
 def accuracy(one: xr.Dataset) -> np.ndarray:
     """[seeds, runs], test accuracy in percent at completion."""
     return 100 * final(one, "test_accuracy")
+
+
+def quality_name(of: xr.Dataset) -> str:
+    """What `quality` is, in words."""
+    return "test accuracy" if has_accuracy(of) else "test loss"
+
+
+def quality_label(of: xr.Dataset) -> str:
+    """The same, with its unit where all tasks share one."""
+    return quality_name(of) + (" (%)" if has_accuracy(of) else "")
+
+
+def quality(one: xr.Dataset) -> np.ndarray:
+    """[seeds, runs], `accuracy`, or the test loss at completion where there is none."""
+    return accuracy(one) if has_accuracy(one) else final(one, "test_loss")
 
 
 def last(one: xr.Dataset, name: str) -> xr.DataArray:

@@ -39,7 +39,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: tasks.ImageTask,
+        task: tasks.ResidentTask,
         num_runs: int,
         num_steps: int,
         seed: int = 0,
@@ -51,7 +51,7 @@ class Trainer:
         """Initializer.
 
         Args:
-          task: an image task in phase "meta_test".
+          task: in phase "meta_test".
           num_runs: networks per optimizer, > 0.
           num_steps: inner steps, > 0; see `budget`.
           seed: run r starts from key (seed, r).

@@ -50,7 +50,7 @@ class TrainingCurves:
       train_loss: [runs, points], mean over the last `convergence.WINDOW` steps of the loss on each
         step's batch, before the step.
       eval_steps: [evals], after how many steps the test set was evaluated.
-      test_loss, test_accuracy: [runs, evals], on the whole test set.
+      test_loss: [runs, evals], on the whole test set.
       param_norm: [runs, evals], global l2 norm of the params.
       update_norm: [runs, evals], of the last step before (0 at step 0).
       poc_step: [runs], step at which convergence was declared (the last one if never).
@@ -59,6 +59,7 @@ class TrainingCurves:
       level_step: [runs, LEVELS_KEPT], the first step whose trailing mean is at or below a level,
         -1 where that level was not reached; see `LossLevels`.
       level: [runs, LEVELS_KEPT], which level that is.
+      test_accuracy: [runs, evals], likewise; None: the task has none.
       saved_params: where they are at hand.
     """
 
@@ -66,7 +67,6 @@ class TrainingCurves:
     train_loss: np.ndarray
     eval_steps: np.ndarray
     test_loss: np.ndarray
-    test_accuracy: np.ndarray
     param_norm: np.ndarray
     update_norm: np.ndarray
     poc_step: np.ndarray
@@ -74,19 +74,27 @@ class TrainingCurves:
     best_step: np.ndarray
     level_step: np.ndarray
     level: np.ndarray
+    test_accuracy: np.ndarray | None = None
     saved_params: SavedParams | None = None
 
     def first(self, count: int) -> TrainingCurves:
         """The first so many runs, without params."""
         shared = ("loss_steps", "eval_steps", "saved_params")
-        own = [field.name for field in dataclasses.fields(self) if field.name not in shared]
-        cut = {name: getattr(self, name)[:count] for name in own}
+        own = {name: of for name, of in vars(self).items() if name not in shared}
+        cut: dict[str, Any] = {name: None if of is None else of[:count] for name, of in own.items()}
         return dataclasses.replace(self, saved_params=None, **cut)
 
     @property
     def final_train_loss(self) -> np.ndarray:
         """[runs], mean of the last `convergence.WINDOW` training losses."""
         return self.train_loss[:, -1]
+
+    @property
+    def final_accuracy(self) -> np.ndarray:
+        """[runs], test accuracy at the end; NaN where the task has none."""
+        if self.test_accuracy is None:
+            return np.full(len(self.train_loss), np.nan)
+        return self.test_accuracy[:, -1]
 
 
 @flax.struct.dataclass

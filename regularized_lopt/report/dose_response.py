@@ -116,10 +116,10 @@ def table(family: Family) -> Table:
     header += ["seeds", "would show", "test accuracy (%)", f"vs {reference} (points, 95%)"]
     rows = []
     for task in family.tasks:
-        base = selections.accuracy(selections.reference(task))
+        base = selections.quality(selections.reference(task))
         for one in (*family.members(task), *_baselines(task)):
             strength = family.strengths.get(one["optimizer"].item())
-            ratio, accuracy = _rise(task, one), selections.accuracy(one)
+            ratio, accuracy = _rise(task, one), selections.quality(one)
             same = one["optimizer"].item() == reference
             rows.append(
                 [
@@ -127,15 +127,18 @@ def table(family: Family) -> Table:
                     one["name"].item(),
                     "" if strength is None else f"{strength:g}",
                     *(["", "", ""] if ratio is None else ratio.cells()),
-                    summary(accuracy),
-                    "" if same else str(_difference(accuracy, base)),
+                    *(
+                        [summary(accuracy), "" if same else str(_difference(accuracy, base))]
+                        if selections.has_accuracy(task)
+                        else ["", ""]
+                    ),
                 ]
             )
     return header, rows
 
 
 def draw(family: Family, colors: Mapping[str, str]) -> mpl_figure.Figure:
-    """Rise and test accuracy by strength: a column per task, strengths evenly spaced.
+    """Rise and test accuracy, or loss, by strength: a column per task, strengths evenly spaced.
 
     Args:
       family: what to draw.
@@ -152,7 +155,9 @@ def draw(family: Family, colors: Mapping[str, str]) -> mpl_figure.Figure:
             _panels(upper, lower, family, task, colors)
         reference = family.tasks[0].attrs["reference"]
         axes[0, 0].set_ylabel(f"rise at matched loss,\nratio to {reference}")
-        axes[1, 0].set_ylabel("test accuracy (%)")
+        for axis, task in zip(axes[1], family.tasks, strict=True):
+            if axis is axes[1, 0] or not selections.has_accuracy(task):
+                axis.set_ylabel(selections.quality_label(task))
     return figure
 
 
@@ -160,12 +165,12 @@ def _panels(
     upper: Any, lower: Any, family: Family, task: xr.Dataset, colors: Mapping[str, str]
 ) -> None:
     """Of one task."""
-    base = selections.accuracy(selections.reference(task))
+    base = selections.quality(selections.reference(task))
     ticks: dict[float, str] = {}
     for x, label, one in _places(family, task):
         ticks[x] = label
         color, is_learned = colors[one["optimizer"].item()], selections.is_learned(one)
-        accuracy = selections.accuracy(one)
+        accuracy = selections.quality(one)
         if (ratio := _rise(task, one)) is not None:
             dots = ratio.logs if is_learned else None
             _draw(upper, x, color, dots, ratio.ratio.log, 0.0, np.exp)

@@ -44,18 +44,23 @@ def write(
 ) -> None:
     """Writes the results as CSV files.
 
-    table_1.csv, failures.csv, over_tasks.csv, table.csv and verdicts.csv have what a reader sees,
+    table_1.csv, failures.csv, over_tasks.csv, table.csv (of tasks without accuracy losses.csv and
+    loss_table.csv) and verdicts.csv have what a reader sees,
     properties.csv every property at every radius with its interval, measures.csv by each measure
     what every optimizer is judged by, with its difference and its ratio to the reference,
     log_ratios.csv what `log_ratios` tells of seeds, runs.csv one row per run and point, claims.csv
     what became of the paper's. A table without rows is not written.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
+    accurate = [task for task in tasks if selections.has_accuracy(task)]
+    others = [task for task in tasks if not selections.has_accuracy(task)]
     as_seen = {
-        "table_1.csv": tables.table_1(tasks),
-        "failures.csv": tables.failures(tasks),
-        "table.csv": tables.accuracy_table(tasks),
-        "over_tasks.csv": tables.over_tasks(tasks),
+        **({"table_1.csv": tables.table_1(accurate)} if accurate else {}),
+        **({"losses.csv": tables.table_1(others)} if others else {}),
+        "failures.csv": tables.failures(accurate),
+        **({"table.csv": tables.quality_table(accurate)} if accurate else {}),
+        **({"loss_table.csv": tables.quality_table(others)} if others else {}),
+        **({"over_tasks.csv": tables.over_tasks(accurate)} if accurate else {}),
         "verdicts.csv": tables.verdict_table(judged),
         "claims.csv": paper_claims.table(claims),
     }
@@ -143,7 +148,7 @@ def run_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
         for one in selections.optimizers(task):
             around = {point: _around(one, point) if measured else {} for point in POINTS}
             nearby = {point: _nearby(one, point) if measured else {} for point in POINTS}
-            ends = {name: selections.final(one, name) for name in _ENDS}
+            ends = {name: selections.final(one, name) for name in _ENDS if name in one}
             poc, declared = one["poc_step"].values + 1, one["poc_declared"].values
             runs = range(one.sizes["run"])
             for seed, point, run in itertools.product(range(one.sizes["seed"]), POINTS, runs):

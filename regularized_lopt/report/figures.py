@@ -29,7 +29,8 @@ _RADIUS = {
 
 
 def training_curves(task: xr.Dataset) -> mpl_figure.Figure:
-    """Training loss (trailing mean) and test accuracy by inner step, over all runs."""
+    """Training loss (trailing mean) and test accuracy, or test loss, by inner step; all runs."""
+    classified = selections.has_accuracy(task)
     with matplotlib.rc_context(plot_style.STYLE):
         figure, (left, right) = plot_style.new_figure(2)
         for style, one in plot_style.styled(task):
@@ -42,15 +43,19 @@ def training_curves(task: xr.Dataset) -> mpl_figure.Figure:
                 at = np.median(declared)
                 height = np.interp(at, steps, smooth.mean(axis=0))
                 left.plot(at + 1, height, "o", color=style["color"], markersize=5)
-            accuracy = 100 * selections.networks(one["test_accuracy"])
-            plot_style.band(right, task["eval_step"].values, accuracy, marker=".", **style)
-        left.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
+            ends = 100 * one["test_accuracy"] if classified else one["test_loss"]
+            shown = selections.networks(ends)
+            plot_style.band(right, task["eval_step"].values, shown, marker=".", **style)
+        loss = "training loss (nats)" if classified else "training loss"
+        left.set(xscale="log", yscale="log", xlabel="inner step", ylabel=loss)
         left.set_title("Training loss (dot: median PoC)")
-        right.set(xscale="symlog", xlabel="inner step", ylabel="test accuracy (%)")
+        right.set(xscale="symlog", xlabel="inner step", ylabel=selections.quality_label(task))
         right.set_xticks([0, *[10**e for e in range(int(np.log10(task.attrs["num_steps"])) + 1)]])
-        right.set_title("Test accuracy")
-        best = max(selections.accuracy(one).mean() for one in selections.optimizers(task))
-        right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
+        right.set_title(selections.quality_name(task).capitalize())
+        right.set_yscale("linear" if classified else "log")
+        if classified:
+            best = max(selections.accuracy(one).mean() for one in selections.optimizers(task))
+            right.set_ylim(max(0.0, best - 40), min(101.0, right.get_ylim()[1]))
         plot_style.legend_below(figure, right)
     return figure
 
@@ -117,8 +122,8 @@ def ascent_curves(task: xr.Dataset, scale: str = "absolute") -> mpl_figure.Figur
 def differences(task: xr.Dataset, judged: Sequence[Verdict]) -> mpl_figure.Figure:
     """What each optimizer gained or lost against the reference on a task, with 95% intervals.
 
-    Left: test accuracy. Right: the rise that it is judged by at completion, in three ways of
-    measuring it, each as a share of the reference's value.
+    Left: test accuracy, or test loss. Right: the rise that it is judged by at completion, in three
+    ways of measuring it, each as a share of the reference's value.
     """
     base, rows = selections.reference(task), list(selections.others(task))
     reference = task.attrs["reference"]
@@ -127,8 +132,8 @@ def differences(task: xr.Dataset, judged: Sequence[Verdict]) -> mpl_figure.Figur
         left, right = figure.subplots(1, 2, sharey=True)
         found = {(v.task, v.optimizer, v.property, v.point): v for v in judged}
         for y, one in enumerate(rows):
-            accuracy = compare(selections.accuracy(one), selections.accuracy(base))
-            plot_style.interval(left, y, accuracy, 1.0, plot_style.COLORS[0])
+            quality = compare(selections.quality(one), selections.quality(base))
+            plot_style.interval(left, y, quality, 1.0, plot_style.COLORS[0])
             name = selections.judged_by(one)
             verdict = found[task.attrs["task"], one["optimizer"].item(), name, "completion"]
             for offset, measure in enumerate(MEASURES):
@@ -144,8 +149,9 @@ def differences(task: xr.Dataset, judged: Sequence[Verdict]) -> mpl_figure.Figur
         left.invert_yaxis()
         for axis in (left, right):
             axis.axvline(0, color="black", linewidth=0.8)
-        left.set(xlabel="points")
-        left.set_title(f"{selections.label(task)}: test accuracy against {reference}")
+        what = selections.quality_name(task)
+        left.set(xlabel="points" if selections.has_accuracy(task) else what)
+        left.set_title(f"{selections.label(task)}: {what} against {reference}")
         right.set(
             xlabel=f"% of {reference}'s",
             title="Rise nearby at completion (left is flatter)",
@@ -161,7 +167,7 @@ def seeds(tasks: Sequence[xr.Dataset], columns: int = 5) -> mpl_figure.Figure:
     """Test error of every meta-training seed, task by task: a mean can hide that one seed fails.
 
     Baselines, which have no such seed, are hollow: the mean over runs. A seed of which a run
-    diverged counts as an error of 100%.
+    diverged counts as an error of 100%; without accuracies losses are drawn, and it is left out.
     """
     colors = plot_style.palette(tasks)
     keys = list(colors)
@@ -181,7 +187,7 @@ def seeds(tasks: Sequence[xr.Dataset], columns: int = 5) -> mpl_figure.Figure:
                     markersize=5,
                     markeredgewidth=1.2,
                 )
-            axis.set(title=selections.label(task), xlabel="test error (%)")
+            axis.set(title=selections.label(task), xlabel=_ERROR[selections.has_accuracy(task)])
             plot_style.log_if_some_fail(axis, "x")
         axes[0].set_yticks(range(len(keys)), keys)
         axes[0].invert_yaxis()
@@ -191,7 +197,7 @@ def seeds(tasks: Sequence[xr.Dataset], columns: int = 5) -> mpl_figure.Figure:
 def validation(
     tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[float]], columns: int = 5
 ) -> mpl_figure.Figure:
-    """Test error on each task against the validation loss of meta-training.
+    """Test error (or loss) on each task against the validation loss of meta-training.
 
     Args:
       tasks: their datasets.
@@ -205,13 +211,12 @@ def validation(
             for one in selections.optimizers(task):
                 key = one["optimizer"].item()
                 if key in losses:
-                    axis.plot(
-                        losses[key], _error(one), "o", color=colors[key], alpha=0.75,
-                        markersize=5, label=one["name"].item(),
-                    )  # fmt: skip
+                    style = {"color": colors[key], "alpha": 0.75, "markersize": 5}
+                    axis.plot(losses[key], _error(one), "o", label=one["name"].item(), **style)
             axis.set(title=selections.label(task), xlabel="validation loss (nats)")
             plot_style.log_if_some_fail(axis, "y")
-        axes[0].set_ylabel("test error (%)")
+            if axis is axes[0] or not selections.has_accuracy(task):
+                axis.set_ylabel(_ERROR[selections.has_accuracy(task)])
         plot_style.legend_below(figure, *axes)
     return figure
 
@@ -336,6 +341,10 @@ def _by_outer_step(axes: Any, columns: Mapping[str, np.ndarray], column: str, co
     axes.plot(columns["outer_step"][there], values[there], ".-", color=color, linewidth=1.2)
 
 
+_ERROR = {True: "test error (%)", False: "test loss"}
+
+
 def _error(one: xr.Dataset) -> np.ndarray:
-    """[seeds], percent; 100 where a run diverged."""
-    return 100 - np.nan_to_num(selections.accuracy(one).mean(axis=1), nan=0.0)
+    """[seeds], percent; 100 where a run diverged; without accuracies the test loss."""
+    ends = selections.quality(one).mean(axis=1)
+    return 100 - np.nan_to_num(ends, nan=0.0) if selections.has_accuracy(one) else ends

@@ -149,7 +149,7 @@ def validation_table(tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[
       losses: by optimizer, one (nats) per meta-training seed.
 
     Spearman's rank correlation over all optimizers and seeds (-1: the lower the loss, the higher
-    the test accuracy), and its p of no relation.
+    the test accuracy, or the lower the test loss), and its p of no relation.
     """
     rows = []
     for task in tasks:
@@ -157,8 +157,10 @@ def validation_table(tasks: Sequence[xr.Dataset], losses: Mapping[str, Sequence[
         loss = [value for one in known for value in losses[one["optimizer"].item()]]
         if len(loss) < 3:  # Of two, the order is always right or wrong.
             continue
-        accuracy = np.concatenate([selections.accuracy(one).mean(axis=1) for one in known])
-        found = scipy.stats.spearmanr(loss, np.nan_to_num(accuracy, nan=0.0))
+        reached = np.concatenate([selections.quality(one).mean(axis=1) for one in known])
+        if not selections.has_accuracy(task):
+            reached = -reached
+        found = scipy.stats.spearmanr(loss, np.where(np.isnan(reached), -np.inf, reached))
         rows.append(
             [task.attrs["task"], str(len(loss)), f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"]
         )

@@ -100,7 +100,7 @@ def check_claims(tasks: Sequence[xr.Dataset], judged: Sequence[Verdict]) -> list
 def _accuracy(tasks: Sequence[xr.Dataset]) -> Claim:
     text = "Regularized learned optimizers beat the unregularized one in test accuracy."
     signs, evidence = [], []
-    for task in tasks:
+    for task in filter(selections.has_accuracy, tasks):
         base = selections.reference(task)
         for one in selections.learned(task):
             if one["regularizer"] == base["regularizer"]:  # None, either.

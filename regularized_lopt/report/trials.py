@@ -17,14 +17,15 @@ from regularized_lopt.report import export, plot_style
 
 def row(trial: Trial) -> dict[str, Any]:
     """For trials.csv."""
-    accuracy = selections.accuracy(trial.found)
+    known = selections.has_accuracy(trial.found)
+    accuracy = f"{selections.accuracy(trial.found).mean():.2f}" if known else ""
     train_loss, norm = (selections.final(trial.found, of) for of in ("train_loss", "param_norm"))
     return {
         "variant": trial.variant,
         "bindings": "; ".join(trial.bindings),
         "held_out_loss": f"{trial.loss.mean():.4f}",
         "std": f"{trial.loss.std(ddof=1):.4f}",
-        "held_out_accuracy": f"{accuracy.mean():.2f}",
+        **({"held_out_accuracy": accuracy} if known else {}),
         "train_loss": f"{train_loss.mean():.4f}",
         "param_norm": f"{norm.mean():.1f}",
         "rise_absolute": f"{trial.rise('absolute').mean():.4f}",

@@ -54,6 +54,9 @@ class Reporter:
         """Judges the results; the declared tests are those of `verdicts.judge`."""
         self._study = study
         self._tasks = study.tasks
+        self._classified = [task for task in study.tasks if selections.has_accuracy(task)]
+        others = [task for task in study.tasks if not selections.has_accuracy(task)]
+        self._groups = [group for group in (self._classified, others) if group]
         self._out_dir = out_dir
         self._primary = study.primary
         self.judged = verdicts_lib.judge(study.tasks, study.primary, study.alpha, study.test)
@@ -64,14 +67,14 @@ class Reporter:
         claims = self.claims if self._primary is not None else []
         export.write(self._tasks, self.judged, claims, self._out_dir)
         page = Page(self._study.title, self._study.lead)
-        self._accuracy(page)
+        self._quality(page)
         if any(one["seeds"] > 1 for task in self._tasks for one in selections.learned(task)):
             self._seeds(page)
         if self._study.chosen:
             self._chosen(page, self._study.chosen)
         if self._primary is not None:
             page.claims(self.claims, paper_claims.NOTE)
-        self._accuracy_in_detail(page)
+        self._in_detail(page)
         if self._primary is not None:
             self._declared(page)
         self._doses(page)
@@ -81,12 +84,13 @@ class Reporter:
             self._task(page, task, self._study.seconds_per_step.get(task.attrs["task"], {}))
         return page
 
-    def _accuracy(self, page: Page) -> None:
-        page.table_section(
-            "Test accuracy at completion (%)",
-            self._table_1(),
-            "Means ± standard deviation over meta-training seeds, or over runs where there is one.",
-        )
+    def _quality(self, page: Page) -> None:
+        for group in self._groups:
+            page.table_section(
+                _at_completion(group),
+                self._labelled(tables.table_1(group)),
+                tables.TABLE_1_NOTE,
+            )
 
     def _seeds(self, page: Page) -> None:
         self._add(
@@ -96,26 +100,15 @@ class Reporter:
             "One dot per meta-training seed, the mean over runs; hollow: baselines. Left is "
             "better.",
         )
+        if not self._classified:
+            return
         page.table_section(
             "Meta-training seeds that fail",
-            self._labelled(tables.failures(self._tasks)),
-            f"A seed fails that ends more than {tables.FAILURE_MARGIN:g} points below the best of "
-            "all seeds and baselines. Where some do, means over seeds and their intervals say "
-            "little.",
+            self._labelled(tables.failures(self._classified)),
+            tables.FAILURES_NOTE,
         )
-        if (over := tables.over_tasks(self._tasks))[1]:
-            page.table_section(
-                "Over several tasks",
-                over,
-                "Test accuracy at completion, of each meta-training seed the mean over tasks. "
-                "IQM: the mean of the middle half of all pairs of a seed and a task, which a "
-                "failure does not move, with a stratified bootstrap that draws seeds. "
-                "Differences are paired by seed, with 95% intervals. Fail: pairs of a seed and "
-                "a task.",
-            )
-
-    def _table_1(self, seeds: Mapping[str, int] | None = None) -> Table:
-        return self._labelled(tables.table_1(self._tasks, seeds))
+        if (over := tables.over_tasks(self._classified))[1]:
+            page.table_section("Over several tasks", over, tables.OVER_TASKS_NOTE)
 
     def _labelled(self, table: Table) -> Table:
         """With short names of the tasks, which head the columns."""
@@ -125,23 +118,25 @@ class Reporter:
 
     def _chosen(self, page: Page, seeds: Mapping[str, int]) -> None:
         of = ", ".join(f"{name}: #{seed}" for name, seed in seeds.items())
-        page.table_section(
-            "The seed that validation chose",
-            self._table_1(seeds),
-            "Test accuracy at completion (%) with one optimizer of each name: of several "
-            f"meta-training seeds the one with the lowest validation loss ({of}, counted from 0), "
-            "which no meta-test image decides. Means ± standard deviation over runs.",
-        )
+        for group in self._groups:
+            page.table_section(
+                "The seed that validation chose",
+                self._labelled(tables.table_1(group, seeds)),
+                f"{_at_completion(group)} with one optimizer of each name: of several "
+                f"meta-training seeds the one with the lowest validation loss ({of}, counted from "
+                "0), which no meta-test image decides. Means ± standard deviation over runs.",
+            )
 
-    def _accuracy_in_detail(self, page: Page) -> None:
-        page.table_section(
-            "Test accuracy in detail",
-            tables.accuracy_table(self._tasks),
-            "Means ± standard deviation over runs (over meta-training seeds where there are "
-            "several), and the lowest of them. Differences are paired, by init and batches, with "
-            "95% intervals (studentized bootstrap; Student's t below 8 units). Params at "
-            "completion.",
-        )
+    def _in_detail(self, page: Page) -> None:
+        for group in self._groups:
+            page.table_section(
+                f"{selections.quality_name(group[0]).capitalize()} in detail",
+                table := tables.quality_table(group),
+                "Means ± standard deviation over runs (over meta-training seeds where there are "
+                f"several), and the {table[0][3]} of them. Differences are paired, by init and "
+                "batches, with 95% intervals (studentized bootstrap; Student's t below 8 units). "
+                "Params at completion.",
+            )
 
     def _declared(self, page: Page) -> None:
         tested = [v for v in self.judged if v.decision is not None]
@@ -347,3 +342,9 @@ class Reporter:
         """To the page and as a file; details are left out in Markdown, which stays short."""
         png = page.figure(figure, caption, None if detail else f"{name}.png")
         (self._out_dir / f"{name}.png").write_bytes(png)
+
+
+def _at_completion(group: Sequence[xr.Dataset]) -> str:
+    """What a group of tasks is judged by."""
+    title = f"{selections.quality_name(group[0]).capitalize()} at completion"
+    return f"{title} (%)" if selections.has_accuracy(group[0]) else title

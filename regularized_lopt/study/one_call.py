@@ -15,7 +15,7 @@ from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.study import experiment as experiment_lib
 from regularized_lopt.study import study as study_lib
-from regularized_lopt.study.task_runs import image_task
+from regularized_lopt.study.task_runs import resident_task
 
 
 @configurable(denylist=["opts", "task"])
@@ -35,7 +35,7 @@ def meta_test(
     Args:
       opts: the optimizers to test, by the name they are to have in tables and figures; the first is
         the reference.
-      task: name of an image task of ours.
+      task: name of a task of ours.
       num_runs: paired runs per optimizer, > 0.
       num_steps: inner steps per run, > 0.
       seed: of inits and batches, 0 to 2^32 - 1.
@@ -49,7 +49,7 @@ def meta_test(
 
     Raises:
       ValueError: no optimizers, an unknown name or a parameter out of range.
-      TypeError: the task is not an image task.
+      TypeError: the task's data do not live on the device.
     """
     errors.check_count("meta_test.num_runs", num_runs)
     errors.check_count("meta_test.num_steps", num_steps)
@@ -97,7 +97,7 @@ def train(
 
     Arguments and errors are those of `meta_test`; nothing is tuned.
     """
-    on = image_task(task)
+    on = resident_task(task)
     trainer = trainer_lib.Trainer(on, num_runs, num_steps, seed, progress=progress)
     given = _evaluated(opts)
     found = {

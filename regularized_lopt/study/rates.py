@@ -24,7 +24,7 @@ from regularized_lopt.outer_training import outer_train
 from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import cache as cache_lib
 from regularized_lopt.study import study as study_lib
-from regularized_lopt.study.task_runs import image_task
+from regularized_lopt.study.task_runs import resident_task
 
 _STEPS = 20  # Inner or outer, to time.
 
@@ -158,7 +158,7 @@ class Rates:
         """Seconds per run and start, at one radius, the Hessian's share included."""
 
         def measure() -> float:
-            on = image_task(task, self._experiment.phase)
+            on = resident_task(task, self._experiment.phase)
             params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
             what = dataclasses.replace(
                 self._study.keys.flatness_config_of(task),

@@ -21,7 +21,7 @@ from regularized_lopt.study.cache_keys import CacheKeys, Identity, identity
 from regularized_lopt.study.experiment import Experiment, is_configuration
 from regularized_lopt.study.meta_training import MetaTrainedOptimizers
 from regularized_lopt.study.steps import Step, cached_step
-from regularized_lopt.study.task_runs import image_task, step_timing
+from regularized_lopt.study.task_runs import resident_task, step_timing
 from regularized_lopt.study.task_study import TaskStudy
 
 _Learned = Mapping[str, Sequence[EvaluatedOptimizer | None]]
@@ -96,7 +96,9 @@ class Study:
           gin_files.UnreadBindingError: no meta-training reads one of `Experiment.bindings`.
         """
         for name in self.experiment.plans:
-            image_task(name, self.experiment.phase)
+            task = resident_task(name, self.experiment.phase)
+            if self.experiment.plans[name].num_measured:
+                flatness.check_task(task, self.keys.flatness_config_of(name))
             # Reads how data are split.
             self.keys.training_curves(name, "", Identity("", lasting=False))
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}

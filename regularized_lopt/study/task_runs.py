@@ -23,7 +23,6 @@ from regularized_lopt.study.cache import CacheKey
 from regularized_lopt.study.cache_keys import CacheKeys, identity
 from regularized_lopt.study.experiment import Experiment, TaskPlan
 from regularized_lopt.study.steps import Step, cached_step
-from regularized_lopt.tasks import data as data_lib
 
 _MANIFEST = "manifest.json"
 
@@ -84,8 +83,8 @@ class TaskRuns:
         return trainer
 
     @functools.cached_property
-    def _task(self) -> tasks.ImageTask:
-        return image_task(self.plan.name, self.experiment.phase)
+    def _task(self) -> tasks.ResidentTask:
+        return resident_task(self.plan.name, self.experiment.phase)
 
     # Optimizers, by name and the place of their meta-training seed.
 
@@ -188,6 +187,7 @@ class TaskRuns:
             who = (self.plan.name, part[1], identity(one))
             curves = serialization.fields(found[alias.name])
             params = serialization.fields(curves.pop("saved_params"))
+            curves = {name: of for name, of in curves.items() if of is not None}
             if self.plan.num_measured:  # Large, and of no other use.
                 self.cache.results.save(self.keys.saved_params(*who), params)
             self.cache.results.save(self.keys.training_curves(*who), curves)
@@ -218,16 +218,17 @@ def step_timing(task: str, name: str) -> str:
     return f"step {task} {name}"
 
 
-def image_task(name: str, phase: str = "meta_test") -> tasks.ImageTask:
-    """An image task of ours.
+def resident_task(name: str, phase: str = "meta_test") -> tasks.ResidentTask:
+    """A task of ours that can be meta-tested.
 
     Raises:
       errors.UnknownNameError: nothing is registered under `name`.
-      TypeError: the task is not an image task of ours.
+      TypeError: the task is no `ResidentTask`.
     """
     task = tasks.get(name, phase)
-    if not isinstance(task, tasks.ImageTask) or not isinstance(
-        task.datasets, data_lib.ResidentDatasets
-    ):
-        raise TypeError(f"Only image tasks of regularized_lopt are meta-tested; {name!r} is none.")
+    if not isinstance(task, tasks.ResidentTask):
+        raise TypeError(
+            f"{name!r} cannot be meta-tested: its data do not live on the device. Take one of "
+            "regularized_lopt.tasks.names(), or make yours a tasks.ResidentTask."
+        )
     return task

@@ -8,23 +8,24 @@ from collections.abc import Callable
 import gin
 
 from regularized_lopt import errors, upstream
-from regularized_lopt.tasks import image, regression
+from regularized_lopt.tasks import regression, resident
 from regularized_lopt.tasks.image import ImageTask as ImageTask
 from regularized_lopt.tasks.regression import CubicRegression as CubicRegression
 from regularized_lopt.tasks.regression import CubicRegressionFamily as CubicRegressionFamily
+from regularized_lopt.tasks.resident import ResidentTask as ResidentTask
 
 _FACTORIES: dict[str, Callable[..., upstream.Task | upstream.TaskFamily]] = {
-    **image.FACTORIES,
+    **resident.FACTORIES,
     "CubicRegression": regression.CubicRegression,
     "CubicRegressionFamily": regression.CubicRegressionFamily,
 }
 
 
-def __getattr__(name: str) -> Callable[..., ImageTask]:
-    """Image tasks are attributes of the module, too."""
-    if name not in image.FACTORIES:
+def __getattr__(name: str) -> Callable[..., ResidentTask]:
+    """Tasks are attributes of the module, too."""
+    if name not in resident.FACTORIES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return image.FACTORIES[name]
+    return resident.FACTORIES[name]
 
 
 def names() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Image datasets: disjoint splits of a source's arrays, which live on the device.
+"""Datasets that live on the device, and their splits.
 
 The four splits of the paper's protocol (arXiv 2510.08968) are disjoint and fixed by a seed::
 
@@ -27,7 +27,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.configurable import configurable
@@ -106,30 +105,38 @@ class ResidentDatasets(upstream.Datasets):
     The iterators serve upstream's tools. Our own estimators call `arrays(split)` once, pass the
     result into their jitted step and draw batches there with `sample`.
 
+    One of your own has `num_train`, `read`, and a `normalize` unless raw examples are a batch.
+
     Attributes:
-      dataset: name of the dataset, a key of `sources.SPECS`.
+      dataset: its name.
       phase: "meta_train" or "meta_test".
       batch_size: examples per batch.
-      image_shape: (height, width, channels).
     """
 
-    def __init__(self, dataset: str, phase: str, batch_size: int = 128, seed: int = 0):
+    def __init__(
+        self,
+        dataset: str,
+        phase: str,
+        batch_size: int,
+        seed: int,
+        example: Mapping[str, jax.ShapeDtypeStruct],
+        extra_info: Mapping[str, Any] | None = None,
+    ):
         """Initializer; no data is read yet.
 
         Args:
-          dataset: a key of `sources.SPECS`.
+          dataset: its name.
           phase: "meta_train" or "meta_test", see the module's docstring.
           batch_size: examples per batch, > 0.
           seed: of the iterators' shuffling (the splits themselves are fixed by `meta_splits.seed`).
+          example: shapes and dtypes of one example of a batch.
+          extra_info: see upstream's.
         """
-        spec = sources.SPECS[errors.check_name("dataset", dataset, sources.SPECS)]
         errors.check_name("phase", phase, _PHASES)
         errors.check_count("batch_size", batch_size)
         self.dataset = dataset
         self.phase = phase
         self.batch_size = batch_size
-        self.image_shape = spec.image_shape
-        self._spec = spec
         self._on_device: dict[str, Batch] = {}
         iterators = {
             split: upstream.datasets_base.ThreadSafeIterator(
@@ -141,30 +148,35 @@ class ResidentDatasets(upstream.Datasets):
         }
         super().__init__(
             **iterators,
-            extra_info={"num_classes": spec.num_classes},
+            extra_info=extra_info,
             abstract_batch={
-                "image": jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.float32),
-                "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+                name: jax.ShapeDtypeStruct((batch_size, *of.shape), of.dtype)
+                for name, of in example.items()
             },
         )
 
-    def host_arrays(self, split: str) -> dict[str, np.ndarray]:
-        """Raw examples of one of upstream's splits: image [n, h, w, c], label int32 [n].
+    def num_train(self) -> int:
+        """How many parts the training set has that `meta_splits` divides."""
+        raise NotImplementedError
 
-        Images are uint8, of resized datasets float32.
+    def read(self, index: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Raw examples, arrays with one leading axis.
+
+        Args:
+          index: which parts of the training set; None: the test set.
         """
+        raise NotImplementedError
+
+    def normalize(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Raw examples, NumPy's or JAX's, as tasks take them."""
+        return dict(raw)
+
+    def host_arrays(self, split: str) -> dict[str, np.ndarray]:
+        """Raw examples of one of upstream's splits, see `read`."""
         source = self._source(split)
-        arrays = sources.load_arrays(self.dataset)
         if source == "meta_test_test":
-            return {
-                "image": np.asarray(arrays["test_image"]),
-                "label": arrays["test_label"].astype(np.int32),
-            }
-        index = self._splits()[source]
-        return {
-            "image": arrays["train_image"][index],
-            "label": arrays["train_label"][index].astype(np.int32),
-        }
+            return self.read(None)
+        return self.read(meta_splits(self.num_train())[source])
 
     def arrays(self, split: str) -> Batch:
         """The same, on the device. Pass it INTO jitted functions: closed over it is a constant.
@@ -181,37 +193,31 @@ class ResidentDatasets(upstream.Datasets):
                 self._on_device[name] = by_source[source]
         return self._on_device[errors.check_name("split", split, self._on_device)]
 
-    def _splits(self) -> dict[str, np.ndarray]:
-        return meta_splits(len(sources.load_arrays(self.dataset)["train_label"]))
-
     def _source(self, split: str) -> str:
         """Of `meta_splits`, or "meta_test_test"; most schemes validate on one split alone."""
         source = _PHASES[self.phase][errors.check_name("split", split, _PHASES[self.phase])]
-        if source == "inner_valid" and source not in self._splits():
+        if source == "inner_valid" and source not in meta_splits(self.num_train()):
             return "meta_valid"
         return source
 
     def sample(self, arrays: Batch, key: jax.Array) -> Batch:
         """Draws a batch, with replacement, inside a jitted function; its form: `normalize`."""
-        index = jax.random.randint(key, (self.batch_size,), 0, arrays["label"].shape[0])
+        index = jax.random.randint(key, (self.batch_size,), 0, num_examples(arrays))
         return self.normalize(
             {name: jnp.take(value, index, axis=0) for name, value in arrays.items()}
         )
-
-    def normalize(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Raw examples as tasks take them: images in [0, 1] float32, labels int32."""
-        images: Float[Array, "batch h w c"] = raw["image"].astype(np.float32) / np.float32(
-            self._spec.max_value
-        )
-        labels: Int[Array, batch] = raw["label"]
-        return {"image": images, "label": labels}
 
     def _iterate(self, split: str, seed: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
         arrays = self.host_arrays(split)
         rng = np.random.default_rng(seed)
         while True:
-            index = rng.integers(0, len(arrays["label"]), self.batch_size)
+            index = rng.integers(0, num_examples(arrays), self.batch_size)
             yield self.normalize({name: value[index] for name, value in arrays.items()})
+
+
+def num_examples(arrays: Mapping[str, Any]) -> int:
+    """How many examples there are in the arrays of a split or of a batch."""
+    return int(next(iter(arrays.values())).shape[0])
 
 
 def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list[Any]:

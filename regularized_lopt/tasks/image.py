@@ -3,61 +3,89 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from regularized_lopt import upstream
-from regularized_lopt.configurable import configurable
-from regularized_lopt.tasks import classification, data, networks, sources
+from regularized_lopt import errors
+from regularized_lopt.tasks import classification, data, networks, resident, sources
 
 Params = Any
 
 
-class ImageTask(upstream.Task):
-    """Softmax classification of images by a Haiku network.
+class ImageDatasets(data.ResidentDatasets):
+    """Images and their labels.
 
-    Batches are dicts of image, float32 [batch, h, w, c] in [0, 1], and label, int32 [batch].
+    Raw images are uint8 [n, h, w, c], of resized datasets float32, and labels int32 [n]. In batches
+    images are float32 in [0, 1].
 
     Attributes:
-      facts: what a reader of results may group tasks by, in words: "dataset", and of the networks
-        "architecture", "sizes" and "activation".
+      image_shape: (height, width, channels).
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: networks.Network,
-        datasets: data.ResidentDatasets,
-        architecture: str = "",
-        sizes: str = "",
-        activation: str = "",
-    ):
+    def __init__(self, dataset: str, phase: str, batch_size: int = 128, seed: int = 0):
+        """Initializer; no data is read yet.
+
+        Args:
+          dataset: a key of `sources.SPECS`.
+          phase: "meta_train" or "meta_test", see `data`.
+          batch_size: examples per batch, > 0.
+          seed: of the iterators' shuffling.
+        """
+        self._spec = sources.SPECS[errors.check_name("dataset", dataset, sources.SPECS)]
+        self.image_shape = self._spec.image_shape
+        example = {
+            "image": jax.ShapeDtypeStruct(self.image_shape, jnp.float32),
+            "label": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+        info = {"num_classes": self._spec.num_classes}
+        super().__init__(dataset, phase, batch_size, seed, example, info)
+
+    def num_train(self) -> int:
+        return len(sources.load_arrays(self.dataset)["train_label"])
+
+    def read(self, index: np.ndarray | None) -> dict[str, np.ndarray]:
+        arrays = sources.load_arrays(self.dataset)
+        split, chosen = ("test", slice(None)) if index is None else ("train", index)
+        return {
+            "image": np.asarray(arrays[f"{split}_image"][chosen]),
+            "label": arrays[f"{split}_label"][chosen].astype(np.int32),
+        }
+
+    def normalize(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Images in [0, 1] float32, labels int32."""
+        images: Float[Array, "batch h w c"] = raw["image"].astype(np.float32) / np.float32(
+            self._spec.max_value
+        )
+        labels: Int[Array, batch] = raw["label"]
+        return {"image": images, "label": labels}
+
+
+class ImageTask(resident.ResidentTask):
+    """Softmax classification of images by a Haiku network.
+
+    Batches are dicts of image, float32 [batch, h, w, c] in [0, 1], and label, int32 [batch]. The
+    loss is the cross-entropy in nats.
+    """
+
+    datasets: ImageDatasets
+
+    def __init__(self, name: str, network: networks.Network, datasets: ImageDatasets, *facts: str):
         """Initializer.
 
         Args:
           name: of the task.
           network: (images, is_training) -> logits.
           datasets: what it is trained and tested on.
-          architecture, sizes, activation: see `facts`; "": not known.
+          *facts: architecture, sizes, activation, see `ResidentTask`.
         """
-        self._name = name
-        self.facts: Mapping[str, str] = {
-            "dataset": datasets.dataset,
-            "architecture": architecture,
-            "sizes": sizes,
-            "activation": activation,
-        }
+        super().__init__(name, datasets, *facts)
         self._network = hk.transform(network)
-        self.datasets: data.ResidentDatasets = datasets
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def init(self, key: jax.Array) -> Params:
         return self._network.init(key, jnp.zeros((1, *self.datasets.image_shape)), False)
@@ -83,20 +111,16 @@ class ImageTask(upstream.Task):
             )
         return self._network.apply(params, key, images, is_training)
 
-    def loss(self, params: Params, key: jax.Array, data: Any) -> Float[Array, ""]:
-        """Mean cross-entropy of the batch in nats; `key` draws what is dropped."""
-        return self.loss_and_aux(params, key, data)[0]
-
-    def loss_and_aux(
-        self, params: Params, key: jax.Array, data: Any
-    ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
-        """Mean cross-entropy in nats, and {"accuracy": share of the batch classified correctly}.
-
-        Both are of the network in training.
-        """
-        logits = self._outputs(params, key, data["image"], is_training=True)
-        loss = jnp.mean(classification.cross_entropy(logits, data["label"]))
-        return loss, {"accuracy": jnp.mean(classification.is_correct(logits, data["label"]))}
+    def per_example(
+        self, params: Params, batch: Any, key: jax.Array | None = None
+    ) -> Mapping[str, Float[Array, batch]]:
+        """Cross-entropy in nats, and whether the label has the largest logit."""
+        is_training = key is not None
+        logits = self._outputs(params, key, batch["image"], is_training)
+        return {
+            "loss": classification.cross_entropy(logits, batch["label"]),
+            "accuracy": classification.is_correct(logits, batch["label"]).astype(jnp.float32),
+        }
 
     def normalizer(self, loss: jax.Array) -> jax.Array:
         """Clips the loss to [0, 1.5 log(classes)] as upstream's tasks do; NaN: the upper end."""
@@ -104,19 +128,11 @@ class ImageTask(upstream.Task):
         return jnp.nan_to_num(jnp.clip(loss, 0, top), nan=top, posinf=top, neginf=top)
 
 
-TaskFactory = Callable[..., ImageTask]
-FACTORIES: dict[str, TaskFactory] = {}
-
-
 def _register(name: str, dataset: str, network: networks.Network, *facts: str) -> None:
-    def factory(phase: str = "meta_test", batch_size: int = 128) -> ImageTask:
-        return ImageTask(name, network, data.ResidentDatasets(dataset, phase, batch_size), *facts)
+    def make(phase: str, batch_size: int) -> ImageTask:
+        return ImageTask(name, network, ImageDatasets(dataset, phase, batch_size), *facts)
 
-    factory.__name__ = factory.__qualname__ = name
-    factory.__doc__ = (
-        f"{name} in phase `phase`: 'meta_train' or 'meta_test', see `tasks.data`; `batch_size` > 0."
-    )
-    FACTORIES[name] = configurable(name, module="regularized_lopt.tasks")(factory)
+    resident.register(name, make)
 
 
 def _register_mlp(dataset: str, hidden: Sequence[int], activation: str) -> None:

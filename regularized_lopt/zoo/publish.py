@@ -88,7 +88,7 @@ def _figures(results: pathlib.Path, optimizer: str, seed: int) -> list[dict[str,
     tasks = results_file.load(results / results_file.FILE).tasks
     errors.check_name(f"optimizer in {results}", optimizer, selections.names(tasks))
     found = []
-    for task in filter(selections.is_measured, tasks):
+    for task in filter(selections.has_accuracy, filter(selections.is_measured, tasks)):
         if optimizer not in selections.keys(task):
             continue
         every, name = selections.optimizer(task, optimizer), task.attrs["task"]
