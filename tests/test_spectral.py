@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KEY, follow
+from helpers import KEY, TwoLayer, follow, make, run
 
 import regularized_lopt
 from regularized_lopt.learned_optimizers import LSTMLOpt, spectral
+from regularized_lopt.regularizers import Smoothing
 
 MATRICES = ("lstm_0/w", "linear/w")
 
@@ -54,6 +55,54 @@ def test_an_optimizer_with_it_is_the_plain_one_of_normalized_weights(tmp_path):
     assert loaded.learned_opt.config["spectral_norm"] == list(MATRICES)
     np.testing.assert_array_equal(follow(loaded.learned_opt, loaded.theta, params, grads), found)
     assert "spectral_norm" not in plain.config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "mean", "smoothing": Smoothing(num_steps=2)},
+        {"loss": "ramp", "smoothing": Smoothing(num_steps=2, over_steps="as_loss")},
+        {"coordinate_fraction": 0.5},
+    ],
+)
+def test_theta_s_gradient_is_the_plain_optimizer_s_times_the_derivative(options, x64):
+    """dL/dtheta = dL/dW_n dW_n/dtheta, W_n being what the plain optimizer is given."""
+    plain, lopt = LSTMLOpt(hidden_size=3), LSTMLOpt(hidden_size=3, spectral_norm=MATRICES)
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), lopt.init(KEY))
+    ((found,), (loss,), _), ((at_normalized,), (plain_loss,), _) = (
+        run(make(TwoLayer(), lopt=of, unroll_length=4, **options), weights)
+        for of, weights in ((lopt, theta), (plain, spectral.normalized(theta, MATRICES)))
+    )
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-12)
+    _, pull_back = jax.vjp(lambda theta: spectral.normalized(theta, MATRICES), theta)
+    chex.assert_trees_all_close(found, *pull_back(at_normalized), rtol=1e-7, atol=1e-12)
+
+
+def test_an_unroll_normalizes_once():
+    """No decomposition is at an inner step, where one would cost more than the step."""
+    lopt = LSTMLOpt(hidden_size=3, spectral_norm=MATRICES)
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=4, smoothing=Smoothing(num_steps=2))
+    theta = lopt.init(KEY)
+    program = jax.make_jaxpr(lambda theta: run(estimator, theta)[0])(theta)
+    assert "svd" in everything(program.jaxpr)
+    loops = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "scan"]
+    assert loops
+    assert not any("svd" in everything(eqn.params["jaxpr"].jaxpr) for eqn in loops)
+
+
+def equations(jaxpr):
+    """Of a program, those within its parts, too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for given in eqn.params.values():
+            for part in given if isinstance(given, tuple | list) else [given]:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
+def everything(jaxpr):
+    return {eqn.primitive.name for eqn in equations(jaxpr)}
 
 
 @pytest.mark.parametrize(

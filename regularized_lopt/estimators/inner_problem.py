@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from regularized_lopt import devices, errors, regularizers, upstream
 from regularized_lopt.estimators import rescaling
 from regularized_lopt.estimators.states import UnrollState
-from regularized_lopt.learned_optimizers import leaves
+from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, leaves
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
@@ -78,6 +79,14 @@ class InnerProblem:
         _check_params(task_family)
         if input_scale_bound:
             rescaling.check_images(task_family)
+
+    def prepared(self, theta: Theta) -> tuple[InnerProblem, Theta]:
+        """This with `CoordinateWiseLOpt.prepared`, for many inner steps with one theta."""
+        if not isinstance(self.learned_opt, CoordinateWiseLOpt):
+            return self, theta
+        own = copy.copy(self)
+        own.learned_opt, theta = self.learned_opt.prepared(theta)
+        return own, theta
 
     # Data: resident on the device and sampled inside the jit, or pulled from the task's own
     # iterators.

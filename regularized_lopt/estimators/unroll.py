@@ -107,6 +107,20 @@ class Unroll(NamedTuple):
         outer_state: Any,
     ) -> tuple[Float[Array, ""], UnrollAux]:
         """One task: (outer loss, aux)."""
+        step_lib, prepared = self.step_lib.prepared(theta)
+        own = self._replace(step_lib=step_lib)
+        loss, aux = own._of_prepared(prepared, state, key, data, outer_state)
+        if self.smoothing is not None:
+            # The term's gradient is one in the prepared weights.
+            constant = jax.lax.stop_gradient(theta)
+            _, pull_back = jax.vjp(lambda theta: self.step_lib.prepared(theta)[1], constant)
+            value, grad = aux.smoothness
+            aux = aux._replace(smoothness=(value, *pull_back(grad)))
+        return loss, aux
+
+    def _of_prepared(
+        self, theta: Any, state: UnrollState, key: jax.Array, data: Any, outer_state: Any
+    ) -> tuple[Float[Array, ""], UnrollAux]:
         step_lib = self.step_lib
         reset_key, scan_key, loss_key, finish_key = jax.random.split(key, 4)
         start = step_lib.reset_one(theta, state, outer_state, reset_key)

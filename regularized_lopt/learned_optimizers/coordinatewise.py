@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regularized_lopt import upstream
-from regularized_lopt.learned_optimizers import leaves
+from regularized_lopt.learned_optimizers import leaves, spectral
 
 Theta = Any
 Params = Any
@@ -52,10 +53,13 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
       config: the constructor's arguments as a JSON-serializable dict, of which the class makes the
         same optimizer.
       second_derivatives: differentiate through the gradients, too.
+      spectral_norm: matrices of theta that are divided by their largest singular value, see
+        `spectral`.
     """
 
     config: dict[str, Any]
     second_derivatives = False
+    spectral_norm: tuple[str, ...] = ()
 
     @property
     def needs_params(self) -> bool:
@@ -76,6 +80,17 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         """The gradient of all coordinates as `network`, and what it calls, are to be given it."""
         scale = self.gradient_scale(gradient)
         return gradient if scale is None else gradient * scale
+
+    def prepared(self, theta: Theta) -> tuple[CoordinateWiseLOpt, Theta]:
+        """An optimizer and weights that do the same, and have no more to compute of theta alone.
+
+        Theta is the same along an unroll: what is made of it is made once, not at every inner step.
+        """
+        if not self.spectral_norm:
+            return self, theta
+        plain = copy.copy(self)
+        plain.spectral_norm = ()
+        return plain, spectral.normalized(theta, self.spectral_norm)
 
     @abc.abstractmethod
     def initial_hidden(self, num_coordinates: int, dtype: Any) -> Hidden:
@@ -98,7 +113,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
-        """(what is added to the params, next hidden state)."""
+        """(what is added to the params, next hidden state); theta is `prepared`."""
 
     def with_tensors(self, hidden: Hidden, params: Float[Array, n], sizes: Sequence[int]) -> Hidden:
         """The hidden state with what `reads_tensors` asks for, of tensors of these sizes."""
@@ -116,7 +131,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         """One step on n coordinates: (what is added to the params, next hidden state).
 
         Args:
-          theta: weights of the optimizer.
+          theta: weights of the optimizer, `prepared`.
           hidden: see `initial_hidden`.
           gradient: of the coordinates, see `scaled`.
           params: of the coordinates.
@@ -132,7 +147,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
 
     def opt_fn(self, theta: Theta, is_training: bool = False) -> _CoordinateWiseOptimizer:
         """Returns the `Optimizer` that `theta` parameterizes."""
-        return _CoordinateWiseOptimizer(self, theta)
+        return _CoordinateWiseOptimizer(*self.prepared(theta))
 
     def update_fn(
         self,
@@ -159,6 +174,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
           (update_fn, its input here, the unit to measure the input in). The unit is the root mean
           square of the whole gradient, or 1 for features.
         """
+        own, theta = self.prepared(theta)
         gradient = self.scaled(leaves.flatten(grad))
         params = leaves.flatten(opt_state.params)
         hidden = self.with_tensors(opt_state.hidden, params, leaves.sizes(opt_state.params))
@@ -172,11 +188,11 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         if space == "preprocessed":
             hidden = self.with_gradient(hidden, gradient)
             features = self.features(hidden, gradient, params)
-            return lambda x: self.updates(theta, hidden, x)[0], features, jnp.ones_like(unit)
+            return lambda x: own.updates(theta, hidden, x)[0], features, jnp.ones_like(unit)
 
         def update(gradient: jax.Array) -> Float[Array, n]:
             after = self.with_gradient(hidden, gradient)
-            return self.updates(theta, after, self.features(after, gradient, params))[0]
+            return own.updates(theta, after, self.features(after, gradient, params))[0]
 
         return update, gradient, unit
 

@@ -131,7 +131,7 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
         self._output_bound = output_bound
         self.second_derivatives = second_derivatives
         self._hold_unseen = hold_unseen
-        self._spectral_norm = spectral.check("LSTMLOpt.spectral_norm", spectral_norm, self.init)
+        self.spectral_norm = spectral.check("LSTMLOpt.spectral_norm", spectral_norm, self.init)
 
     @property
     def needs_params(self) -> bool:
@@ -189,7 +189,6 @@ class LSTMLOpt(coordinatewise.CoordinateWiseLOpt):
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
-        theta = spectral.normalized(theta, self._spectral_norm)
         (output,), layers = lstm_network.apply(theta, hidden[: self._num_layers], features)
         if self._output_bound is not None:
             output = self._output_bound * jnp.tanh(output / self._output_bound)

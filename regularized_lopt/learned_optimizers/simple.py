@@ -91,7 +91,7 @@ class SimpleLOpt(coordinatewise.CoordinateWiseLOpt):
         self._epsilon = epsilon
         self._decays = (momentum_decay, second_moment_decay)
         self.second_derivatives = second_derivatives
-        self._spectral_norm = spectral.check(f"{owner}.spectral_norm", spectral_norm, self.init)
+        self.spectral_norm = spectral.check(f"{owner}.spectral_norm", spectral_norm, self.init)
 
     @property
     def name(self) -> str:
@@ -137,7 +137,6 @@ class SimpleLOpt(coordinatewise.CoordinateWiseLOpt):
     def updates(
         self, theta: Theta, hidden: Hidden, features: Float[Array, "features n"]
     ) -> tuple[Float[Array, n], Hidden]:
-        theta = spectral.normalized(theta, self._spectral_norm)
         theta = jax.tree.map(lambda leaf: leaf.astype(features.dtype), theta)
         h, *moments = hidden
         h = jnp.tanh(theta["rnn"]["w_x"] @ features + theta["rnn"]["w_h"] @ h)

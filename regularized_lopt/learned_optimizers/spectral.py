@@ -2,8 +2,8 @@
 
 A matrix W of theta is used as W / sigma(W), sigma(W) being its largest singular value, so that the
 layer stretches no input. Theta itself is kept as it is, and sigma is differentiated through. Here
-sigma is exact, by a singular value decomposition at each inner step; Miyato et al. approximate it
-by one step of power iteration per update.
+sigma is exact, by a singular value decomposition at each unroll; Miyato et al. approximate it by
+one step of power iteration per update.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ def check(name: str, weights: Sequence[str], init: Callable[[jax.Array], Theta])
 
 def normalized(theta: Theta, weights: Sequence[str]) -> Theta:
     """Theta with the named matrices divided by their largest singular values; zeros stay zeros."""
-    if not weights:
-        return theta  # Whatever a subclass has put into it.
     layers = {layer: dict(of) for layer, of in theta.items()}
     for name in weights:
         layer, weight = name.split("/")

@@ -40,7 +40,7 @@ def coordinate_wise(
             f"as_optax chunk_size = {chunk_size}: {learned_opt.name} reads features of whole "
             "tensors, which a chunk does not have. Use None, or per_leaf = True."
         )
-    network = functools.partial(_network, learned_opt, theta, chunk_size)
+    network = functools.partial(_network, *learned_opt.prepared(theta), chunk_size)
 
     def init(params: Any) -> ByCoordinateState:
         def zeros(count: int, shape: tuple[int, ...], dtype: Any) -> Any:

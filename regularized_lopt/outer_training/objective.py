@@ -143,6 +143,7 @@ def _late(
     data: Any,
 ) -> Any:
     """Trajectories of which `window` inner steps are left."""
+    step, theta = step.prepared(theta)
 
     def one(key: jax.Array) -> Any:
         init_key, loop_key = jax.random.split(key)

@@ -244,21 +244,21 @@ class Programs:
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 
         def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
+            own, theta = step_lib.prepared(theta)
             init_key, loop_key = jax.random.split(key)
-            task_state = step_lib.init_one(theta, outer_state, init_key, rescaled=False)
+            task_state = own.init_one(theta, outer_state, init_key, rescaled=False)
 
             def body(t: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
                 task_state, total = carry
                 keys = jax.random.split(jax.random.fold_in(loop_key, t), 4)
-                task_state, _, _ = step_lib.step_one(
+                task_state, _, _ = own.step_one(
                     theta, task_state, keys[0], step_lib.batch_one(data["train"], t, keys[1])
                 )
 
                 def outer_loss() -> jax.Array:
                     batch = step_lib.batch_one(data["outer"], t, keys[2])
-                    return step_lib.outer_loss_one(theta, task_state, keys[3], batch, outer_state)[
-                        1
-                    ]
+                    losses = own.outer_loss_one(theta, task_state, keys[3], batch, outer_state)
+                    return losses[1]
 
                 loss = jax.lax.cond(t >= length - window, outer_loss, lambda: 0.0)
                 return task_state, total + loss
