@@ -27,7 +27,13 @@ from regularized_lopt.report.markdown import table as markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
-APART = ("flatness_pilot", "flatness", "flatness_gradients", "flatness_stored")
+APART = (
+    "flatness_pilot",
+    "flatness_mean",
+    "flatness",
+    "flatness_gradients",
+    "flatness_stored",
+)
 """Studies whose intervals are not counted: of a stable LSTM, or of plain ones that are counted."""
 TABLES = {
     "table_1": tables.table_1,
