@@ -30,6 +30,7 @@ EXPERIMENTS = REPOSITORY / "experiments"
 APART = (
     "flatness_pilot",
     "flatness_mean",
+    "flatness_unroll_100",
     "flatness",
     "flatness_gradients",
     "flatness_stored",
