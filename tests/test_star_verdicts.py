@@ -1,0 +1,131 @@
+"""The measures of experiments/star/PROTOCOL.md, and the verdicts that rest on them."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import script
+
+from regularized_lopt.measure.results import StudyResults
+from regularized_lopt.measure.training_curves import loss_grid
+
+verdicts = script("experiments/star/verdicts.py")
+STEPS = loss_grid(200_000)
+NAMES = (
+    "star_0.1", "blackbox", "hyperparam", "star_0", "star_0.5", "star_1",
+    "no_preconditioner", "no_nominal", "Adam",
+)  # fmt: skip
+
+
+def curve(level, diverges=False):
+    """From log 10 to a level; up at the end where it diverges."""
+    losses = level + (np.log(10) - level) * np.exp(-STEPS / 100)
+    return np.where(STEPS > 100_000, 5.0, losses) if diverges else losses
+
+
+def study(levels=None, diverging=(), seeds=5, reached=None):
+    """Curves whose seeds spread by 1%, and validations that fall to 0.5 at these outer steps."""
+    spread = np.linspace(0.99, 1.01, seeds)[:, None]
+    rows = [
+        [
+            [curve(level * factor * run, name in diverging) for run in (0.999, 1.001)]
+            for factor in spread[:, 0]
+        ]
+        for name in NAMES
+        for level in [(levels or {}).get(name, 0.5)]
+    ]
+    task = xr.Dataset(
+        {
+            "train_loss": (("optimizer", "seed", "run", "loss_step"), np.array(rows)),
+            **{name: ("optimizer", np.full(len(NAMES), seeds)) for name in ("seeds", "pairs")},
+        },
+        {"optimizer": list(NAMES), "loss_step": STEPS},
+        {"task": "T", "reference": "star_0.1"},
+    )
+    at = 400.0 * np.arange(1, 13)
+    training = {
+        name: {
+            seed: {"outer_step": at, "validation_loss": np.where(at < step, 0.6, 0.5)}
+            for seed in range(seeds)
+        }
+        for name, step in {"star_0.1": 800, "blackbox": 4000, **(reached or {})}.items()
+    }
+    return StudyResults("", "", [task], meta_training=training)
+
+
+def verdict(statement, **planted):
+    rows = {row[0]: row[1] for row in verdicts.statements(study(**planted))}
+    (word,) = [word for name, word in rows.items() if statement in name]
+    return word
+
+
+def test_the_meta_loss_is_the_mean_of_the_horizon():
+    """A line has the mean of its ends, whatever the points."""
+    line = 2.0 - STEPS / 4000
+    arm = verdicts.Arm(np.stack([[line]]), STEPS)
+    np.testing.assert_allclose(arm.meta_loss(), [[2.0 - 1999 / 8000]], rtol=1e-9)
+
+
+def test_a_step_is_read_where_the_curve_was_last_seen():
+    arm = verdicts.Arm(np.stack([[STEPS.astype(float)]]), STEPS)
+    for step in verdicts.STEPS:
+        (found,) = arm.at(step)[0]
+        assert found <= step - 1 < found * 1.07 + 1
+
+
+@pytest.mark.parametrize("last", [np.nan, np.inf, 3.0])
+def test_a_run_diverges(last):
+    losses = np.full((2, 2, 4), 2.0)
+    losses[1, 0, -1] = last
+    assert verdicts.Arm(losses, np.arange(4)).diverged().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("planted", "word"),
+    [({}, "confirmed"), ({"diverging": ["blackbox"]}, "confirmed"),
+     ({"diverging": ["star_0.1"]}, "refuted")],
+)  # fmt: skip
+def test_stable(planted, word):
+    assert verdict("stable", **planted) == word
+
+
+@pytest.mark.parametrize(
+    ("step", "word"), [(800, "confirmed"), (4000, "refuted"), (10_000, "refuted")]
+)
+def test_faster(step, word):
+    assert verdict("faster", reached={"star_0.1": step}) == word
+
+
+@pytest.mark.parametrize("part", ["no_preconditioner", "no_nominal"])
+@pytest.mark.parametrize(("level", "word"), [(0.55, "confirmed"), (0.45, "refuted"), (0.5, "open")])
+def test_a_part_helps(part, level, word):
+    name = {"no_preconditioner": "preconditioner", "no_nominal": "nominal"}[part]
+    assert verdict(f"the {name}", levels={part: level}) == word
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"star_0": 0.6, "star_1": 0.55}, "confirmed"),
+        ({"star_0": 0.4}, "refuted"),
+        ({"star_1": 0.4}, "refuted"),
+        ({"star_0.1": 0.4, "star_0.5": 0.6}, "open"),
+        ({"star_0": 0.4999, "star_0.1": 0.5}, "refuted"),  # Paired seeds see a little.
+    ],
+)
+def test_decay(levels, word):
+    assert verdict("decay", levels=levels) == word
+
+
+@pytest.mark.parametrize(("level", "word"), [(0.55, "refuted"), (0.45, "refuted"), (0.5, "open")])
+def test_mixed(level, word):
+    """Curves that never cross."""
+    assert verdict("mixed", levels={"hyperparam": level}) == word
+
+
+@pytest.mark.parametrize(("level", "word"), [(0.5, "confirmed"), (0.4, "refuted")])
+def test_comparable(level, word):
+    assert verdict("comparable", levels={"Adam": level}) == word
+
+
+def test_two_seeds_are_no_verdict():
+    assert {word for _, word, _ in verdicts.statements(study(seeds=2))} == {"open"}
