@@ -143,3 +143,23 @@ def test_units_are_dropped_in_training_alone():
     assert np.all(np.isclose(drawn, 0) | np.isclose(drawn, 2 * kept, rtol=1e-5))
     share = np.mean(np.asarray(drawn)[:, kept > 1e-3] == 0)
     assert abs(share - 0.5) < 0.02  # Of some 8,500 draws: 3.7 standard deviations.
+
+
+def test_layer_normalization_is_before_the_activation():
+    """Against float64 NumPy."""
+    task = tasks.get("LayerNormMLP_Cifar10_32x32_Relu")
+    params = task.init(KEY)
+    x = np.random.default_rng(0).random((3, 32, 32, 3))
+    found = task.logits(params, jnp.asarray(x, jnp.float32))
+    out = x.reshape(3, -1)
+    layers, norms = (
+        [params[name] for name in sorted(params) if name.startswith(kind)]
+        for kind in ("linear", "layer_norm")
+    )
+    for layer, norm in zip(layers, [*norms, None], strict=True):
+        out = out @ np.asarray(layer["w"], np.float64) + np.asarray(layer["b"])
+        if norm is not None:
+            centred = out - out.mean(axis=1, keepdims=True)
+            out = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+            out = np.maximum(out * norm["scale"] + norm["offset"], 0)
+    np.testing.assert_allclose(found, out, rtol=1e-3, atol=1e-4)

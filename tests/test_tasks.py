@@ -34,6 +34,15 @@ STARS = {
     "ImageMLP_FashionMnist_128x128_Relu",
     "StridedConv_Cifar10_32x64x64",
 }
+OTHERS = {
+    *(f"LayerNormMLP_Cifar10_{sizes}_Relu" for sizes in ("32x32", "128x128x128")),
+    *(f"ImageAE_{name}_32x8x32_Relu" for name in ("Digits", "FashionMnist8")),
+    *(f"ImageAE_{name}_128x32x128_Relu" for name in ("FashionMnist", "Cifar10")),
+    *(f"ESWrapped_{pairs}pair_ImageMLP_Digits_20_Relu" for pairs in (1, 8)),
+    *(f"ESWrapped_{pairs}pair_ImageMLP_FashionMnist8_32_Relu" for pairs in (1, 8)),
+    "LSTM_Python_32",
+    "Transformer_Python_32x32",
+}
 REGRESSION = {"CubicRegression", "CubicRegressionFamily"}
 
 
@@ -43,7 +52,7 @@ def of(dataset, names):
 
 def test_names():
     expected = [of(dataset, (*PAPERS, *TRANSFER)) for dataset in sources.SPECS]
-    assert set(tasks.names()) == REGRESSION.union(STARS, *expected)
+    assert set(tasks.names()) == REGRESSION.union(STARS, OTHERS, *expected)
     assert set(sources.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10", "FashionMnist8"}
 
 
@@ -67,7 +76,7 @@ def test_no_name_is_one_of_upstream_s():
     "name",
     sorted(
         REGRESSION.union(
-            STARS, of("Mnist", TRANSFER), *(of(name, PAPERS) for name in sources.SPECS)
+            STARS, OTHERS, of("Mnist", TRANSFER), *(of(name, PAPERS) for name in sources.SPECS)
         )
     ),
 )

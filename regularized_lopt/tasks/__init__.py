@@ -8,7 +8,10 @@ from collections.abc import Callable
 import gin
 
 from regularized_lopt import errors, upstream
+from regularized_lopt.tasks import autoencoder as autoencoder
+from regularized_lopt.tasks import es_wrapped as es_wrapped
 from regularized_lopt.tasks import regression, resident
+from regularized_lopt.tasks import text as text
 from regularized_lopt.tasks.image import ImageTask as ImageTask
 from regularized_lopt.tasks.regression import CubicRegression as CubicRegression
 from regularized_lopt.tasks.regression import CubicRegressionFamily as CubicRegressionFamily

@@ -180,3 +180,12 @@ _register(
     networks.strided_cnn([32, 64, 64]),
     *("StridedConv", "32x64x64", "Relu"),
 )
+# Unlike the networks above; the larger is upstream's ImageMLP_Cifar10_128x128x128_LayerNorm_Relu.
+for _hidden in ([32, 32], [128, 128, 128]):
+    _sizes = "x".join(map(str, _hidden))
+    _register(
+        f"LayerNormMLP_Cifar10_{_sizes}_Relu",
+        "Cifar10",
+        networks.layer_norm_mlp(_hidden, jax.nn.relu),
+        *("LayerNormMLP", _sizes, "Relu"),
+    )

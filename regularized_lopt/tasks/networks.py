@@ -29,6 +29,22 @@ def mlp(
     return network
 
 
+def layer_norm_mlp(
+    hidden_sizes: Sequence[int], activation: Callable[[jax.Array], jax.Array], num_classes: int = 10
+) -> Network:
+    """An MLP whose hidden units are normalized before the activation, each example's alone."""
+
+    def network(images: jax.Array, is_training: bool) -> jax.Array:
+        del is_training
+        x = hk.Flatten()(images)
+        for size in hidden_sizes:
+            norm = hk.LayerNorm(-1, create_scale=True, create_offset=True)
+            x = activation(norm(hk.Linear(size)(x)))
+        return hk.Linear(num_classes)(x)
+
+    return network
+
+
 class Conv2D(hk.Module):
     """`hk.Conv2D`, as one matmul on patches: the same params, the same function.
 
