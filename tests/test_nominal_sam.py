@@ -1,0 +1,35 @@
+"""The answer of experiments/nominal_sam/PROTOCOL.md."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import script
+
+interaction = script("experiments/nominal_sam/interaction.py")
+NOISE = np.tile([-1.0, 1.0, -0.5, 0.5], 4)
+
+
+@pytest.mark.parametrize(
+    ("effect", "deviation", "answer"),
+    [
+        (-0.1, 0.05, "the nominal term undoes it"),
+        (0.1, 0.05, "the nominal term makes it learnable"),
+        (0.01, 0.05, "neither, within a fifth"),
+        (0.1, 0.5, "open"),
+    ],
+)
+def test_the_answer_is_the_protocol_s(effect, deviation, answer):
+    star = np.linspace(-0.2, 0.2, 16)
+    found = interaction.Interaction.of(star + effect + deviation * NOISE, star)
+    assert found.words() == answer
+    np.testing.assert_allclose(found.difference.mean, effect)
+
+
+def test_p_is_that_of_a_paired_t_test():
+    star, blackbox = np.random.default_rng(0).normal(size=(2, 16))
+    found = interaction.Interaction.of(blackbox, star)
+    expected = scipy.stats.ttest_rel(blackbox, star)
+    np.testing.assert_allclose(found.p, expected.pvalue)
+    np.testing.assert_allclose(
+        [found.difference.low, found.difference.high], expected.confidence_interval()
+    )
