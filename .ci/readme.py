@@ -62,6 +62,17 @@ SMALL_QUADRATIC = (
     "--gin_bindings=Linearization.num_states = 1",
     "--gin_bindings=Linearization.num_draws = 10",
 )
+SMALL_FEW_SHOT = (
+    "--gin_bindings=FewShotFamily.channels = 4",
+    "--gin_bindings=few_shot.seeds = (0,)",
+    "--gin_bindings=few_shot.num_episodes = 10",
+    "--gin_bindings=outer_train.num_outer_steps = 2",
+    "--gin_bindings=Curriculum.validation_period = 2",
+    "--gin_bindings=Curriculum.num_validation_tasks = 2",
+    "--gin_bindings=FineTuning.pretraining_steps = 2",
+    "--gin_bindings=FineTuning.num_steps = 2",
+    "--gin_bindings=FineTuning.num_validation_episodes = 2",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +139,8 @@ FORMS = (
         ),
     ),
     Form("regularized_lopt.noisy_quadratic", SMALL_QUADRATIC),
+    Form("regularized_lopt.few_shot --config_file=gin_configs/few_shot_digits", SMALL_FEW_SHOT),
+    Form("regularized_lopt.few_shot", SMALL_FEW_SHOT, lacks=MNIST),
     Form("regularized_lopt.zoo"),
     Form(
         "learned_optimization.run_outer_train_single",

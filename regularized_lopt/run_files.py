@@ -23,6 +23,7 @@ METRICS = (
     "loss_correction",
     "trajectory_length",
     "validation_loss",
+    "validation_accuracy",
     "nonfinite",
     "redrawn",
     "rollbacks",

@@ -37,7 +37,7 @@ FLOORS = (
 ON_TOP = {
     "",  # The package itself: the public names.
     *("launch", "plots", "study_report"),
-    *("compare", "meta_test", "noisy_quadratic", "outer_train", "reproduce", "search"),
+    *("compare", "few_shot", "meta_test", "noisy_quadratic", "outer_train", "reproduce", "search"),
     *("zoo.__main__", "zoo.publish"),
 }
 """Modules of the launchers' floor."""

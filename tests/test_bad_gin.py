@@ -25,7 +25,8 @@ from regularized_lopt import gin_files, regularizers, tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.estimators.regularized_estimator import RegularizedEstimator
-from regularized_lopt.measure import flatness, noisy_quadratic
+from regularized_lopt.learned_optimizers import MetaLSTMLOpt
+from regularized_lopt.measure import few_shot, flatness, noisy_quadratic
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training import loop as loop_lib
@@ -34,6 +35,7 @@ from regularized_lopt.outer_training.objective import ObjectiveCheck
 from regularized_lopt.regularizers import registry
 from regularized_lopt.study import experiment, meta_training, search
 from regularized_lopt.study import study as study_lib
+from regularized_lopt.tasks.few_shot import FewShotFamily
 
 PACKAGE = str(pathlib.Path(regularized_lopt.__file__).parent)
 for _file in pathlib.Path(PACKAGE).rglob("*.py"):  # So that none is missing below.
@@ -57,7 +59,9 @@ ARGUMENTS = {
         "optimizers": {"none": str(REPOSITORY / "gin_configs" / "digits_mlp_none.gin")},
         "tasks": (TASK,),
     },
+    "FewShotFamily": {"dataset": "Digits", "ways": 2},
     "FlatnessAwareFamily": {"task_family": FAMILY},
+    "MetaLSTMLOpt": {"shapes": {"linear": {"w": (2, 3), "b": (3,)}}},
     "RegularizedTruncatedES": {"truncated_step": STEP, "unroll_length": 20},
     "RegularizedTruncatedGrad": {"truncated_step": STEP},
     "RegularizedTruncatedPES": {"truncated_step": STEP, "unroll_length": 20},
@@ -70,6 +74,10 @@ ARGUMENTS = {
     },
     "Sum": {"terms": ((1.0, "sam"), (1.0, "l2"))},
     "TaskPlan": {"name": TASK},
+    "few_shot": {
+        "out_dir": "unused",
+        "family": FewShotFamily("Digits", ways=2, shots=2, queries=2, channels=2, blocks=1),
+    },
     "meta_splits": {"num_train": 100},
     "meta_test": {"opts": {"mine": upstream.SGD()}, "task": TASK},
     "outer_train": {"train_log_dir": "unused", "task": TASK, "learned_opt": LOPT},
@@ -164,6 +172,12 @@ def _(made: upstream.LearnedOptimizer):
 
 
 @use.register
+def _(made: MetaLSTMLOpt):
+    theta = jax.eval_shape(made.init, KEY)
+    jax.eval_shape(lambda theta: made.opt_fn(theta).init(theta["initial"]), theta)
+
+
+@use.register
 def _(made: upstream.Optimizer):
     use_optimizer(lambda key: made)
 
@@ -252,6 +266,11 @@ def _(made: dict):  # Parts of a data set.
 @use.register
 def _(made: flatness.FlatnessConfig):
     assert made.radii[made.headline] > 0
+
+
+@use.register
+def _(made: few_shot.FineTuning):
+    assert made.pretraining_rate + max(made.learning_rates) > 0
 
 
 @use.register

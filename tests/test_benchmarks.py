@@ -254,3 +254,11 @@ def test_runs_on_two_devices_are_compared(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "have no runs in common" in done.stderr
+
+
+def test_few_shot_prints_episodes_per_second_of_programs_and_loops():
+    found = rows(run("few_shot", "--smallest"))
+    for name in ("test", "meta-training"):
+        ours, loop, ratio = map(float, found[name])
+        assert min(ours, loop) > 0
+        assert ratio == pytest.approx(ours / loop, rel=0.1)

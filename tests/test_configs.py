@@ -33,8 +33,9 @@ STUDIES = [one for one in CONFIGS if re.search(r"/(reproduce_\w+|plan|experiment
 SEARCHES = [one for one in CONFIGS if re.search(r"/search(_\w+|/\w+)\.gin", one)]
 INCLUDED = [one for one in CONFIGS if re.search(r"/(base|common|ninefold|paper|pes)\.gin", one)]
 UPSTREAM_S = [one for one in CONFIGS if "/upstream_" in one]
+FEW_SHOT = [one for one in CONFIGS if "few_shot" in one]
 META_TRAININGS = [
-    one for one in CONFIGS if one not in (*STUDIES, *SEARCHES, *INCLUDED, *UPSTREAM_S)
+    one for one in CONFIGS if one not in (*STUDIES, *SEARCHES, *INCLUDED, *UPSTREAM_S, *FEW_SHOT)
 ]
 
 

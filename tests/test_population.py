@@ -18,6 +18,7 @@ from regularized_lopt import devices, run_files, serialization
 from regularized_lopt.interruption import Interrupted
 from regularized_lopt.outer_training import doses, parallelism, population, run_dir
 from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.requests import Judgement
 from regularized_lopt.outer_training.run_dir import OtherExperimentError
 from regularized_lopt.outer_training.session import DivergedError
 
@@ -88,9 +89,10 @@ def test_members_take_curriculum_decisions_of_their_own(tmp_path, monkeypatch):
         """Losses by member, stage and validation, whatever theta is."""
         keys = [tuple(np.asarray(one.key).tolist()) for one in asked]
         counts.update(set(keys))  # A program may be filled up with copies of a member.
-        return [float(np.random.default_rng([*key, counts[key]]).uniform()) for key in keys]
+        losses = [np.random.default_rng([*key, counts[key]]).uniform() for key in keys]
+        return [Judgement(float(loss), None) for loss in losses]
 
-    monkeypatch.setattr(Programs, "validation_losses", drawn)
+    monkeypatch.setattr(Programs, "judgements", drawn)
     config = ["Curriculum.max_validations = 9", "Curriculum.train_lengths = (5, 10, 20)"]
     seeds = (0, 1, 2, 3)
     train(tmp_path, 60, *config, seeds=seeds, parallelism=(4, 1))

@@ -129,10 +129,10 @@ def test_the_smoothing_term_and_its_ascent_are_those_of_numpy(form, space, reduc
         ours = InNumPy(theta, form, 16)
         for t in range(3):
             before, at = state, flat(state.inner_opt_state.params)
-            state, _, grad = problem.step_one(theta, state, KEY, ())
+            state, loss, grad = problem.step_one(theta, state, KEY, ())
             if t < 2:
                 ours.step(at, flat(grad))
-        found, found_grad = problem.smoothing_one(smoothing, theta, before, grad, KEY)
+        found, found_grad = problem.smoothing_one(smoothing, theta, before, loss, grad, KEY)
 
         moments = ours.m, ours.v
         s, g = ours.inputs(flat(grad), at), flat(grad)

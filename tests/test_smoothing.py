@@ -100,9 +100,9 @@ def test_its_gradient_against_finite_differences():
         theta = jax.tree.map(lambda x: x.astype(jnp.float64), LOPT.init(KEY))
         step = RegularizedTruncatedStep(tasks.as_family(TwoLayer()), LOPT, CONSTANT(10))
         state = step.init_one(theta, weights(theta).outer_state, KEY)
-        state, _, grad = step.step_one(theta, state, KEY, ())
+        state, loss, grad = step.step_one(theta, state, KEY, ())
         smoothing = regularizers.Smoothing(num_steps=3)
-        _, ours = step.smoothing_one(smoothing, theta, state, grad, KEY)
+        _, ours = step.smoothing_one(smoothing, theta, state, loss, grad, KEY)
         sample_key, start_key = jax.random.split(KEY)
 
         def u(theta):

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
@@ -14,13 +13,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from regularized_lopt import devices, errors, regularizers, upstream
-from regularized_lopt.estimators import rescaling
+from regularized_lopt.estimators import input_update, rescaling
 from regularized_lopt.estimators.states import UnrollState
 from regularized_lopt.learned_optimizers import CoordinateWiseLOpt, leaves
 from regularized_lopt.tasks import data as data_lib
 
 Theta = Any
-# The inner gradient under `jax.checkpoint`: small next to the optimizer's state, costly to repeat.
+# The inner loss and its gradient under `jax.checkpoint`: small next to the optimizer's state,
+# costly to repeat.
 INNER_GRADIENT = "inner_gradient"
 
 
@@ -107,9 +107,10 @@ class InnerProblem:
           A dict of "train" and "outer", each a whole split, or for tasks with iterators batches
           with leading axes [num_steps, num_tasks], or () for tasks without data.
         """
-        splits = {"train": "train", "outer": outer_split or self.outer_data_split}
+        outer_split = outer_split or self.outer_data_split
         if self._resident is not None:
-            return {use: self._resident.arrays(split) for use, split in splits.items()}
+            return self._resident.unroll_data(outer_split)
+        splits = {"train": "train", "outer": outer_split}
         return {use: self.pull(split, num_steps) for use, split in splits.items()}
 
     @property
@@ -211,7 +212,7 @@ class InnerProblem:
             return task.loss_with_state(own, model_state, loss_key, batch)
 
         (loss, model_state), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        grad = checkpoint_name(grad, INNER_GRADIENT)
+        loss, grad = checkpoint_name((loss, grad), INNER_GRADIENT)
         opt_state = opt.update(
             state.inner_opt_state, grad, loss=loss, model_state=model_state, key=opt_key
         )
@@ -223,6 +224,7 @@ class InnerProblem:
         smoothing: regularizers.Smoothing,
         theta: Theta,
         state: UnrollState,
+        loss: Float[Array, ""],
         grad: Any,
         key: jax.Array,
     ) -> tuple[Float[Array, ""], Theta]:
@@ -232,14 +234,19 @@ class InnerProblem:
           smoothing: the term.
           theta: weights of the learned optimizer.
           state: the trajectory before the step.
-          grad: the inner gradient of the step.
+          loss: the inner loss of the step.
+          grad: its gradient.
           key: randomness of the term.
         """
-        theta, opt_state, grad = jax.lax.stop_gradient((theta, state.inner_opt_state, grad))
+        theta, opt_state, loss, grad = jax.lax.stop_gradient(
+            (theta, state.inner_opt_state, loss, grad)
+        )
         sample_key, start_key = jax.random.split(key)
 
         def update_fn(theta: Theta) -> Any:
-            return _update_fn(self.learned_opt, smoothing, theta, opt_state, grad, sample_key)
+            return input_update.function(
+                self.learned_opt, smoothing, theta, opt_state, loss, grad, sample_key
+            )
 
         u, inputs, unit = update_fn(theta)
         perturbed = smoothing.adversarial_input(u, inputs, unit, start_key)
@@ -262,6 +269,22 @@ class InnerProblem:
         opt = self.learned_opt.opt_fn(theta, is_training=True)
         params, model_state = opt.get_params_state(state.inner_opt_state)
         return self._outer_loss(state, params, model_state, key, batch, outer_state)
+
+    def judge_one(
+        self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """(plain outer loss at the state's params, accuracy: NaN where the task has none)."""
+        opt = self.learned_opt.opt_fn(theta, is_training=True)
+        params, model_state = opt.get_params_state(state.inner_opt_state)
+        params = rescaling.own_params(params, state.scales)
+        batch = rescaling.with_scaled_images(batch, state.scales)
+        task = self.task_family.task_fn(state.task_param)
+        at = (params, model_state, jax.random.split(key)[0], batch)
+        own = type(task).loss_with_state_and_aux is not upstream.Task.loss_with_state_and_aux
+        if model_state is not None and not own:  # Upstream's does without a state.
+            return task.loss_with_state(*at)[0], jnp.asarray(jnp.nan)
+        loss, _, aux = task.loss_with_state_and_aux(*at)
+        return loss, jnp.asarray(aux.get("accuracy", jnp.nan), jnp.float32)
 
     def outer_gradient_one(
         self, theta: Theta, state: UnrollState, key: jax.Array, batch: Any, outer_state: Any
@@ -312,32 +335,6 @@ def _check_params(task_family: upstream.TaskFamily) -> None:
         raise ValueError(
             f"{task_family.name} has no parameters: there is nothing for an optimizer to train."
         )
-
-
-def _update_fn(
-    learned_opt: upstream.LearnedOptimizer,
-    smoothing: regularizers.Smoothing,
-    theta: Theta,
-    opt_state: Any,
-    grad: Any,
-    key: jax.Array,
-) -> tuple[Any, jax.Array, jax.Array]:
-    """`LSTMLOpt.update_fn`, or the same of any learned optimizer, on all of its coordinates."""
-    if hasattr(learned_opt, "update_fn"):
-        return learned_opt.update_fn(
-            theta, opt_state, grad, key=key, fraction=smoothing.fraction, space=smoothing.space
-        )
-    opt = learned_opt.opt_fn(theta, is_training=True)
-    inputs, unflatten = jax.flatten_util.ravel_pytree(grad)
-
-    def flat_params(state: Any) -> jax.Array:
-        return jax.flatten_util.ravel_pytree(opt.get_params(state))[0]
-
-    def update(inputs: jax.Array) -> jax.Array:
-        moved = opt.update(opt_state, unflatten(inputs), loss=jnp.zeros(()), key=key)
-        return flat_params(moved) - flat_params(opt_state)
-
-    return update, inputs, jnp.sqrt(jnp.mean(inputs**2))
 
 
 def _stack(trees: list[Any]) -> Any:

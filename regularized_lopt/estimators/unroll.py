@@ -203,7 +203,7 @@ class Unroll(NamedTuple):
             if self.smoothing is not None:
                 smoothing_key = jax.random.fold_in(key, 1)
                 smoothness = step_lib.smoothing_one(
-                    self.smoothing, theta, before, grad, smoothing_key
+                    self.smoothing, theta, before, loss, grad, smoothing_key
                 )
             inner_grad = leaves.flatten(grad) if self._is_sampled else None
             return state, _Path(loss, state.inner_step, inner_grad, outer, smoothness)

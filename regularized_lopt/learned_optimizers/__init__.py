@@ -10,6 +10,7 @@ from regularized_lopt.learned_optimizers.coordinatewise import (
     CoordinateWiseLOpt as CoordinateWiseLOpt,
 )
 from regularized_lopt.learned_optimizers.lstm import LSTMLOpt as LSTMLOpt
+from regularized_lopt.learned_optimizers.meta_lstm import MetaLSTMLOpt as MetaLSTMLOpt
 from regularized_lopt.learned_optimizers.simple import SimpleLOpt as SimpleLOpt
 from regularized_lopt.learned_optimizers.stabilized import Stabilized as Stabilized
 from regularized_lopt.learned_optimizers.star_lstm import StarLSTMLOpt as StarLSTMLOpt
@@ -17,6 +18,7 @@ from regularized_lopt.learned_optimizers.star_mlp import StarMLPLOpt as StarMLPL
 
 CLASSES |= {
     "LSTMLOpt": LSTMLOpt,
+    "MetaLSTMLOpt": MetaLSTMLOpt,
     "SimpleLOpt": SimpleLOpt,
     "Stabilized": Stabilized,
     "StarLSTMLOpt": StarLSTMLOpt,

@@ -156,6 +156,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         grad: Params,
         *,
         key: jax.Array,
+        loss: jax.Array | None = None,
         fraction: float = 1.0,
         space: str = "gradient",
     ) -> tuple[Callable[[jax.Array], Float[Array, n]], jax.Array, Float[Array, ""]]:
@@ -166,6 +167,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
           opt_state: where it stands.
           grad: the gradient it would read next, shaped like the params.
           key: draws the coordinates.
+          loss: the inner loss, which coordinate-wise optimizers do not read.
           fraction: share of the coordinates to take, drawn with replacement unless 1.
           space: "gradient": the input is the gradient [n], see `scaled`; "preprocessed": its
             features [f, n].
@@ -174,6 +176,7 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
           (update_fn, its input here, the unit to measure the input in). The unit is the root mean
           square of the whole gradient, or 1 for features.
         """
+        del loss
         own, theta = self.prepared(theta)
         gradient = self.scaled(leaves.flatten(grad))
         params = leaves.flatten(opt_state.params)

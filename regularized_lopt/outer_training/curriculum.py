@@ -147,6 +147,7 @@ class Curriculum:
         num_validation_tasks: int = 20,
         min_validations: int = 3,
         max_validations: int | None = None,
+        validation_window: int | None = None,
     ):
         """Initializer.
 
@@ -157,6 +158,8 @@ class Curriculum:
           min_validations: validations in a stage before it may end, > 0.
           max_validations: validations after which a stage ends in any case, > 0 (None: no limit).
             Bounds the run.
+          validation_window: steps at the end of a trajectory that a validation is the mean over, >
+            0; None: an unroll.
 
         Raises:
           ValueError: an argument is out of its range.
@@ -179,11 +182,18 @@ class Curriculum:
             ("num_validation_tasks", [num_validation_tasks]),
             ("min_validations", [min_validations]),
             ("max_validations", [] if max_validations is None else [max_validations]),
+            ("validation_window", [] if validation_window is None else [validation_window]),
         ):
             for value in values:
                 errors.check_count(f"Curriculum.{name}", value)
+        if validation_window is not None and validation_window > min(train_lengths):
+            raise ValueError(
+                f"Curriculum.validation_window = {validation_window}: trajectories have "
+                f"{min(train_lengths)} steps. Give that many or fewer."
+            )
         self.train_lengths = tuple(train_lengths)
         self.num_validation_tasks = num_validation_tasks
+        self.validation_window = validation_window
         self._periods = tuple(periods)
         self._min_validations = min_validations
         self._max_validations = max_validations

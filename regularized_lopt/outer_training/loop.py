@@ -30,7 +30,8 @@ class Event(NamedTuple):
 
     Attributes:
       state, stage: after it.
-      scalars: of the update, on the device; after a validation, what regularizers add to the loss.
+      scalars: of the update, on the device; after a validation, the accuracy, and what regularizers
+        add to the loss.
       validation_loss: of the theta that the update made; None: no validation was due.
       is_best: whether that theta is the stage's best.
     """
@@ -128,17 +129,19 @@ class Loop:
     def step(self, state: TrainState, stage: curriculum_lib.CurriculumState) -> Asking[Event]:
         """One update of theta, and the validations that the curriculum wants before and after."""
         if self.curriculum.needs_baseline(stage):
-            loss = yield self.validation(state, stage)
-            stage = self.curriculum.set_baseline(stage, loss)
+            found = yield self.validation(state, stage)
+            stage = self.curriculum.set_baseline(stage, found.loss)
         state, scalars = yield self.next_step(state, self.curriculum.trajectory_length(stage))
         stage = dataclasses.replace(stage, steps_in_stage=stage.steps_in_stage + 1)
         if not self.curriculum.validation_due(stage, self.estimator.unroll_length):
             return Event(state, stage, scalars)
-        loss = yield self.validation(state, stage)
+        found = yield self.validation(state, stage)
+        if found.accuracy is not None:
+            scalars |= {"validation_accuracy": found.accuracy}
         if self.programs.checks_objective:
             scalars |= yield self.check(state, stage)
-        state, stage, is_best = self.apply(state, stage, loss)
-        return Event(state, stage, scalars, loss, is_best)
+        state, stage, is_best = self.apply(state, stage, found.loss)
+        return Event(state, stage, scalars, found.loss, is_best)
 
     def roll_back(
         self, state: TrainState, checkpoints: Checkpoints, factor: float
@@ -182,8 +185,8 @@ class Loop:
         """Gives what was learned since the last validation its chance."""
         if stage.finished or not stage.steps_in_stage:
             return state
-        loss = yield self.validation(state, stage)
-        if loss < stage.best_loss:
+        found = yield self.validation(state, stage)
+        if found.loss < stage.best_loss:
             return state.replace(best_theta=state.theta)  # type: ignore[attr-defined, no-any-return]
         return state
 

@@ -117,6 +117,7 @@ def make(
         ObjectiveCheck(),
         varied,
         mesh,
+        curriculum.validation_window,
     )
     values = tuple(1.0 for _ in programs.doses.schedules)
     return Parts(Loop(programs, curriculum, jax.random.PRNGKey(seed), theta, values), task_name)

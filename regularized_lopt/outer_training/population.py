@@ -216,7 +216,7 @@ class Population:
         groups = [asked[i : i + size] for i in range(0, len(asked), size)]
         compute: Callable[[Any], Sequence[Any]]
         if isinstance(asked[0], Validation):
-            compute = self._programs.validation_losses
+            compute = self._programs.judgements
         elif isinstance(asked[0], Check):
             compute = self._programs.checks
         else:

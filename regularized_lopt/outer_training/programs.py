@@ -18,7 +18,13 @@ from regularized_lopt.estimators.truncated_step import RegularizedTruncatedStep
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.doses import Doses
 from regularized_lopt.outer_training.objective import ObjectiveCheck
-from regularized_lopt.outer_training.requests import Check, OuterStep, TrainState, Validation
+from regularized_lopt.outer_training.requests import (
+    Check,
+    Judgement,
+    OuterStep,
+    TrainState,
+    Validation,
+)
 
 
 class Programs:
@@ -39,6 +45,7 @@ class Programs:
         check: ObjectiveCheck | None = None,
         doses: Doses | None = None,
         mesh: Mesh | None = None,
+        validation_window: int | None = None,
     ):
         """Initializer.
 
@@ -49,20 +56,21 @@ class Programs:
           check: of the objective; None: it is not checked.
           doses: see above.
           mesh: see above.
+          validation_window: steps at the end of a trajectory that validations are means over, > 0;
+            default: `unroll_length`.
         """
         self.estimator = estimator
         self.optimizer = optimizer
         self.doses = doses or Doses()
         self.mesh = mesh
         self._num_validation_tasks = num_validation_tasks
+        self._validation_window = validation_window or estimator.unroll_length
         self._check = check or ObjectiveCheck(num_trajectories=0)
         # Every member's state goes in and comes out by itself: nothing outside of the program
         # stacks them.
         self._outer_steps = jax.jit(self._of_all(self._outer_step), out_shardings=self._outs())
-        self._validation_losses = [
-            jax.jit(
-                self._of_all(functools.partial(self._final_loss, step)), out_shardings=self._outs()
-            )
+        self._judges = [
+            jax.jit(self._of_all(functools.partial(self._judge, step)), out_shardings=self._outs())
             for step in estimator.truncated_steps
         ]
         self._checks = jax.jit(self._of_all(self._rises), out_shardings=self._outs())
@@ -83,22 +91,26 @@ class Programs:
         """
         return self._outer_steps(tuple(asked), data)  # type: ignore[no-any-return]
 
-    def validation_losses(self, asked: Sequence[Validation]) -> list[float]:
+    def judgements(self, asked: Sequence[Validation]) -> list[Judgement]:
         """Held-out losses at the end of fresh trajectories of one length, plain (no regularizer).
 
-        The mean over `num_validation_tasks` trajectories and their last `unroll_length` steps.
+        The mean over `num_validation_tasks` trajectories and their last `validation_window` steps;
+        so of accuracies, if all tasks have them.
         """
         length = jnp.asarray(asked[0].length, jnp.int32)
         judged = tuple((one.theta, one.key) for one in asked)
-        totals = np.zeros(len(asked))
-        for weight, losses, data in zip(
+        totals = np.zeros((len(asked), 2))
+        for weight, judge, data in zip(
             self.estimator.task_weights,
-            self._validation_losses,
+            self._judges,
             self._held_out(asked[0].length),
             strict=True,
         ):
-            totals += weight * np.array([float(loss) for loss in losses(judged, (length, data))])
-        return [float(total) for total in totals]
+            totals += weight * np.array([np.asarray(one) for one in judge(judged, (length, data))])
+        return [
+            Judgement(float(loss), None if np.isnan(accuracy) else float(accuracy))
+            for loss, accuracy in totals
+        ]
 
     @property
     def checks_objective(self) -> bool:
@@ -122,8 +134,8 @@ class Programs:
         data = self.estimator.get_datas()
         jax.eval_shape(self._outer_steps, (asked,), data)
         held_out, state = self._held_out(1), asked.state
-        for losses, own in zip(self._validation_losses, held_out, strict=True):
-            jax.eval_shape(losses, ((state.theta, asked.key),), (asked.length, own))
+        for judge, own in zip(self._judges, held_out, strict=True):
+            jax.eval_shape(judge, ((state.theta, asked.key),), (asked.length, own))
         if self.checks_objective:
             check = Check(state.theta, asked.length, asked.key, state.outer_iteration, asked.doses)
             jax.eval_shape(self._checks, (check,), held_out)
@@ -221,7 +233,7 @@ class Programs:
             scalars["smoothness"] = estimate.smoothness
         return state, scalars
 
-    def _final_loss(
+    def _judge(
         self,
         step_lib: RegularizedTruncatedStep,
         judged: tuple[Any, jax.Array],
@@ -230,9 +242,9 @@ class Programs:
         (theta, key), (length, data) = judged, shared
         # Doses have no part in the plain loss.
         with self.doses.given([1.0] * len(self.doses.schedules)):
-            return self._plain_loss(step_lib, theta, key, length, data)
+            return self._final(step_lib, theta, key, length, data)
 
-    def _plain_loss(
+    def _final(
         self,
         step_lib: RegularizedTruncatedStep,
         theta: Any,
@@ -240,10 +252,10 @@ class Programs:
         length: jax.Array,
         data: Any,
     ) -> jax.Array:
-        window = self.estimator.unroll_length
+        window = self._validation_window
         outer_state = curriculum_lib.CurriculumOuterState(jnp.asarray(0, jnp.int32), length)
 
-        def final_loss(theta: Any, key: jax.Array, data: Any) -> jax.Array:
+        def final(theta: Any, key: jax.Array, data: Any) -> jax.Array:
             own, theta = step_lib.prepared(theta)
             init_key, loop_key = jax.random.split(key)
             task_state = own.init_one(theta, outer_state, init_key, rescaled=False)
@@ -255,28 +267,27 @@ class Programs:
                     theta, task_state, keys[0], step_lib.batch_one(data["train"], t, keys[1])
                 )
 
-                def outer_loss() -> jax.Array:
+                def judge() -> jax.Array:
                     batch = step_lib.batch_one(data["outer"], t, keys[2])
-                    losses = own.outer_loss_one(theta, task_state, keys[3], batch, outer_state)
-                    return losses[1]
+                    return jnp.stack(own.judge_one(theta, task_state, keys[3], batch))
 
-                loss = jax.lax.cond(t >= length - window, outer_loss, lambda: 0.0)
-                return task_state, total + loss
+                found = jax.lax.cond(t >= length - window, judge, lambda: jnp.zeros(2))
+                return task_state, total + found
 
-            return jax.lax.fori_loop(0, length, body, (task_state, 0.0))[1] / window
+            return jax.lax.fori_loop(0, length, body, (task_state, jnp.zeros(2)))[1] / window
 
         keys = jax.random.split(key, self._num_validation_tasks)
         if (
             step_lib.data_axis is not None
         ):  # Pulled batches: all trajectories take those of the first task.
             data = jax.tree.map(lambda leaf: leaf[:, 0], data)
-        judge = jax.vmap(final_loss, in_axes=(None, 0, None))
+        judge = jax.vmap(final, in_axes=(None, 0, None))
         mesh = self.estimator.mesh
         if mesh is not None and len(keys) % mesh.size == 0:
             judge = devices.share(
                 judge, mesh, (devices.REPLICATED, devices.SHARED, devices.REPLICATED)
             )
-        return jnp.mean(judge(theta, keys, data))
+        return jnp.mean(judge(theta, keys, data), axis=0)
 
     def fresh_unrolls(self, theta: Any, length: int, key: jax.Array) -> Any:
         """Trajectories of a member that begin now."""

@@ -53,8 +53,20 @@ class OuterStep(NamedTuple):
     doses: tuple[Any, ...] = ()
 
 
+class Judgement(NamedTuple):
+    """What theta is worth on held-out data.
+
+    Attributes:
+      loss: plain.
+      accuracy: None where the task has none.
+    """
+
+    loss: float
+    accuracy: float | None
+
+
 class Validation(NamedTuple):
-    """A member asks for a plain loss on held-out data; the answer is a float.
+    """A member asks how good theta is on held-out data; the answer is a `Judgement`.
 
     Attributes:
       theta: to be judged.

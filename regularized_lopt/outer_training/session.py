@@ -81,6 +81,7 @@ class Session:
         shown.begin(self._step)
         self._log = run_dir.open_log(self._step)
         run_dir.write(run_files.CONFIG_FILE, config())
+        self._accuracy: dict[str, str] = {}
         self._clock = time.monotonic() - self._log.seconds_before
 
     def next_step(self) -> OuterStep:
@@ -156,7 +157,9 @@ class Session:
             scalars["validation_loss"] = event.validation_loss
         seconds = time.monotonic() - self._clock
         self._log.write(self._step, {**scalars, "seconds": seconds})
-        self._shown.say(loss=scalars["loss"], stage=self._of_stages())
+        if "validation_accuracy" in scalars:
+            self._accuracy = {"accuracy": f"{scalars['validation_accuracy']:.1%}"}
+        self._shown.say(loss=scalars["loss"], stage=self._of_stages(), **self._accuracy)
 
     def _of_stages(self) -> str:
         """The stage, counted from 1, of how many."""

@@ -20,7 +20,7 @@ from regularized_lopt.regularizers.schedules import Scheduled, check
 
 SPACES = ("gradient", "preprocessed")
 REDUCTIONS = ("mean", "sum")
-STEPS = ("mean", "as_loss")
+STEPS = ("mean", "sum", "as_loss")
 
 
 @configurable()
@@ -33,8 +33,8 @@ class Smoothing:
     s' <- clip(s' + step_size sign(grad_s' ||u(s) - u(s')||^2)). s and the final s' are constants
     in the gradient w.r.t. theta, as is the hidden state: R is a term on the learned optimizer as a
     function, at the states that the unroll visits. (The authors' code also differentiates through
-    the hidden state.) Outer training adds strength times the mean of R over the unroll, or
-    sum_t w_t R_t with the weights of the outer loss, once, at the unperturbed theta.
+    the hidden state.) Outer training adds strength times the mean or the sum of R over the unroll,
+    or sum_t w_t R_t with the weights of the outer loss, once, at the unperturbed theta.
 
     Lengths are in units of the root mean square of the gradient over all coordinates (space
     "gradient"), which the authors normalise by, or of the preprocessed features themselves.
@@ -64,8 +64,8 @@ class Smoothing:
             (0, 1]: bounds its cost. Needs a coordinate-wise optimizer of ours unless 1.
           space: "gradient": s is the gradient; "preprocessed": the features made of it.
           over_coordinates: "mean" or "sum" of (u(s) - u(s'))^2.
-          over_steps: "mean" of R over the unroll, or "as_loss": weighed as the outer losses are,
-            see `RegularizedTruncatedGrad.loss`.
+          over_steps: "mean" or "sum" of R over the unroll, or "as_loss": weighed as the outer
+            losses are, see `RegularizedTruncatedGrad.loss`.
 
         Raises:
           ValueError: an argument is out of its range.
@@ -151,6 +151,7 @@ class Smoothing:
           by_step: gradients of R.
           weights: of the outer losses.
         """
-        if self.over_steps == "mean":
-            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), by_step)
+        if self.over_steps != "as_loss":
+            over = jnp.mean if self.over_steps == "mean" else jnp.sum
+            return jax.tree.map(lambda leaf: over(leaf, axis=0), by_step)
         return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), by_step)

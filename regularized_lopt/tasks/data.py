@@ -200,6 +200,10 @@ class ResidentDatasets(upstream.Datasets):
             return "meta_valid"
         return source
 
+    def unroll_data(self, outer_split: str) -> dict[str, Any]:
+        """What trajectories of training draw from, and their outer losses, on the device."""
+        return {"train": self.arrays("train"), "outer": self.arrays(outer_split)}
+
     def sample(self, arrays: Batch, key: jax.Array) -> Batch:
         """Draws a batch, with replacement, inside a jitted function; its form: `normalize`."""
         index = jax.random.randint(key, (self.batch_size,), 0, num_examples(arrays))
