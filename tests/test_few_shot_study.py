@@ -135,6 +135,7 @@ def test_the_page_has_accuracies_with_both_intervals_and_paired_differences(tmp_
     assert page.title == "Few-shot learning"
 
 
+@pytest.mark.slow
 def test_the_study_trains_judges_writes_and_resumes(tmp_path):
     gin_files.parse_gin([str(REPOSITORY / "gin_configs/few_shot_digits.gin")], TINY)
     with warnings.catch_warnings():
