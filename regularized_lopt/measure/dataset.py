@@ -164,6 +164,7 @@ def _known(of: Sequence[Found]) -> dict[str, Any]:
         "name": [one.label for one in who],
         "own_property": [one.own_property for one in of],
         "gradients_per_step": [one.gradients_per_step for one in who],
+        "trials": [one.trials for one in who],
         "targeted": [one.targeted for one in of],
         "regularizer": [one.trained_with.regularizer for one in who],
         "space": [one.trained_with.space for one in who],

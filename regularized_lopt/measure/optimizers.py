@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from regularized_lopt import errors, learned_optimizers, upstream
-from regularized_lopt.measure import transformations
+from regularized_lopt.measure import baseline_trials, transformations
+from regularized_lopt.measure.baseline_trials import Settings
 
 SAM_RHO = 0.1
 """Radius of SGD+SAM and Adam+SAM, fixed beforehand: only their learning rate is tuned."""
@@ -95,6 +96,7 @@ class EvaluatedOptimizer:
       learning_rate: of a baseline, else None.
       lasting: `kind` says the same in another process, which may then read results stored here.
       trained_with: what it was trained with.
+      trials: of a baseline, how many settings are tried to tune it; else 0.
     """
 
     name: str
@@ -105,6 +107,7 @@ class EvaluatedOptimizer:
     learning_rate: float | None = None
     lasting: bool = True
     trained_with: TrainedWith = TrainedWith()
+    trials: int = 0
 
     @property
     def label(self) -> str:
@@ -207,25 +210,47 @@ class OptaxBaseline(upstream.Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """An optax optimizer with a learning rate to tune.
+    """An optax optimizer with a learning rate to tune, and what else is searched with it.
 
     Attributes:
       kind: see `EvaluatedOptimizer`.
-      make: learning rate -> transformation.
-      learning_rates: the grid that is searched.
+      make: learning rate -> transformation; where more is searched, a dict of all settings.
+      settings: what is tried: "learning_rate", no two alike, and what else is searched.
       gradients_per_step: gradients of the loss that a step takes.
       trained_with: see `EvaluatedOptimizer`.
     """
 
     kind: str
     make: Callable[[Any], optax.GradientTransformation]
-    learning_rates: np.ndarray
+    settings: Callable[[], Settings]
     gradients_per_step: int = 1
     trained_with: TrainedWith = TrainedWith()
+
+    @property
+    def learning_rates(self) -> np.ndarray:
+        """[trials], those that are tried."""
+        return self.settings()["learning_rate"]
+
+    def hyper(self, learning_rate: float) -> Any:
+        """What `make` takes; ValueError: more is searched, and no trial has this learning rate."""
+        settings = self.settings()
+        if len(settings) == 1:
+            return jnp.asarray(learning_rate, jnp.float32)
+        if not len(at := np.flatnonzero(settings["learning_rate"] == learning_rate)):
+            raise ValueError(
+                f"{self.kind} has no trial with learning rate {learning_rate!r}: its settings were "
+                "drawn together. Take one of its learning_rates."
+            )
+        return {name: jnp.asarray(of[at[0]], jnp.float32) for name, of in settings.items()}
+
+
+def _grid(rates: np.ndarray) -> Callable[[], Settings]:
+    return lambda: {"learning_rate": rates}
 
 
 _SGD_RATES = np.geomspace(0.01, 10.0, 10)
 _ADAM_RATES = np.geomspace(1e-4, 0.1, 10)
+_HALF_DECADES = 10.0 ** (np.arange(-12, 1) / 2)
 
 
 def _rmsprop(rate: Any) -> optax.GradientTransformation:
@@ -233,12 +258,23 @@ def _rmsprop(rate: Any) -> optax.GradientTransformation:
     return optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
 
 
+def _nadamw(settings: Settings) -> optax.GradientTransformation:
+    return optax.nadamw(**settings)
+
+
 _PLAIN: Mapping[str, Baseline] = {
-    "SGD": Baseline("SGD", optax.sgd, _SGD_RATES),
-    "Momentum": Baseline("Momentum", lambda rate: optax.sgd(rate, momentum=0.9), _SGD_RATES / 10),
-    "Adam": Baseline("Adam", optax.adam, _ADAM_RATES),
-    "AMSGrad": Baseline("AMSGrad", optax.amsgrad, _ADAM_RATES),
-    "RMSProp": Baseline("RMSProp", _rmsprop, _ADAM_RATES),
+    "SGD": Baseline("SGD", optax.sgd, _grid(_SGD_RATES)),
+    "Momentum": Baseline(
+        "Momentum", lambda rate: optax.sgd(rate, momentum=0.9), _grid(_SGD_RATES / 10)
+    ),
+    "Adam": Baseline("Adam", optax.adam, _grid(_ADAM_RATES)),
+    "AMSGrad": Baseline("AMSGrad", optax.amsgrad, _grid(_ADAM_RATES)),
+    "RMSProp": Baseline("RMSProp", _rmsprop, _grid(_ADAM_RATES)),
+    # STAR's baselines.
+    "Adam by half decades": Baseline("Adam by half decades", optax.adam, _grid(_HALF_DECADES)),
+    "NAdamW": Baseline(
+        "NAdamW", lambda settings: optax.nadamw(**settings), baseline_trials.nadamw_trials
+    ),
 }
 _MOMENTUM_BUFFERS = {"Momentum": "trace", "Adam": "mu"}
 
@@ -248,7 +284,7 @@ def _with_sam(base: str, rho: float) -> Baseline:
     return Baseline(
         f"{base}+SAM, rho {rho}",
         lambda rate: transformations.sam(plain.make(rate), rho),
-        plain.learning_rates,
+        plain.settings,
         2,
         TrainedWith("sam", "params", rho=rho),
     )
@@ -259,7 +295,7 @@ def _with_msam(base: str, rho: float) -> Baseline:
     return Baseline(
         f"{base}+MSAM, rho {rho}",
         lambda rate: transformations.msam(plain.make(rate), _MOMENTUM_BUFFERS[base], rho),
-        plain.learning_rates,
+        plain.settings,
         trained_with=TrainedWith("msam", "params", rho=rho),
     )
 
@@ -269,7 +305,7 @@ def _with_ema(base: str) -> Baseline:
     return Baseline(
         f"{base}+EMA, decay {EMA_DECAY}",
         lambda rate: transformations.averaged(plain.make(rate), EMA_DECAY),
-        plain.learning_rates,
+        plain.settings,
         trained_with=TrainedWith("ema", "params", EMA_DECAY),
     )
 
@@ -289,24 +325,26 @@ BASELINES: Mapping[str, Baseline] = {
     },
     **{f"{base}+EMA": _with_ema(base) for base in ("SGD", "Adam")},
 }
-"""Baselines by name, each with a grid of ten rates over three decades."""
+"""Baselines by name, each with what is tried: mostly a grid of ten rates over three decades."""
 DEFAULT_BASELINES = ("SGD", "Momentum", "Adam", "SGD+SAM", "Adam+SAM")
 """Those of a study that does not say which."""
 
 
 def baseline(name: str, learning_rate: float) -> EvaluatedOptimizer:
-    """A baseline at one learning rate.
+    """A baseline at one learning rate; where more is searched, with all of that trial's settings.
 
     Raises:
       errors.UnknownNameError: it is none of `BASELINES`.
+      ValueError: see `Baseline.hyper`.
     """
     found = BASELINES[errors.check_name("baseline", name, BASELINES)]
     return EvaluatedOptimizer(
         name,
         found.kind,
-        lambda rate: OptaxBaseline(name, found.make(rate)),
-        jnp.asarray(learning_rate, jnp.float32),
+        lambda hyper: OptaxBaseline(name, found.make(hyper)),
+        found.hyper(learning_rate),
         found.gradients_per_step,
         float(learning_rate),
+        trials=len(found.learning_rates),
         trained_with=found.trained_with,
     )

@@ -38,7 +38,11 @@ class TaskStudy(TaskRuns):
             self.experiment.reference,
             {name: self._found(name, found) for name in self._names},
         )
-        return of_task.assign_attrs(budget=self.experiment.budget)
+        return of_task.assign_attrs(
+            budget=self.experiment.budget,
+            tuning_runs=self.experiment.tuning_runs,
+            tuning_steps=self.experiment.tuning_steps_on(self.plan.name),
+        )
 
     def _found(self, name: str, found: Mapping[Part, Any]) -> Found:
         first, seeds = self._optimizer(name, 0), self._seeds(name)
