@@ -137,7 +137,7 @@ def test_the_wheel_brings_its_configurations(run, installed, tmp_path):
     assert "outer_train.seed = 7" in (tmp_path / "two/config.gin").read_text()
 
 
-@pytest.mark.parametrize("name", ["haiku_loop", "optax_loop"])
+@pytest.mark.parametrize("name", ["haiku_loop", "batch_norm_loop", "optax_loop"])
 def test_loops_of_one_s_own(name, run):
     output = run(REPOSITORY / f"examples/{name}.py", "--steps=100")
     accuracy = re.search(r"accuracy on the 297 digits left out (\d+\.\d)%", output)

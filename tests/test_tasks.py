@@ -29,6 +29,7 @@ TRANSFER = (
     "LeNet_{}_10x20x50",
     "LeNet_{}_10x20x50_Dropout05",
 )
+STATEFUL = ("ImageMLP_{}_20_BatchNorm_Relu", "ResNet18_{}_8", "ResNet18_{}_64")
 STARS = {
     "ImageMLP_FashionMnist8_32_Relu",
     "ImageMLP_FashionMnist_128x128_Relu",
@@ -51,7 +52,7 @@ def of(dataset, names):
 
 
 def test_names():
-    expected = [of(dataset, (*PAPERS, *TRANSFER)) for dataset in sources.SPECS]
+    expected = [of(dataset, (*PAPERS, *TRANSFER, *STATEFUL)) for dataset in sources.SPECS]
     assert set(tasks.names()) == REGRESSION.union(STARS, OTHERS, *expected)
     assert set(sources.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10", "FashionMnist8"}
 

@@ -135,8 +135,8 @@ def test_a_gradient_that_nothing_uses_is_not_computed():
         program = Programs(task).of(one)
         key = jax.random.PRNGKey(0)
         hyper, keys = one.hyper[None], key[None]
-        params = jax.tree.map(lambda leaf: leaf[None], task.init(key))
-        carry = jax.tree.map(lambda leaf: leaf[0], program._start(hyper, keys, params, 2))
+        start = jax.tree.map(lambda leaf: leaf[None], task.init_with_state(key))
+        carry = jax.tree.map(lambda leaf: leaf[0], program._start(hyper, keys, start, 2))
         step = jax.jit(lambda carry: program._step(one.hyper, key, 0, carry, train))
         return step.lower(carry).compile().cost_analysis()["flops"]
 

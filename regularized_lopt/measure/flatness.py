@@ -28,7 +28,7 @@ import numpy as np
 
 from regularized_lopt import errors, regularizers, tasks
 from regularized_lopt.configurable import configurable
-from regularized_lopt.measure import ascent
+from regularized_lopt.measure import ascent, points
 from regularized_lopt.measure.live_weights import live_weights
 from regularized_lopt.tasks import data
 
@@ -176,15 +176,16 @@ def check_task(task: tasks.ResidentTask, what: FlatnessConfig) -> None:
         )
 
 
-def measure(task: tasks.ResidentTask, params: Any, what: FlatnessConfig) -> Flatness:
+def measure(task: tasks.ResidentTask, point: Any, what: FlatnessConfig) -> Flatness:
     """Measures around the params of every run, on the held-out loss.
 
     Args:
       task: in phase "meta_test".
-      params: leading axis [runs].
+      point: params, of a task with a model state with it, see `points`; leading axis [runs].
       what: to measure.
     """
     check_task(task, what)
+    params, model_state = points.parted(task, point)
     examples = held_out(task, what.num_examples)
     key = jax.random.PRNGKey(what.seed)
     live = live_weights(task) if isinstance(task, tasks.ImageTask) and what.has_norms else None
@@ -193,7 +194,10 @@ def measure(task: tasks.ResidentTask, params: Any, what: FlatnessConfig) -> Flat
     for index, radius in enumerate(what.radii):
         starts = what.headline_starts if index == what.headline else 1
         found.append(
-            jax.tree.map(np.asarray, _ascend(*static, params, live, radius, starts, key, examples))
+            jax.tree.map(
+                np.asarray,
+                _ascend(*static, params, model_state, live, radius, starts, key, examples),
+            )
         )
     loss, grad_norm = found[0][0]
     loss_ascent, grad_norm_ascent = jax.tree.map(
@@ -203,7 +207,9 @@ def measure(task: tasks.ResidentTask, params: Any, what: FlatnessConfig) -> Flat
     if what.num_probes:
         trace, top = jax.tree.map(
             np.asarray,
-            _curvature(task, what.num_probes, what.num_iterations, params, key, examples),
+            _curvature(
+                task, what.num_probes, what.num_iterations, params, model_state, key, examples
+            ),
         )
     norms = {} if live is None else _norms(params, live)
     return Flatness(loss, grad_norm, loss_ascent, grad_norm_ascent, trace, top, norms)
@@ -232,6 +238,7 @@ def _ascend(
     num_steps: int,
     direction: str,
     params: Any,
+    model_state: Any,
     live: Any,
     radius: jax.Array,
     starts: jax.Array,
@@ -239,15 +246,16 @@ def _ascend(
     examples: Any,
 ) -> tuple[Any, Any]:
     """At one radius, run by run: ((loss, gradient norm), (loss, gradient norm) along ascents)."""
-    loss_fn = _held_out_loss(task, key, examples)
-    objectives = (loss_fn, ascent.gradient_norm(loss_fn))
+    loss_with = _held_out_loss(task, key, examples)
     by_norm = {
         norm: tuple(scale for scale in scales if (scale == "l2") == (norm == "l2"))
         for norm in ascent.NORMS
     }
     order = [scale for of in by_norm.values() for scale in of]
 
-    def one_run(params: Any) -> tuple[Any, Any]:
+    def one_run(params: Any, model_state: Any) -> tuple[Any, Any]:
+        loss_fn = loss_with(model_state)
+        objectives = (loss_fn, ascent.gradient_norm(loss_fn))
         # All balls of a norm in one array per leaf, so that an ascent is compiled once.
         balls = {
             norm: jax.tree.map(
@@ -282,7 +290,7 @@ def _ascend(
         centre = tuple(objective(params) for objective in objectives)
         return centre, tuple(dict(zip(order, t / starts, strict=True)) for t in total)
 
-    return _over_runs(one_run, params)
+    return _over_runs(one_run, params, model_state)
 
 
 def _radii(scale: str, params: Any, radius: jax.Array, live: Any) -> Any:
@@ -302,25 +310,32 @@ def _curvature(
     num_probes: int,
     num_iterations: int,
     params: Any,
+    model_state: Any,
     key: jax.Array,
     examples: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Trace and top eigenvalue of the Hessian, run by run."""
-    objective = regularizers.Objective.of(_held_out_loss(task, key, examples))
+    loss_with = _held_out_loss(task, key, examples)
     trace = regularizers.HessianTrace(num_probes=num_probes)
     top = regularizers.HessianTop(num_iterations=num_iterations)
-    return _over_runs(
-        lambda p: (trace.curvature(objective, p, key), top.curvature(objective, p, key)), params
-    )
+
+    def one_run(params: Any, model_state: Any) -> tuple[jax.Array, jax.Array]:
+        objective = regularizers.Objective.of(loss_with(model_state))
+        return trace.curvature(objective, params, key), top.curvature(objective, params, key)
+
+    return _over_runs(one_run, params, model_state)
 
 
-def _held_out_loss(task: tasks.ResidentTask, key: jax.Array, examples: Any) -> ascent.Objective:
-    """A fixed function of the params: a stochastic loss draws the same wherever it is taken."""
+def _held_out_loss(
+    task: tasks.ResidentTask, key: jax.Array, examples: Any
+) -> Callable[[Any], ascent.Objective]:
+    """Model state -> `points.loss_around`."""
     batch, loss_key = task.datasets.normalize(examples), jax.random.fold_in(key, _LOSS)
-    return lambda params: task.loss(params, loss_key, batch)
+    return lambda model_state: points.loss_around(task, model_state, loss_key, batch)
 
 
-def _over_runs(function: Callable[[Any], Any], params: Any) -> Any:
+def _over_runs(function: Callable[[Any, Any], Any], params: Any, model_state: Any) -> Any:
     """One run after the other on CPU, where side by side only moves more memory."""
-    one_by_one = jax.default_backend() == "cpu"
-    return jax.lax.map(function, params) if one_by_one else jax.vmap(function)(params)
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda of: function(*of), (params, model_state))
+    return jax.vmap(function)(params, model_state)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from regularized_lopt import tasks
-from regularized_lopt.measure import ascent, flatness
+from regularized_lopt.measure import ascent, flatness, points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,21 @@ class LossSlices:
 
 def loss_slices(
     task: tasks.ResidentTask,
-    params: Any,
+    point: Any,
     seed: int = 0,
     reach: float = 1.0,
     num_points: int = 25,
     num_examples: int = 512,
 ) -> LossSlices:
-    """The loss around `params`, in two random directions normalized by filter.
+    """The loss around the params of a point, in two random directions normalized by filter.
 
     Each direction is drawn from a normal distribution and scaled so that each of its filters has
-    the norm of that filter of `params`: slices of networks with differently scaled weights compare.
+    the norm of that filter of the params, so that slices of networks with differently scaled
+    weights compare.
 
     Args:
       task: in phase "meta_test".
-      params: of one run.
+      point: of one run: params, of a task with a model state with it, see `points`.
       seed: of the directions; the same for networks of the same shape.
       reach: positions go from -reach to reach, > 0.
       num_points: odd, so that the centre is one of them.
@@ -52,21 +53,28 @@ def loss_slices(
     """
     examples = flatness.held_out(task, num_examples)
     at = np.linspace(-reach, reach, num_points)
-    plane = np.asarray(_plane(task, params, jax.random.PRNGKey(seed), jnp.asarray(at), examples))
+    key = jax.random.PRNGKey(seed)
+    params, model_state = points.parted(task, point)
+    plane = np.asarray(_plane(task, params, model_state, key, jnp.asarray(at), examples))
     return LossSlices(at, plane[:, num_points // 2], plane)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _plane(
-    task: tasks.ResidentTask, params: Any, key: jax.Array, at: jax.Array, examples: Any
+    task: tasks.ResidentTask,
+    params: Any,
+    model_state: Any,
+    key: jax.Array,
+    at: jax.Array,
+    examples: Any,
 ) -> jax.Array:
     batch = task.datasets.normalize(examples)
     first, second = (filter_direction(params, k) for k in jax.random.split(key))
-    loss_key = jax.random.fold_in(key, 2)
+    loss_fn = points.loss_around(task, model_state, jax.random.fold_in(key, 2), batch)
 
     def loss(a: jax.Array, b: jax.Array) -> jax.Array:
         moved = jax.tree.map(lambda p, u, v: p + a * u + b * v, params, first, second)
-        return task.loss(moved, loss_key, batch)
+        return loss_fn(moved)
 
     return jax.lax.map(lambda a: jax.lax.map(lambda b: loss(a, b), at), at)
 

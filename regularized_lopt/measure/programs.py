@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from regularized_lopt import tasks
-from regularized_lopt.measure import convergence
+from regularized_lopt.measure import convergence, points
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure.optimizers import EvaluatedOptimizer
 from regularized_lopt.measure.training_curves import LossLevels, trailing_mean
@@ -64,7 +64,7 @@ class Program:
         datasets = self._task.datasets
         train, test = datasets.arrays("train"), datasets.arrays("test")
         hyper, keys = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-        carry = self._init(hyper, keys, _initial_params(self._task, keys), num_steps)
+        carry = self._init(hyper, keys, _initial(self._task, keys), num_steps)
         evaluations: list[Any] = []
         losses: list[np.ndarray] = []
         done = 0
@@ -99,13 +99,15 @@ class Program:
         arrays = jax.tree.map(np.asarray, arrays)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], arrays) for i in range(len(runs))]
 
-    def _start(self, hyper: Any, keys: jax.Array, params: Any, num_steps: int) -> Any:
-        def one(hyper: Any, key: jax.Array, params: Any) -> Any:
+    def _start(self, hyper: Any, keys: jax.Array, start: Any, num_steps: int) -> Any:
+        def one(hyper: Any, key: jax.Array, start: Any) -> Any:
             key = jax.random.fold_in(key, _OPTIMIZER)
-            opt_state = self._make(hyper).init(params, num_steps=num_steps, key=key)
-            return opt_state, convergence.start(params), LossLevels.start(params), jnp.zeros(())
+            params, model_state = start
+            opt_state = self._make(hyper).init(params, model_state, num_steps=num_steps, key=key)
+            point = points.joined(params, model_state)
+            return opt_state, convergence.start(point), LossLevels.start(point), jnp.zeros(())
 
-        return _over_runs(one, hyper, keys, params)
+        return _over_runs(one, hyper, keys, start)
 
     def _steps(
         self, hyper: Any, keys: jax.Array, carry: Any, begin: int, end: int, train: Any
@@ -131,27 +133,33 @@ class Program:
             for use in (_BATCHES, _LOSS, _UPDATE)
         )
         batch = task.datasets.sample(train, batch_key)
-        params = opt.get_params(opt_state)
-        loss, grad = jax.value_and_grad(task.loss)(params, loss_key, batch)
+        params, model_state = opt.get_params_state(opt_state)
+
+        def loss_fn(at: Any) -> tuple[jax.Array, Any]:
+            return task.loss_with_state(at, model_state, loss_key, batch)
+
+        (loss, next_state), grad = jax.value_and_grad(loss_fn, has_aux=True)(params)
         # A second gradient on the same batch, for those that ask for it.
         extra = (
-            {"grad_fn": lambda at: jax.grad(task.loss)(at, loss_key, batch)}
+            {"grad_fn": lambda at: jax.grad(loss_fn, has_aux=True)(at)[0]}
             if isinstance(opt, optimizers_lib.OptaxBaseline)
             else {}
         )
-        opt_state = opt.update(opt_state, grad, loss=loss, key=update_key, **extra)
-        after = opt.get_params(opt_state)
-        poc = convergence.update(poc, t, loss, after)
+        opt_state = opt.update(
+            opt_state, grad, loss=loss, model_state=next_state, key=update_key, **extra
+        )
+        after, point = opt.get_params(opt_state), points.joined(*opt.get_params_state(opt_state))
+        poc = convergence.update(poc, t, loss, point)
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
-        return (opt_state, poc, levels.update(t, poc.trailing_mean, after), update_norm), loss
+        return (opt_state, poc, levels.update(t, poc.trailing_mean, point), update_norm), loss
 
     def _evaluation(self, hyper: Any, carry: Any, test: Any) -> dict[str, jax.Array]:
         """By name in `_evaluated`, [runs]; norms are of the params and of the last update."""
 
         def one(hyper: Any, carry: Any) -> dict[str, jax.Array]:
             opt_state, _, _, update_norm = carry
-            params = self._make(hyper).get_params(opt_state)
-            of_test = whole_split(self._task, params, test)
+            params, model_state = self._make(hyper).get_params_state(opt_state)
+            of_test = whole_split(self._task, params, test, model_state)
             found = {f"test_{name}": of for name, of in of_test.items()}
             found |= {"param_norm": optax.tree.norm(params), "update_norm": update_norm}
             return {name: found[name] for name in self._evaluated}
@@ -159,17 +167,22 @@ class Program:
         return jax.lax.map(lambda args: one(*args), (hyper, carry))
 
     def _params_of(self, hyper: Any, opt_state: Any) -> Any:
-        return _over_runs(lambda h, s: self._make(h).get_params(s), hyper, opt_state)
+        def one(hyper: Any, opt_state: Any) -> Any:
+            return points.joined(*self._make(hyper).get_params_state(opt_state))
+
+        return _over_runs(one, hyper, opt_state)
 
 
 # Jitted at module level: one compilation serves all optimizers of a task.
 @functools.partial(jax.jit, static_argnums=0)
-def _initial_params(task: tasks.ResidentTask, keys: jax.Array) -> Any:
-    return jax.lax.map(lambda key: task.init(jax.random.fold_in(key, _PARAMS)), keys)
+def _initial(task: tasks.ResidentTask, keys: jax.Array) -> Any:
+    return jax.lax.map(lambda key: task.init_with_state(jax.random.fold_in(key, _PARAMS)), keys)
 
 
-def whole_split(task: tasks.ResidentTask, params: Any, split: Any) -> dict[str, jax.Array]:
-    """Means over a whole split of what `task.per_example` has, such as "loss" and "accuracy".
+def whole_split(
+    task: tasks.ResidentTask, params: Any, split: Any, model_state: Any = None
+) -> dict[str, jax.Array]:
+    """Means over a whole split of what `task.judged` has, such as "loss" and "accuracy".
 
     It is gone through in batches; the last is padded and masked.
     """
@@ -181,8 +194,8 @@ def whole_split(task: tasks.ResidentTask, params: Any, split: Any) -> dict[str, 
         batch = task.datasets.normalize(
             {name: value[jnp.minimum(index, size - 1)] for name, value in split.items()}
         )
-        inside = index < size
-        return {name: jnp.sum(of * inside) for name, of in task.per_example(params, batch).items()}
+        inside, found = index < size, task.judged(params, model_state, batch)
+        return {name: jnp.sum(of * inside) for name, of in found.items()}
 
     return {name: of.sum() / size for name, of in jax.lax.map(sums, index).items()}
 

@@ -15,7 +15,7 @@ import jax
 
 from regularized_lopt import tasks
 from regularized_lopt.learned_optimizers import LSTMLOpt
-from regularized_lopt.measure import cubic_regression, flatness
+from regularized_lopt.measure import cubic_regression, flatness, points
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
 from regularized_lopt.measure import update_curves as update_curves_lib
@@ -159,13 +159,14 @@ class Rates:
 
         def measure() -> float:
             on = resident_task(task, self._experiment.phase)
-            params = jax.tree.map(lambda leaf: leaf[None], on.init(jax.random.PRNGKey(0)))
+            point = points.joined(*on.init_with_state(jax.random.PRNGKey(0)))
+            point = jax.tree.map(lambda leaf: leaf[None], point)
             what = dataclasses.replace(
                 self._study.keys.flatness_config_of(task),
                 radii=self._study.flatness_config.headline_alone().radii,
                 headline_starts=1,
             )
-            return _second_time(lambda: flatness.measure(on, params, what))
+            return _second_time(lambda: flatness.measure(on, point, what))
 
         more = [of for of in self._study.flatness_config.scales if of not in flatness.SCALES]
         return self._rate(" ".join([f"ascent {task}", *more]), measure)

@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regularized_lopt import errors
-from regularized_lopt.tasks import classification, data, networks, resident, sources
+from regularized_lopt.tasks import classification, data, networks, resident, resnet, sources
 
 Params = Any
+ModelState = Any
+"""What a network keeps beside its params: BatchNorm's running statistics."""
 
 
 class ImageDatasets(data.ResidentDatasets):
@@ -85,42 +87,88 @@ class ImageTask(resident.ResidentTask):
           *facts: architecture, sizes, activation, see `ResidentTask`.
         """
         super().__init__(name, datasets, *facts)
-        self._network = hk.transform(network)
+        self._network = hk.transform_with_state(network)
 
     def init(self, key: jax.Array) -> Params:
-        return self._network.init(key, jnp.zeros((1, *self.datasets.image_shape)), False)
+        return self.init_with_state(key)[0]
+
+    def init_with_state(self, key: jax.Array) -> tuple[Params, ModelState]:
+        """(params, model state); the latter is None where the network has none."""
+        images = jnp.zeros((1, *self.datasets.image_shape))
+        params, model_state = self._network.init(key, images, False)
+        return params, model_state or None
 
     def logits(
-        self, params: Params, images: Float[Array, "batch h w c"]
+        self,
+        params: Params,
+        images: Float[Array, "batch h w c"],
+        model_state: ModelState = None,
     ) -> Float[Array, "batch classes"]:
-        """The outputs of the trained network: nothing is dropped.
+        """The outputs of the trained network: nothing is dropped, statistics are the running ones.
 
         Raises:
           ValueError: the images do not have the dataset's shape.
         """
-        return self._outputs(params, None, images, is_training=False)
+        return self._outputs(params, model_state, None, images, is_training=False)[0]
 
     def _outputs(
-        self, params: Params, key: jax.Array | None, images: jax.Array, is_training: bool
-    ) -> jax.Array:
+        self,
+        params: Params,
+        model_state: ModelState,
+        key: jax.Array | None,
+        images: jax.Array,
+        is_training: bool,
+    ) -> tuple[jax.Array, ModelState]:
         expected = self.datasets.image_shape
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"{self.name} was given images of shape {tuple(images.shape)}; it takes [batch, "
                 f"{', '.join(map(str, expected))}], as in {self.datasets.dataset}."
             )
-        return self._network.apply(params, key, images, is_training)
+        given = {} if model_state is None else model_state
+        logits, after = self._network.apply(params, given, key, images, is_training)
+        return logits, None if model_state is None else after
 
     def per_example(
         self, params: Params, batch: Any, key: jax.Array | None = None
     ) -> Mapping[str, Float[Array, batch]]:
         """Cross-entropy in nats, and whether the label has the largest logit."""
+        return self._measured(params, None, key, batch)[0]
+
+    def judged(
+        self, params: Params, model_state: ModelState, batch: Any
+    ) -> Mapping[str, Float[Array, batch]]:
+        """See `ResidentTask.judged`: statistics are the running ones."""
+        return self._measured(params, model_state, None, batch)[0]
+
+    def loss_with_state(
+        self, params: Params, state: ModelState, key: jax.Array, data: Any
+    ) -> tuple[Float[Array, ""], ModelState]:
+        """(loss, next model state)."""
+        return self.loss_with_state_and_aux(params, state, key, data)[:2]
+
+    def loss_with_state_and_aux(
+        self, params: Params, state: ModelState, key: jax.Array, data: Any
+    ) -> tuple[Float[Array, ""], ModelState, Mapping[str, Float[Array, ""]]]:
+        """(loss, next model state, aux), all of the network in training.
+
+        There, statistics are those of the batch: the loss does not depend on the state, which may
+        be left out.
+        """
+        found, state = self._measured(params, state, key, data)
+        means = {name: jnp.mean(of) for name, of in found.items()}
+        return means.pop("loss"), state, means
+
+    def _measured(
+        self, params: Params, model_state: ModelState, key: jax.Array | None, batch: Any
+    ) -> tuple[dict[str, jax.Array], ModelState]:
         is_training = key is not None
-        logits = self._outputs(params, key, batch["image"], is_training)
+        logits, state = self._outputs(params, model_state, key, batch["image"], is_training)
+        correct = classification.is_correct(logits, batch["label"])
         return {
             "loss": classification.cross_entropy(logits, batch["label"]),
-            "accuracy": classification.is_correct(logits, batch["label"]).astype(jnp.float32),
-        }
+            "accuracy": correct.astype(jnp.float32),
+        }, state
 
     def normalizer(self, loss: jax.Array) -> jax.Array:
         """Clips the loss to [0, 1.5 log(classes)] as upstream's tasks do; NaN: the upper end."""
@@ -151,6 +199,20 @@ for _dataset, _spec in sources.SPECS.items():
     # The smoothing paper's, which are ReLU networks all.
     for _hidden in ([32], [32, 32]):
         _register_mlp(_dataset, _hidden, "Relu")
+    # With a model state, BatchNorm's.
+    _register(
+        f"ImageMLP_{_dataset}_20_BatchNorm_Relu",
+        _dataset,
+        networks.normalized_mlp([20], jax.nn.relu),
+        *("MLP", "20_BatchNorm", "Relu"),
+    )
+    for _width in (8, 64):
+        _register(
+            f"ResNet18_{_dataset}_{_width}",
+            _dataset,
+            resnet.resnet18(_width),
+            *("ResNet18", str(_width), "Relu"),
+        )
     # Later convolutions do not fit what is left of an 8x8 image.
     _padding = "SAME" if _spec.image_shape[0] < 12 else "VALID"
     for _name, _sizes, _network in (

@@ -72,6 +72,19 @@ class ResidentTask(upstream.Task):
         """
         raise NotImplementedError
 
+    def judged(
+        self, params: Params, model_state: Any, batch: Any
+    ) -> Mapping[str, Float[Array, batch]]:
+        """`per_example` of the trained network; a task with a model state reads it here.
+
+        Args:
+          params: of the network.
+          model_state: of it, see upstream's `init_with_state`; None: it has none.
+          batch: as `datasets.normalize` gives it.
+        """
+        del model_state
+        return self.per_example(params, batch)
+
     @functools.cached_property
     def has_accuracy(self) -> bool:
         """Whether `per_example` knows it."""
@@ -85,6 +98,11 @@ class ResidentTask(upstream.Task):
             jax.random.PRNGKey(0),
         )
         return "accuracy" in found
+
+    @functools.cached_property
+    def has_model_state(self) -> bool:
+        """Whether there is something beside the params, see upstream's `init_with_state`."""
+        return jax.eval_shape(self.init_with_state, jax.random.PRNGKey(0))[1] is not None
 
     def loss(self, params: Params, key: jax.Array, data: Any) -> Float[Array, ""]:
         """Mean loss of the batch in training; `key` draws what is drawn there."""
