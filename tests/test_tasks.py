@@ -44,6 +44,11 @@ OTHERS = {
     "LSTM_Python_32",
     "Transformer_Python_32x32",
 }
+PAIRS = {
+    name.format(dataset)
+    for name in ("ImageMLP_{}Pairs_32_Relu", "TwiceStridedConv_{}Pairs_32x32x32")
+    for dataset in ("Digits", "Mnist", "FashionMnist", "Cifar10")
+}
 REGRESSION = {"CubicRegression", "CubicRegressionFamily"}
 
 
@@ -53,7 +58,7 @@ def of(dataset, names):
 
 def test_names():
     expected = [of(dataset, (*PAPERS, *TRANSFER, *STATEFUL)) for dataset in sources.SPECS]
-    assert set(tasks.names()) == REGRESSION.union(STARS, OTHERS, *expected)
+    assert set(tasks.names()) == REGRESSION.union(STARS, OTHERS, PAIRS, *expected)
     assert set(sources.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10", "FashionMnist8"}
 
 

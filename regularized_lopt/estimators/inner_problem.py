@@ -76,6 +76,7 @@ class InnerProblem:
         self.explosion_factor = explosion_factor
         self.param_scale_bound = param_scale_bound
         self.input_scale_bound = input_scale_bound
+        data_lib.check_outer_split(task_family, outer_data_split)
         _check_params(task_family)
         if input_scale_bound:
             rescaling.check_images(task_family)

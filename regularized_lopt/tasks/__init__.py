@@ -9,9 +9,11 @@ import gin
 
 from regularized_lopt import errors, upstream
 from regularized_lopt.tasks import autoencoder as autoencoder
+from regularized_lopt.tasks import class_pairs, regression, resident
 from regularized_lopt.tasks import es_wrapped as es_wrapped
-from regularized_lopt.tasks import regression, resident
 from regularized_lopt.tasks import text as text
+from regularized_lopt.tasks.class_pairs import ClassPairFamily as ClassPairFamily
+from regularized_lopt.tasks.class_pairs import class_split as class_split
 from regularized_lopt.tasks.image import ImageTask as ImageTask
 from regularized_lopt.tasks.regression import CubicRegression as CubicRegression
 from regularized_lopt.tasks.regression import CubicRegressionFamily as CubicRegressionFamily
@@ -19,6 +21,7 @@ from regularized_lopt.tasks.resident import ResidentTask as ResidentTask
 
 _FACTORIES: dict[str, Callable[..., upstream.Task | upstream.TaskFamily]] = {
     **resident.FACTORIES,
+    **class_pairs.FACTORIES,
     "CubicRegression": regression.CubicRegression,
     "CubicRegressionFamily": regression.CubicRegressionFamily,
 }

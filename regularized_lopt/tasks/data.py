@@ -224,6 +224,20 @@ def num_examples(arrays: Mapping[str, Any]) -> int:
     return int(next(iter(arrays.values())).shape[0])
 
 
+def validates_apart(task_family: upstream.TaskFamily) -> bool:
+    """Whether its "outer_valid" has other classes than "train": validation trains on it, too."""
+    return getattr(task_family.datasets, "validates_apart", False)
+
+
+def check_outer_split(task_family: upstream.TaskFamily, split: str) -> None:
+    """Raises ValueError if networks would be judged on classes that they are not trained on."""
+    if split == "outer_valid" and validates_apart(task_family):
+        raise ValueError(
+            f"outer_data_split = 'outer_valid': {task_family.name} has other classes there than "
+            "those that networks are trained on. Use 'train' or 'inner_valid'."
+        )
+
+
 def pull(datasets: upstream.Datasets, split: str, count: int, task: str) -> list[Any]:
     """The next batches of a task's own iterator.
 

@@ -269,13 +269,14 @@ def conv_32x32x32(padding: str) -> Network:
     return cnn([Conv(32, 3, pool="max"), Conv(32, 3, pool="max"), Conv(32, 3)], padding)
 
 
-def twice_strided_conv_32x32x32(padding: str) -> Network:
+def twice_strided_conv_32x32x32(padding: str, num_classes: int = 10) -> Network:
     """The smoothing paper's CNN: three convolutions of 32 channels, 3x3, the last with a mean-pool.
 
     The first two have stride 2: without padding 32 pixels become 15, 7, 5, 2, and 28 become 13, 6,
     4, 2; 128 features in both cases. The layers are those of the published code.
     """
-    return cnn([Conv(32, 3, stride=2), Conv(32, 3, stride=2), Conv(32, 3, pool="avg")], padding)
+    layers = [Conv(32, 3, stride=2), Conv(32, 3, stride=2), Conv(32, 3, pool="avg")]
+    return cnn(layers, padding, num_classes=num_classes)
 
 
 def lenet(padding: str) -> Network:
