@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long flatness_pilot flatness_mean flatness_unroll_100 flatness flatness_gradients flatness_stored
+STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long flatness_pilot flatness_mean flatness_unroll_100 flatness flatness_gradients flatness_stored nominal_sam nominal_sam_blackbox
 
 .PHONY: quickstart test coverage lint docs results $(STUDIES:%=experiments/%) stress matrix clean
 quickstart: $(VENV)/.installed

@@ -34,6 +34,8 @@ APART = (
     "flatness",
     "flatness_gradients",
     "flatness_stored",
+    "nominal_sam",
+    "nominal_sam_blackbox",
 )
 """Studies whose intervals are not counted: of a stable LSTM, or of plain ones that are counted."""
 TABLES = {
