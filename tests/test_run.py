@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 import subprocess
@@ -5,12 +6,14 @@ import sys
 
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, digits_config, needs_mnist, needs_tfds
+from helpers import TwoLayer
 from learned_optimization.tasks import quadratics
 
-from regularized_lopt import errors, gin_files, serialization, zoo
+from regularized_lopt import errors, gin_files, serialization, upstream, zoo
 from regularized_lopt.estimators import RegularizedTruncatedGrad
 from regularized_lopt.outer_training import outer_train, run_dir
 from regularized_lopt.outer_training.session import DivergedError
@@ -92,6 +95,25 @@ def test_a_task_s_own_iterators_move_on_with_every_outer_step(tmp_path, monkeypa
     gin_files.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
     outer_train(tmp_path / "run", task=quadratics.BatchQuadraticTask(), progress=False)
     assert len(set(seen)) == len(seen) == 3
+
+
+class Broken(TwoLayer):
+    """Its loss is the logarithm of what is not positive."""
+
+    def loss(self, params, key, data):
+        return jnp.log(-super().loss(params, key, data))
+
+
+class BrokenBatches(Broken):
+    datasets = upstream.Datasets(*[itertools.repeat({"x": np.zeros((2, 1))})] * 4)
+
+
+@pytest.mark.parametrize("task", [Broken(), BrokenBatches()])
+def test_a_task_whose_loss_is_not_finite_at_the_start_is_refused(tmp_path, task):
+    gin_files.parse_gin([], [line for line in digits_config(3) if "outer_train.task" not in line])
+    with pytest.raises(ValueError, match=r"the loss of Broken\w* is nan where inner"):
+        outer_train(tmp_path / "run", task=[TwoLayer(), task], progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 @needs_tfds

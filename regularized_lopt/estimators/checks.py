@@ -117,5 +117,5 @@ def check_starts_finite(owner: str, step_lib: InnerProblem) -> None:
     if not math.isfinite(loss):
         raise ValueError(
             f"{owner}: the loss of {family.name} is {loss} where inner training starts, so that "
-            "differences of it are no numbers. See that its data and its initial params are finite."
+            "nothing could be learned. See that its data and its initial params are finite."
         )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gin
 
 from regularized_lopt import devices, gin_files, zoo
+from regularized_lopt.estimators import checks
 from regularized_lopt.estimators.truncated_grad import RegularizedTruncatedGrad
 from regularized_lopt.outer_training import parts as parts_lib
 from regularized_lopt.outer_training import unread
@@ -65,6 +66,9 @@ def make(
             "batches from iterators of its own, of which members would take each other's. Train "
             "one seed at a time."
         )
+    if isinstance(made.estimator, RegularizedTruncatedGrad):  # Evolution strategies always look.
+        for step in made.estimator.truncated_steps:
+            checks.check_starts_finite("RegularizedTruncatedGrad", step)
     if not members:
         run = Run(made.loop, _metadata(made, seed), _experiment(made, seed, warm_start))
         return made, {"": run}
