@@ -60,6 +60,10 @@ needs_mnist = pytest.mark.skipif(
     not _has("Mnist"),
     reason="MNIST is not prepared here: TFDS_DATA_DIR is not set, or TensorFlow not installed",
 )
+needs_cifar100 = pytest.mark.skipif(
+    not (TENSORFLOW and TFDS and pathlib.Path(TFDS, "cifar100").is_dir()),
+    reason="CIFAR-100 is not in TFDS_DATA_DIR, or TensorFlow not installed",
+)
 needs_tfds = pytest.mark.skipif(
     TFDS is None or not TENSORFLOW,
     reason="TFDS_DATA_DIR is not set, or TensorFlow not installed: upstream reads images by them",

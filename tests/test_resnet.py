@@ -75,7 +75,9 @@ def test_a_block_is_that_of_haiku_s_resnet(channels, stride):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "size"), [("ResNet18_Cifar10_64", 11_173_962)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("ResNet18_Cifar10_64", 11_173_962), ("ResNet18_Cifar100_64", 11_220_132)]
+)
 def test_resnet18_has_so_many_params(name, size):
     params, state = jax.eval_shape(tasks.get(name).init_with_state, KEY)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == size

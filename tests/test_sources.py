@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import needs_mnist
+from conftest import needs_cifar100, needs_mnist
 
 from regularized_lopt import tasks
 from regularized_lopt.tasks import sources
@@ -77,6 +77,14 @@ def test_a_resized_dataset_lies_between_its_source_s_pixels(tmp_path, monkeypatc
     np.save(tmp_path / "Digits4-1" / "train_image.npy", images)
     with pytest.raises(sources.DataUnavailableError, match="float32, 1 of them not finite"):
         sources.load_arrays("Digits4")
+
+
+@needs_cifar100
+def test_cifar100_has_a_hundred_classes():
+    arrays = sources.load_arrays("Cifar100")
+    assert arrays["train_image"].shape == (50_000, 32, 32, 3)
+    assert np.bincount(arrays["train_label"]).tolist() == [500] * 100
+    assert np.bincount(arrays["test_label"]).tolist() == [100] * 100
 
 
 def poisoned(**changes):

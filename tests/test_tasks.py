@@ -18,6 +18,11 @@ from regularized_lopt.tasks import sources
 KEY = jax.random.PRNGKey(0)
 
 
+TEN_CLASSES = ("Digits", "Mnist", "FashionMnist", "Cifar10", "FashionMnist8")
+HUNDRED_CLASSES = {
+    f"{name}_Cifar100_{size}"
+    for name, size in (("TwiceStridedConv", "32x32x32"), ("ResNet18", "8"), ("ResNet18", "64"))
+}
 PAPERS = ("ImageMLP_{}_20_Sigmoid", "ImageMLP_{}_20_Relu", "Conv_{}_16x32")
 TRANSFER = (
     *(f"ImageMLP_{{}}_{size}_{f}" for size in ("40", "20x20") for f in ("Sigmoid", "Relu")),
@@ -57,9 +62,9 @@ def of(dataset, names):
 
 
 def test_names():
-    expected = [of(dataset, (*PAPERS, *TRANSFER, *STATEFUL)) for dataset in sources.SPECS]
-    assert set(tasks.names()) == REGRESSION.union(STARS, OTHERS, PAIRS, *expected)
-    assert set(sources.SPECS) == {"Digits", "Mnist", "FashionMnist", "Cifar10", "FashionMnist8"}
+    expected = [of(dataset, (*PAPERS, *TRANSFER, *STATEFUL)) for dataset in TEN_CLASSES]
+    assert set(tasks.names()) == REGRESSION.union(STARS, HUNDRED_CLASSES, OTHERS, PAIRS, *expected)
+    assert set(sources.SPECS) == {*TEN_CLASSES, "Cifar100"}
 
 
 def test_no_name_is_one_of_upstream_s():
@@ -82,7 +87,7 @@ def test_no_name_is_one_of_upstream_s():
     "name",
     sorted(
         REGRESSION.union(
-            STARS, OTHERS, of("Mnist", TRANSFER), *(of(name, PAPERS) for name in sources.SPECS)
+            STARS, OTHERS, of("Mnist", TRANSFER), *(of(name, PAPERS) for name in TEN_CLASSES)
         )
     ),
 )

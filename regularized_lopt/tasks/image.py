@@ -192,6 +192,8 @@ def _register_mlp(dataset: str, hidden: Sequence[int], activation: str) -> None:
 
 _ACTIVATIONS = {"Sigmoid": jax.nn.sigmoid, "Relu": jax.nn.relu}
 for _dataset, _spec in sources.SPECS.items():
+    if _spec.num_classes != 10:
+        continue
     # The paper's 20 units; twice as wide; twice as deep.
     for _hidden in ([20], [40], [20, 20]):
         for _activation in _ACTIVATIONS:
@@ -232,6 +234,14 @@ for _dataset, _spec in sources.SPECS.items():
             _network(_padding),
             *(_name, _sizes, "Relu"),
         )
+
+# The smoothing paper's on CIFAR-100.
+for _name, _sizes, _made in (
+    ("TwiceStridedConv", "32x32x32", networks.twice_strided_conv_32x32x32("VALID", 100)),
+    ("ResNet18", "8", resnet.resnet18(8, 100)),
+    ("ResNet18", "64", resnet.resnet18(64, 100)),
+):
+    _register(f"{_name}_Cifar100_{_sizes}", "Cifar100", _made, _name, _sizes, "Relu")
 
 # STAR's, beside ImageMLP_FashionMnist8_32_Relu. Upstream has the same by names that it alone may
 # have: ImageMLP_FashionMnist8_Relu32, ImageMLP_FashionMnist_Relu128x128, Conv_Cifar10_32x64x64.

@@ -109,6 +109,7 @@ _SOURCES: Mapping[str, DatasetSpec] = {
     "Mnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("mnist")),
     "FashionMnist": DatasetSpec("3.0.1", (28, 28, 1), 255, _tfds_reader("fashion_mnist")),
     "Cifar10": DatasetSpec("3.0.2", (32, 32, 3), 255, _tfds_reader("cifar10")),
+    "Cifar100": DatasetSpec("3.0.2", (32, 32, 3), 255, _tfds_reader("cifar100"), 100),
 }
 SPECS: Mapping[str, DatasetSpec] = {
     **_SOURCES,
