@@ -193,6 +193,23 @@ def test_the_configurations_are_the_published_ones_but_for_their_images(shots, n
     assert described["over_steps"] == "sum"
 
 
+def test_the_studys_own_configuration_differs_in_size_alone():
+    gin_files.parse_gin([str(REPOSITORY / "gin_configs/few_shot_5shot.gin")], [])
+    published = gin.config_str(max_line_length=10_000).splitlines()
+    gin.clear_config()
+    gin_files.parse_gin([str(REPOSITORY / "experiments/few_shot/five_shot.gin")], [])
+    own = gin.config_str(max_line_length=10_000).splitlines()
+    changed = {one.partition(" = ")[0] for one in set(own) ^ set(published)}
+    assert changed - {"outer_train.parallelism", "outer_train.checkpoint_every"} <= {
+        "FewShotFamily.channels",
+        "outer_train.num_outer_steps",
+        "Curriculum.validation_period",
+        "FineTuning.pretraining_steps",
+        "# Parameters for FineTuning:",
+        "# " + "=" * 78,
+    }
+
+
 def test_rewriting_needs_results(tmp_path):
     done = python("-m", "regularized_lopt.few_shot", f"--out_dir={tmp_path}", "--rewrite")
     assert done.returncode == 2
