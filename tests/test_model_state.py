@@ -20,6 +20,7 @@ from regularized_lopt.estimators import (
 from regularized_lopt.measure import flatness, optimizers, points
 from regularized_lopt.measure.loss_slices import loss_slices
 from regularized_lopt.measure.trainer import Trainer
+from regularized_lopt.study import meta_test
 from regularized_lopt.tasks import image, networks
 
 LOPT = LSTMLOpt(hidden_size=2, num_layers=1)
@@ -223,3 +224,28 @@ def test_flatness_is_measured_with_frozen_statistics(trained):
     one = jax.tree.map(lambda leaf: leaf[0], point)
     slices = loss_slices(task, one, num_points=3, num_examples=359)
     assert slices.plane[1, 1] == pytest.approx(float(found.loss[0]), rel=1e-4)
+
+
+def test_meta_test_in_one_call_keeps_and_measures_around_it():
+    """Through the cache, at all points: convergence, completion and matched training loss."""
+    what = flatness.FlatnessConfig(
+        radii=(0.01,),
+        num_steps=1,
+        num_examples=100,
+        headline_starts=1,
+        num_probes=0,
+        scales=(*flatness.SCALES, "live"),
+    )
+    found = meta_test(
+        {"fast": upstream.SGD(0.3), "slow": upstream.SGD(0.1)},
+        "ImageMLP_Digits_20_BatchNorm_Relu",
+        num_runs=1,
+        num_steps=30,
+        baselines=(),
+        flatness_config=what,
+        progress=False,
+    )
+    assert found.test_accuracy.values[..., -1].min() > 0.6
+    for name in ("around_loss", "around_loss_last", "around_live_norm", "plane"):
+        assert np.all(np.isfinite(found[name].values)), name
+    assert np.all(np.isfinite(found.matched_loss.values[1]))  # The reference has no other.
