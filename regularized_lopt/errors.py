@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 _T = TypeVar("_T")
+_LARGEST = float(np.finfo(np.float32).max)  # What parameters become.
 
 
 class UnknownNameError(ValueError):
@@ -80,15 +81,15 @@ def reason(error: BaseException) -> str:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises ValueError unless value > 0, and finite."""
-    if not is_traced(value) and not 0 < value < math.inf:
-        raise ValueError(f"{name} = {value!r}: it must be greater than 0, and finite.")
+    """Raises ValueError unless value > 0, and finite in float32."""
+    if not is_traced(value) and not 0 < value <= _LARGEST:
+        raise ValueError(f"{name} = {value!r}: it must be greater than 0, and finite in float32.")
 
 
 def check_not_negative(name: str, value: float) -> None:
-    """Raises ValueError unless value >= 0, and finite."""
-    if not is_traced(value) and not 0 <= value < math.inf:
-        raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite.")
+    """Raises ValueError unless value >= 0, and finite in float32."""
+    if not is_traced(value) and not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite in float32.")
 
 
 def check_in(name: str, value: float, interval: str) -> None:

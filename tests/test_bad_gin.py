@@ -407,7 +407,7 @@ def problem_with(selector, name, value):
         ),
         (
             lambda: regularizers.SAM(rho=float("inf")),
-            "SAM.rho = inf: it must be 0 or greater, and finite.",
+            "SAM.rho = inf: it must be 0 or greater, and finite in float32.",
         ),
         (
             lambda: regularized_lopt.LSTMLOpt(num_layers=True),

@@ -378,8 +378,8 @@ class Bad:
 @pytest.mark.parametrize(
     "bad",
     [
-        Bad("std = 0.0: it must be greater than 0, and finite.", own={"std": 0.0}),
-        Bad("std = -1.0: it must be greater than 0, and finite.", own={"std": -1.0}),
+        Bad("std = 0.0: it must be greater than 0, and finite in float32.", own={"std": 0.0}),
+        Bad("std = -1.0: it must be greater than 0, and finite in float32.", own={"std": -1.0}),
         Bad("unroll_length = 5 does not divide the trajectory of 12", length=12),
         Bad("num_tasks = 0: it must be a whole number from 1", step={"num_tasks": 0}),
         Bad("the loss of NeverFinite is inf where inner training starts", task=NeverFinite()),

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -164,6 +165,16 @@ def test_the_parallelism_is_measured_once(tmp_path, monkeypatch):
     train(tmp_path, 3, seeds=(0, 1))
 
 
+def test_a_member_that_is_gone_is_told_to_begin_anew(tmp_path, capsys):
+    arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
+    train(tmp_path, 2, **arguments)
+    shutil.rmtree(tmp_path / "seed1")
+    assert "begun anew" not in capsys.readouterr().out
+    train(tmp_path, 3, **arguments)
+    assert "of seed1: begun anew, where the others go on" in capsys.readouterr().out
+    assert curves(tmp_path / "seed1")["outer_step"][-1] == 3
+
+
 def test_a_damaged_checkpoint_is_named_with_its_member(tmp_path):
     arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
     train(tmp_path, 2, **arguments)
@@ -208,6 +219,18 @@ BAD = {
     "negative": (
         {"seeds": (0, 1), "doses": {"SAM.rho": (0.1, -0.2)}},
         "outer_train.doses\\['SAM.rho'\\] = -0.2: it must be 0 or greater",
+    ),
+    "not finite in float32": (
+        {"seeds": (0, 1), "doses": {"SAM.rho": (0.1, 1e300)}},
+        "outer_train.doses\\['SAM.rho'\\] = 1e\\+300: it must be 0 or greater, and finite",
+    ),
+    "two zeros": (
+        {"seeds": (0, 0), "doses": {"SAM.rho": (0.0, -0.0)}},
+        "seed 0 is there twice with the same doses",
+    ),
+    "a shape, and twice": (
+        {"seeds": (0, 0), "doses": {"LSTMLOpt.hidden_size": (8, 8)}},
+        "'LSTMLOpt.hidden_size' is fixed when the program is compiled",
     ),
     "out of its range": (
         {"seeds": (0, 1), "doses": {"theta_learning_rate.learning_rate": (0.1, 0.0)}},

@@ -67,7 +67,7 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     ],
 )
 def test_a_regularizer_that_changes_nothing_is_reported(tmp_path, binding, space):
-    with pytest.warns(UserWarning, match=f"sam in {space} space changes nothing"):
+    with pytest.warns(UserWarning, match=f"run: regularizer sam in {space} space changes nothing"):
         train(tmp_path / "run", 1, binding, "SAM.weight = 0.0")
 
 

@@ -58,7 +58,8 @@ class Doses:
 
 
 def check(doses: Mapping[str, Sequence[float]], num_members: int) -> None:
-    """Raises ValueError unless there is one number per member."""
+    """Raises ValueError unless members can differ in these, and there is one number for each."""
+    Doses(tuple(doses))
     for name, values in doses.items():
         parameter = f"outer_train.doses[{name!r}]"
         if len(values) != num_members:

@@ -70,7 +70,8 @@ def members(
     doses_lib.check(doses, len(seeds))
     found: dict[str, Member] = {}
     for place, seed in enumerate(int(seed) for seed in seeds):
-        own = {name: float(values[place]) for name, values in doses.items()}
+        # Plus 0.0: there is no dose of -0.0.
+        own = {name: float(values[place]) + 0.0 for name, values in doses.items()}
         if (member := Member(_name(seed, own), seed, own)).name in found:
             raise ValueError(
                 f"outer_train.seeds: seed {seed} is there twice"
@@ -126,6 +127,7 @@ def _take(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> None:
     if not file.is_file():
         run_dir_lib.check_empty(path, "population", run_files.POPULATION_FILE)
     elif (found := file.read_bytes()) == description:
+        _say_who_begins_anew(path, given)
         return
     else:
         others = _names(file, found)
@@ -140,6 +142,17 @@ def _take(path: pathlib.Path, given: Sequence[Member], overwrite: bool) -> None:
             if (path / name / run_files.EXPERIMENT_FILE).is_file():
                 shutil.rmtree(path / name)
     serialization.write_atomically(file, description)
+
+
+def _say_who_begins_anew(path: pathlib.Path, given: Sequence[Member]) -> None:
+    """Where some members of a population have begun, and others are not there."""
+    missing = [
+        one.name for one in given if not (path / one.name / run_files.EXPERIMENT_FILE).is_file()
+    ]
+    if 0 < len(missing) < len(given):
+        progress_lib.say(
+            f"Nothing is in {path} of {', '.join(missing)}: begun anew, where the others go on."
+        )
 
 
 def _names(file: pathlib.Path, content: bytes) -> list[str]:

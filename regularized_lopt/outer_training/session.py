@@ -152,7 +152,7 @@ class Session:
         return self._step % self._settings.log_every == 0 or last or validated
 
     def _write_log(self, event: Event) -> None:
-        scalars = _as_floats(event.scalars, self._loop.estimator)
+        scalars = _as_floats(event.scalars, self._loop.estimator, self._run_dir.path.name)
         if event.validation_loss is not None:
             scalars["validation_loss"] = event.validation_loss
         seconds = time.monotonic() - self._clock
@@ -208,7 +208,9 @@ class Session:
         raise Interrupted(signum, self._step, self._run_dir.checkpoints.last())
 
 
-def _as_floats(scalars: dict[str, Any], estimator: TruncatedEstimator) -> dict[str, float]:
+def _as_floats(
+    scalars: dict[str, Any], estimator: TruncatedEstimator, run: str
+) -> dict[str, float]:
     """The scalars of an outer step; warns, once, of a regularizer that changed nothing at it."""
     scalars = {name: float(value) for name, value in scalars.items()}
     for space, change, regularizer in (
@@ -217,8 +219,8 @@ def _as_floats(scalars: dict[str, Any], estimator: TruncatedEstimator) -> dict[s
     ):
         if regularizer.name != "none" and scalars[change] == 0:
             warnings.warn(
-                f"Regularizer {regularizer.name} in {space} space changes nothing: see its weight, "
-                "and its radius or strength.",
+                f"{run}: regularizer {regularizer.name} in {space} space changes nothing: see its "
+                "weight, and its radius or strength.",
                 stacklevel=2,
             )
     return scalars
