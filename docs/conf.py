@@ -69,7 +69,7 @@ _OTHERS += ("learned_optimization", "matplotlib", "mpl_figure", "optax", "os", "
 _OTHERS += ("xarray", "xr")
 nitpick_ignore_regex = [
     ("py:class", rf"({'|'.join(_OTHERS)})\..*|Array|Bool|Float|Int"),
-    ("py:class", r"GradFn|Hidden|LossFn|Params|Theta|Tree|_T"),
+    ("py:class", r"GradFn|Hidden|LossFn|ModelState|Params|Theta|Tree|_T|lstm_network\.Layers"),
     ("py:class", r"regularized_lopt\..*\._\w+|(truncated_step|curriculum|unroll)_lib\..*|Mesh"),
     ("py:class", "'.*'|[a-z]+|[0-9]+"),
 ]

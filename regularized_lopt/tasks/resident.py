@@ -68,7 +68,7 @@ class ResidentTask(upstream.Task):
           key: of what is drawn in training, such as dropout; None: the trained network is judged.
 
         Returns:
-          A dict of "loss", and of classifiers "accuracy": 1.0 where it is right, else 0.0.
+          A dict of "loss", and of classifiers "accuracy", 1.0 where it is right, else 0.0.
         """
         raise NotImplementedError
 
