@@ -23,9 +23,9 @@ EXPERIMENT = Experiment(
 )
 
 
-def digests(name, **changes):
+def digests(name, rate=0.1, **changes):
     keys = CacheKeys(dataclasses.replace(EXPERIMENT, **changes), FlatnessConfig())
-    one = identity(optimizers_lib.baseline(name, 0.1))
+    one = identity(optimizers_lib.baseline(name, rate))
     return keys.tune(RELU, name).digest, keys.training_curves(RELU, name, one).digest
 
 
@@ -37,8 +37,9 @@ def test_the_default_baselines_are_those_that_are_stored():
 @pytest.mark.parametrize("name", optimizers_lib.BASELINES)
 def test_a_budget_of_gradients_renames_only_what_it_changes(name):
     one_gradient = optimizers_lib.BASELINES[name].gradients_per_step == 1
+    rate = float(optimizers_lib.BASELINES[name].learning_rates[0])
     for at_steps, at_gradients in zip(
-        digests(name), digests(name, budget="gradients"), strict=True
+        digests(name, rate), digests(name, rate, budget="gradients"), strict=True
     ):
         assert (at_steps == at_gradients) == one_gradient
 

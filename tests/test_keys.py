@@ -56,7 +56,8 @@ def assert_all_differ(recorder, *uses):
 
 def test_a_meta_test_gives_every_step_fresh_keys(recorder, monkeypatch):
     task = tasks.get(DIGITS)
-    monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
+    noting = recorder.seeing(task.loss_with_state, "loss", 2)
+    monkeypatch.setattr(task, "loss_with_state", noting)
     monkeypatch.setattr(task.datasets, "sample", recorder.seeing(task.datasets.sample, "batch", 1))
     trainer = trainer_lib.Trainer(task, 2, STEPS, eval_steps=[STEPS], progress=False)
     trainer.train([optimizers_lib.fixed("SGD", recorder.optimizer())])
@@ -67,7 +68,8 @@ def test_a_meta_test_gives_every_step_fresh_keys(recorder, monkeypatch):
 
 def test_sam_takes_both_gradients_with_one_key(recorder, monkeypatch):
     task = tasks.get(DIGITS)
-    monkeypatch.setattr(task, "loss", recorder.seeing(task.loss, "loss", 1))
+    noting = recorder.seeing(task.loss_with_state, "loss", 2)
+    monkeypatch.setattr(task, "loss_with_state", noting)
     trainer = trainer_lib.Trainer(task, 1, STEPS, eval_steps=[STEPS], progress=False)
     trainer.train([optimizers_lib.baseline("SGD+SAM", 0.1)])
     seen = recorder.of("loss")

@@ -157,7 +157,7 @@ def test_large_weights_are_no_explosion():
         ),
         (
             lambda: regularizers.Smoothing(over_steps="loss"),
-            r"Unknown Smoothing\.over_steps 'loss'.* Known: as_loss, mean\.",
+            r"Unknown Smoothing\.over_steps 'loss'.* Known: as_loss, mean, sum\.",
         ),
     ],
 )

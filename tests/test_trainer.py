@@ -189,7 +189,9 @@ def test_all_optimizers_start_from_the_same_params_and_batches():
 
 def test_tuning_picks_the_rate_that_trains_best(monkeypatch):
     rates = np.array([1e-4, 0.5, 1e3])  # Too slow, good, divergent.
-    found = dataclasses.replace(optimizers_lib.BASELINES["SGD"], learning_rates=rates)
+    found = dataclasses.replace(
+        optimizers_lib.BASELINES["SGD"], settings=lambda: {"learning_rate": rates}
+    )
     monkeypatch.setattr(optimizers_lib, "BASELINES", {"SGD": found})
     tuned = trainer_lib.tune("SGD", trainer_lib.Trainer(tasks.get(DIGITS), 1, 30, progress=False))
     assert tuned.learning_rate == 0.5

@@ -186,11 +186,12 @@ class ResidentDatasets(upstream.Datasets):
         """
         if not self._on_device:
             by_source: dict[str, Batch] = {}
-            for name in _PHASES[self.phase]:
-                source = self._source(name)
+            sources = {name: self._source(name) for name in _PHASES[self.phase]}
+            for name, source in sources.items():
                 if source not in by_source:
                     by_source[source] = jax.device_put(self.host_arrays(name))
-                self._on_device[name] = by_source[source]
+            # At once: programs that run side by side may ask meanwhile.
+            self._on_device = {name: by_source[source] for name, source in sources.items()}
         return self._on_device[errors.check_name("split", split, self._on_device)]
 
     def _source(self, split: str) -> str:
