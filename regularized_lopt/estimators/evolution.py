@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from regularized_lopt import errors, regularizers, upstream
@@ -277,9 +278,4 @@ class RegularizedTruncatedPES(EvolutionStrategy):
 
 def _normal(key: jax.Array, like: Any, std: float) -> Any:
     """N(0, std^2), leaf by leaf."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        treedef,
-        [std * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)],
-    )
+    return optax.tree.scale(std, optax.tree.random_like(key, like, jax.random.normal))

@@ -182,12 +182,8 @@ class CoordinateWiseLOpt(upstream.LearnedOptimizer):
         params = leaves.flatten(opt_state.params)
         hidden = self.with_tensors(opt_state.hidden, params, leaves.sizes(opt_state.params))
         unit = jnp.sqrt(jnp.mean(gradient**2))
-        if fraction < 1:
-            count = max(1, round(fraction * gradient.size))
-            index = jax.random.randint(key, (count,), 0, gradient.size)
-            gradient, params, hidden = jax.tree.map(
-                lambda leaf: leaf[..., index], (gradient, params, hidden)
-            )
+        arrays = (gradient, params, hidden)
+        gradient, params, hidden = leaves.drawn(arrays, gradient.size, fraction, key)
         if space == "preprocessed":
             hidden = self.with_gradient(hidden, gradient)
             features = self.features(hidden, gradient, params)

@@ -182,6 +182,22 @@ def unflatten(flat: Float[Array, n], leaves: Sequence[Any]) -> list[jax.Array | 
     return parts
 
 
+def drawn(arrays: Tree, num_coordinates: int, fraction: float, key: jax.Array) -> Tree:
+    """A share of the coordinates, drawn with replacement; all of them where it is 1.
+
+    Args:
+      arrays: each [..., n].
+      num_coordinates: n.
+      fraction: the share, in (0, 1].
+      key: of the draw.
+    """
+    if fraction == 1:
+        return arrays
+    count = max(1, round(fraction * num_coordinates))
+    index = jax.random.randint(key, (count,), 0, num_coordinates)
+    return jax.tree.map(lambda leaf: leaf[..., index], arrays)
+
+
 class SideBySide:
     """Tensors of given shapes whose coordinates are laid side by side on the last axis."""
 

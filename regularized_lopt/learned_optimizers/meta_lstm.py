@@ -187,12 +187,9 @@ class MetaLSTMLOpt(upstream.LearnedOptimizer):
         """
         gradient = leaves.flatten(grad)
         params = jax.lax.stop_gradient(leaves.flatten(self.opt_fn(theta).get_params(opt_state)))
-        if fraction < 1:
-            count = max(1, round(fraction * gradient.size))
-            index = jax.random.randint(key, (count,), 0, gradient.size)
-            arrays = (gradient, params, opt_state.layers, opt_state.gates)
-            gradient, params, layers, gates = jax.tree.map(lambda leaf: leaf[..., index], arrays)
-            opt_state = opt_state.replace(layers=layers, gates=gates)  # type: ignore[attr-defined]
+        arrays = (gradient, params, opt_state.layers, opt_state.gates)
+        gradient, params, layers, gates = leaves.drawn(arrays, gradient.size, fraction, key)
+        opt_state = opt_state.replace(layers=layers, gates=gates)  # type: ignore[attr-defined]
         unit = jnp.ones((), gradient.dtype)
 
         def gates_of(features: jax.Array) -> Float[Array, "2 n"]:

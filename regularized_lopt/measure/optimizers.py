@@ -258,10 +258,6 @@ def _rmsprop(rate: Any) -> optax.GradientTransformation:
     return optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
 
 
-def _nadamw(settings: Settings) -> optax.GradientTransformation:
-    return optax.nadamw(**settings)
-
-
 _PLAIN: Mapping[str, Baseline] = {
     "SGD": Baseline("SGD", optax.sgd, _grid(_SGD_RATES)),
     "Momentum": Baseline(

@@ -7,51 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regularized_lopt.tasks.networks import Conv2D
-
-
-class BatchNorm(hk.Module):
-    """Batch normalization (Ioffe & Szegedy 2015), by statistics that the caller names.
-
-    Running statistics follow PyTorch's convention, m <- (1 - momentum) m + momentum batch, from 0
-    and 1, the variance without bias.
-    """
-
-    def __init__(self, momentum: float, epsilon: float, name: str | None = None):
-        """Initializer.
-
-        Args:
-          momentum: of the running statistics, in [0, 1].
-          epsilon: added to variances, > 0.
-          name: of the module.
-        """
-        super().__init__(name=name)
-        self._momentum = momentum
-        self._epsilon = epsilon
-
-    def __call__(
-        self, x: Float[Array, "c h w batch"], count: int | None
-    ) -> Float[Array, "c h w batch"]:
-        """Normalizes by the statistics of the first `count` images; None: by the running ones."""
-        size = x.shape[:1]
-        running_mean = hk.get_state("mean", size, x.dtype, jnp.zeros)
-        running_variance = hk.get_state("variance", size, x.dtype, jnp.ones)
-        if count is None:
-            mean, variance = running_mean, running_variance
-        else:
-            of = x[..., :count].reshape(*size, -1)
-            mean, variance = of.mean(axis=1), of.var(axis=1)
-            unbiased = variance * of.shape[1] / max(1, of.shape[1] - 1)
-            for name, old, new in (
-                ("mean", running_mean, mean),
-                ("variance", running_variance, unbiased),
-            ):
-                moved = (1 - self._momentum) * old + self._momentum * new
-                hk.set_state(name, jax.lax.stop_gradient(moved))
-        scale = hk.get_parameter("scale", size, x.dtype, jnp.ones)
-        offset = hk.get_parameter("offset", size, x.dtype, jnp.zeros)
-        scale = scale * jax.lax.rsqrt(variance + self._epsilon)
-        return x * scale[:, None, None, None] + (offset - mean * scale)[:, None, None, None]
+from regularized_lopt.tasks.networks import BatchNorm, Conv2D
 
 
 def conv4(
@@ -75,11 +31,13 @@ def conv4(
       num_classes: of the output.
       channels: of each convolution.
       blocks: how many there are.
-      momentum, epsilon: of `BatchNorm`.
+      momentum: of the running statistics, in PyTorch's sense: the share of the batch's, in (0, 1].
+      epsilon: of `BatchNorm`.
     """
     x = jnp.transpose(images, (3, 1, 2, 0))
     for _ in range(blocks):
-        x = BatchNorm(momentum, epsilon)(Conv2D(channels, 3, "SAME")(x), count)
+        x = Conv2D(channels, 3, "SAME")(x)
+        x = BatchNorm(0, 1 - momentum, epsilon)(x, count is not None, x[..., :count])
         x = jax.nn.relu(_max_pool(x) if min(x.shape[1:3]) > 1 else x)
     x = jnp.transpose(x, (3, 1, 2, 0)).reshape(images.shape[0], -1)
     return hk.Linear(num_classes)(x)

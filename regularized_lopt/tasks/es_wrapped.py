@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from regularized_lopt import errors
@@ -79,16 +80,10 @@ def evolution_gradient(
 
     def backward(kept: tuple[Params, jax.Array, Any], cotangent: Any) -> tuple[Params, None, None]:
         params, key, batch = kept
-        leaves, treedef = jax.tree.flatten(params)
 
         def of_pair(pair_key: jax.Array) -> Params:
-            noise_keys = jax.random.split(pair_key, len(leaves))
-            noise = jax.tree.unflatten(
-                treedef,
-                [
-                    std * jax.random.normal(noise_key, leaf.shape, leaf.dtype)
-                    for noise_key, leaf in zip(noise_keys, leaves, strict=True)
-                ],
+            noise = optax.tree.scale(
+                std, optax.tree.random_like(pair_key, params, jax.random.normal)
             )
 
             def at(sign: float) -> jax.Array:

@@ -87,21 +87,28 @@ class BatchNorm(hk.Module):
         self._decay = decay
         self._epsilon = epsilon
 
-    def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-        """x with mean offset and deviation scale: of the batch in training, else running."""
+    def __call__(self, x: jax.Array, is_training: bool, of: jax.Array | None = None) -> jax.Array:
+        """x with mean offset and deviation scale, in training those of the batch, else running.
+
+        Args:
+          x: to be normalized.
+          is_training: whether by the batch's statistics, which then move the running ones.
+          of: the batch, with as many axes; None: x.
+        """
         shape = [x.shape[self._axis]]
         scale = hk.get_parameter("scale", shape, x.dtype, jnp.ones)
         offset = hk.get_parameter("offset", shape, x.dtype, jnp.zeros)
         mean = hk.get_state("mean", shape, x.dtype, jnp.zeros)
         variance = hk.get_state("variance", shape, x.dtype, jnp.ones)
         if is_training:
-            count = x.size // mean.size
+            batch = x if of is None else of
+            count = batch.size // mean.size
             running = {"mean": mean, "variance": variance}
             others = [axis for axis in range(x.ndim) if axis != self._axis % x.ndim]
-            mean, variance = jnp.mean(x, others), jnp.var(x, others)
-            batch = {"mean": mean, "variance": variance * (count / max(1, count - 1))}
+            mean, variance = jnp.mean(batch, others), jnp.var(batch, others)
+            unbiased = {"mean": mean, "variance": variance * (count / max(1, count - 1))}
             for key, old in running.items():
-                new = jax.lax.stop_gradient(batch[key])
+                new = jax.lax.stop_gradient(unbiased[key])
                 hk.set_state(key, self._decay * old + (1 - self._decay) * new)
         factor = scale * jax.lax.rsqrt(variance + self._epsilon)
         along = [-1 if axis == self._axis % x.ndim else 1 for axis in range(x.ndim)]
