@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import pathlib
 import platform
 import re
@@ -154,7 +155,11 @@ def _ends_in_one_line() -> Iterator[None]:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("Stopped by SIGINT. The same command goes on from what is finished.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # At once: what XLA still computes may call an interpreter that is being taken down, which
+        # aborts the process.
+        os._exit(128 + signal.SIGINT)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if logging.vlog_is_on(1):
             raise
