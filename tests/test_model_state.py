@@ -3,15 +3,17 @@
 import functools
 
 import chex
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import digits_config
 from helpers import CONSTANT, KEY, weights
 from learned_optimization.tasks import test_utils
 from learned_optimization.tasks.fixed import image_mlp
 
-from regularized_lopt import LSTMLOpt, regularizers, tasks, upstream
+from regularized_lopt import LSTMLOpt, gin_files, regularizers, tasks, upstream
 from regularized_lopt.estimators import (
     RegularizedTruncatedGrad,
     RegularizedTruncatedPES,
@@ -20,6 +22,8 @@ from regularized_lopt.estimators import (
 from regularized_lopt.measure import flatness, optimizers, points
 from regularized_lopt.measure.loss_slices import loss_slices
 from regularized_lopt.measure.trainer import Trainer
+from regularized_lopt.outer_training import outer_train
+from regularized_lopt.run_files import load_metrics
 from regularized_lopt.study import meta_test
 from regularized_lopt.tasks import image, networks
 
@@ -93,6 +97,11 @@ def estimated(task, estimator, space=None, name="none"):
     return out.grad, out.unroll_state
 
 
+def inner(after):
+    """The learned optimizer's states, of one trajectory or of the particles of PES."""
+    return getattr(after, "particles", after).inner_opt_state
+
+
 @pytest.fixture(scope="module")
 def task():
     return small()
@@ -105,8 +114,7 @@ def test_meta_training_carries_the_state(make, estimator):
     task = make()
     grad, after = estimated(task, estimator)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grad)) > 0
-    trajectory = getattr(after, "particles", after)
-    state = trajectory.inner_opt_state.state
+    state = inner(after).state
     start = task.init_with_state(KEY)[1]
     assert jax.tree.structure(state) == jax.tree.structure(start)
     for new, old in zip(jax.tree.leaves(state), jax.tree.leaves(start), strict=True):
@@ -114,20 +122,47 @@ def test_meta_training_carries_the_state(make, estimator):
         assert not np.any(np.allclose(new, old))
 
 
+IN_OPTIMIZEE_SPACE = (
+    "sam", "asam", "gsam", "gam", "hessian_trace", "hessian_top", "hessian_frobenius", "l2",
+    "orthogonal",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("space", "name"),
+    ("estimator", "space", "name"),
     [
-        ("smoothing", "none"),
-        *(("meta", name) for name in ("sam", "gam")),
-        *(("optimizee", name) for name in ("sam", "gsam", "gam", "hessian_trace", "l2")),
+        *(("bptt", "meta", name) for name in ("sam", "gam")),
+        *(("bptt", "optimizee", name) for name in IN_OPTIMIZEE_SPACE),
+        ("pes", "meta", "sam"),
+        *(("pes", "optimizee", name) for name in ("sam", "orthogonal")),
+        *((name, "smoothing", "none") for name in ESTIMATORS),
     ],
 )
-def test_no_regularizer_changes_the_inner_trajectory(task, space, name):
+def test_no_regularizer_changes_the_inner_trajectory(task, estimator, space, name):
     """Params, running statistics and hidden states, to the bit; theta's gradient is another."""
-    plain, regularized = estimated(task, "bptt"), estimated(task, "bptt", space, name)
-    chex.assert_trees_all_equal(plain[1].inner_opt_state, regularized[1].inner_opt_state)
-    if space != "smoothing":
-        assert not jax.tree.all(jax.tree.map(np.array_equal, plain[0], regularized[0]))
+    plain, regularized = estimated(task, estimator), estimated(task, estimator, space, name)
+    chex.assert_trees_all_equal(inner(plain[1]), inner(regularized[1]))
+    assert not jax.tree.all(jax.tree.map(np.array_equal, plain[0], regularized[0]))
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    """Stopped within a trajectory, whose running statistics the checkpoint has."""
+
+    def train(directory, num_outer_steps):
+        gin.clear_config()
+        task = 'outer_train.task = "ImageMLP_Digits_20_BatchNorm_Relu"'
+        gin_files.parse_gin([], digits_config(num_outer_steps, task))
+        return outer_train(tmp_path / directory, progress=False)
+
+    whole = train("whole", 5)
+    train("resumed", 3)
+    (checkpoint,) = (tmp_path / "resumed/checkpoints").glob("checkpoint_*3.npz")
+    assert any("batch_norm" in name for name in np.load(checkpoint))
+    resumed = train("resumed", 5)
+    chex.assert_trees_all_equal(resumed.theta, whole.theta)
+    curves = [load_metrics(tmp_path / name) for name in ("resumed", "whole")]
+    for column in ("loss", "grad_norm", "validation_loss"):
+        np.testing.assert_array_equal(curves[0][column], curves[1][column])
 
 
 def test_upstream_s_optimizers_and_ours_carry_it():
