@@ -6,7 +6,8 @@ In the root of a checkout, for what is not in `CI`, which .ci/run runs as it is 
 `TESTED`. A command that `FORMS` does not have is an error, as is a form that no command has any
 more. `make quickstart` comes first:
 `python` and `pip` are those of .venv, but for commands that install, which get an environment of
-their own.
+their own. As in the tests, XLA compiles without optimizing, and each program once: `make
+quickstart` and the documentation are what runs as it does for a user.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -23,8 +25,9 @@ import tempfile
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-CI = {"make quickstart", "make test", "make lint", "make docs", "make results", ".ci/run"}
-"""What .ci/run runs itself, and itself."""
+CI = {f"make {goal}" for goal in ("quickstart", "lint", "docs", "results", "test", "coverage")}
+CI.add(".ci/run")
+"""What .ci/run runs itself, where coverage is the tests, and itself."""
 TESTED = ("python benchmarks/", "python -m regularized_lopt.zoo.publish")
 """Beginnings of commands that are measurements or publish results; tests/ starts their code."""
 
@@ -85,6 +88,7 @@ class Form:
       filled: what stands for a placeholder.
       lacks: why it cannot be started where `there` says so.
       installs: in the environment of a user of the library.
+      many_versions: it brings JAX in versions of its own, which `quickly` does not know.
     """
 
     part: str
@@ -92,6 +96,7 @@ class Form:
     filled: tuple[tuple[str, str], ...] = ()
     lacks: str = ""
     installs: bool = False
+    many_versions: bool = False
 
 
 FORMS = (
@@ -151,11 +156,11 @@ FORMS = (
     Form("pip install", installs=True),
     Form("python -c"),
     Form("-m pytest", ("--collect-only", "--quiet")),
-    Form("make coverage", ("TESTS=tests/test_progress.py",)),
     Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
     Form(
         "make matrix",
         filled=(("make matrix", "python .ci/matrix.py --cells oldest newest"),),
+        many_versions=True,
     ),
 )
 COMMAND = re.compile(r"(make|pip|python|\.venv/bin/python|\.ci/run)(?= |$)")
@@ -214,14 +219,28 @@ def there(lacks: str, python: pathlib.Path) -> bool:
     return True
 
 
-def start(command: str, environment: pathlib.Path) -> None:
+def quickly(python: pathlib.Path, compiled: pathlib.Path) -> dict[str, str]:
+    """Variables by which XLA takes little time over a program, and none over one in `compiled`."""
+    flags = runpy.run_path(str(REPOSITORY / "tests/helpers_xla.py"))["flags"]
+    return {
+        "XLA_FLAGS": flags(python),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(command: str, environment: pathlib.Path, variables: dict[str, str]) -> None:
     """Runs it; ends the whole with its output if it fails."""
     print(f"$ {command}", flush=True)
     began = time.monotonic()
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=REPOSITORY,
-        env={**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            **variables,
+            "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -246,6 +265,7 @@ def main() -> None:
     own = REPOSITORY / ".venv"
     with tempfile.TemporaryDirectory() as scratch:
         library = pathlib.Path(scratch, "library")
+        variables = quickly(own / "bin/python", pathlib.Path(scratch, "compiled"))
         for command in found:
             form = form_of(command)
             if not there(form.lacks, own / "bin/python"):
@@ -253,9 +273,10 @@ def main() -> None:
                 continue
             if form.installs and not library.exists():
                 subprocess.run([own / "bin/python", "-m", "venv", library], check=True)
-            start(smallest(command), library if form.installs else own)
+            environment = library if form.installs else own
+            start(smallest(command), environment, {} if form.many_versions else variables)
         use = "import regularized_lopt; regularized_lopt.load('mnist_mlp_sam')"
-        start(f"cd {scratch} && python -c {shlex.quote(use)}", library)
+        start(f"cd {scratch} && python -c {shlex.quote(use)}", library, variables)
 
 
 if __name__ == "__main__":

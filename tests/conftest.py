@@ -2,33 +2,12 @@ import gc
 import importlib.util
 import os
 import pathlib
-import subprocess
-import sys
 
-# Most of the time goes into compiling small programs, half of that into optimizing machine code.
-# Launchers that tests start inherit this; the quickstart and the documentation run without.
-XLA_FLAGS = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    # Machine code that is not optimized may else differ in a last bit between two programs that
-    # share a computation, by what else they hold: in how many parts they are compiled.
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+from helpers_xla import flags
 
-
-def known_to_xla(flag):
-    """Tried in a process of its own, which XLA ends, without a word to pytest, if it is not."""
-    tried = subprocess.run(
-        [sys.executable, "-c", "import jax; jax.devices()"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag},
-        capture_output=True,
-        check=False,
-    )
-    return tried.returncode == 0
-
-
-if "XLA_FLAGS" not in os.environ:  # Workers find it there.
-    os.environ["XLA_FLAGS"] = " ".join(filter(known_to_xla, XLA_FLAGS))
+# Before JAX is imported; launchers that tests start inherit this, and workers find it there.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = flags()
 
 import gin
 import hypothesis

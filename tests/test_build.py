@@ -1,15 +1,17 @@
 """What a checkout is built and tested with."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
 import sys
 
+import helpers_xla
 import jax
 import pytest
 import yaml
-from conftest import REPOSITORY, known_to_xla
+from conftest import REPOSITORY
 
 import regularized_lopt
 from regularized_lopt.zoo import cards
@@ -18,9 +20,19 @@ README = runpy.run_path(str(REPOSITORY / ".ci/readme.py"))
 MATRIX = runpy.run_path(str(REPOSITORY / ".ci/matrix.py"))
 
 
-def test_a_flag_that_xla_does_not_know_is_found_out():
-    assert known_to_xla("--xla_backend_optimization_level=0")
-    assert not known_to_xla("--xla_unheard_of=0")
+def test_a_flag_that_xla_does_not_know_is_left_out(monkeypatch):
+    assert helpers_xla.flags() == " ".join(helpers_xla.FLAGS)
+    known = helpers_xla.FLAGS[0]
+    monkeypatch.setattr(helpers_xla, "FLAGS", (known, "--xla_unheard_of=0"))
+    assert helpers_xla.flags() == known
+
+
+def test_commands_of_the_pages_compile_as_the_tests_do(tmp_path):
+    found = README["quickly"](sys.executable, tmp_path)
+    assert found["XLA_FLAGS"] == " ".join(helpers_xla.FLAGS)
+    compiles = "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    subprocess.run([sys.executable, "-c", compiles], env={**os.environ, **found}, check=True)
+    assert any(tmp_path.iterdir())
 
 
 def test_the_citation_is_of_this_version_and_licence():
