@@ -1,5 +1,8 @@
 """The measures of experiments/star/PROTOCOL.md, and the verdicts that rest on them."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +12,8 @@ from regularized_lopt.measure.results import StudyResults
 from regularized_lopt.measure.training_curves import loss_grid
 
 verdicts = script("experiments/star/verdicts.py")
+sys.modules["verdicts"] = verdicts  # figures.py lies beside it.
+figures = script("experiments/star/figures.py")
 STEPS = loss_grid(200_000)
 NAMES = (
     "star_0.1", "blackbox", "hyperparam", "star_0", "star_0.5", "star_1",
@@ -37,6 +42,8 @@ def study(levels=None, diverging=(), seeds=5, reached=None):
         {
             "train_loss": (("optimizer", "seed", "run", "loss_step"), np.array(rows)),
             **{name: ("optimizer", np.full(len(NAMES), seeds)) for name in ("seeds", "pairs")},
+            "learning_rate": ("optimizer", [1e-3 if name == "Adam" else np.nan for name in NAMES]),
+            "name": ("optimizer", list(NAMES)),
         },
         {"optimizer": list(NAMES), "loss_step": STEPS},
         {"task": "T", "reference": "star_0.1"},
@@ -129,3 +136,28 @@ def test_comparable(level, word):
 
 def test_two_seeds_are_no_verdict():
     assert {word for _, word, _ in verdicts.statements(study(seeds=2))} == {"open"}
+
+
+def lines(axis):
+    return {line.get_label(): line.get_xydata() for line in axis.get_lines()}
+
+
+def test_the_figure_has_the_median_seed_of_each_panel_s_optimizers(tmp_path):
+    """Seeds are planted 1% apart around a level, so that the middle one ends at it."""
+    task = study(levels={"blackbox": 0.7}).tasks[0]
+    path = tmp_path / "curves.json"
+    path.write_text(json.dumps({"T": {"steps": [0, 999, 2000], "train_loss": [2.3, 1.0, 0.4]}}))
+    drawn = figures.draw(task, figures.read_oracle(path, "T"))
+    first, second, third, _ = [lines(axis) for axis in drawn.axes if axis.get_title()]
+    assert {"star_0.1", "blackbox", "hyperparam", "Adam"} < first.keys()
+    assert {"no_nominal", "no_preconditioner"} < second.keys()
+    assert {"star_0", "star_1"} < third.keys()
+    np.testing.assert_allclose(first["blackbox"][-1], [200_000, 0.7], rtol=1e-5)
+    (oracle,) = [xy for label, xy in first.items() if "upstream" in label]
+    assert oracle.tolist() == [[2000, 0.4]]
+
+
+def test_an_unknown_curve_is_named(tmp_path):
+    (tmp_path / "curves.json").write_text('{"A": {}}')
+    with pytest.raises(ValueError, match="no curve of 'B', but of A"):
+        figures.read_oracle(tmp_path / "curves.json", "B")
