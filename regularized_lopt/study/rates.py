@@ -151,7 +151,7 @@ class Rates:
 
     def _untrained(self, source: str) -> EvaluatedOptimizer:
         with self._study.optimizers.configured(source, 0):
-            lopt = LSTMLOpt()
+            lopt = gin.get_bindings("outer_train").get("learned_opt") or LSTMLOpt()
         return optimizers_lib.learned(source, lopt, lopt.init(jax.random.PRNGKey(0)))
 
     def _ascent(self, task: str) -> float:
