@@ -134,6 +134,21 @@ def test_comparable(level, word):
     assert verdict("comparable", levels={"Adam": level}) == word
 
 
+@pytest.mark.parametrize(
+    ("diverging", "word"), [((), "confirmed"), ((0,), "open"), ((0, 1), "refuted")]
+)
+def test_generalizes(diverging, word):
+    """By the seeds that end above their first loss on either of the sequences' tasks."""
+    others = StudyResults("", "", [])
+    for name in (*verdicts.SEQUENCES, "ImageMLP"):
+        (task,) = study().tasks
+        for seed in diverging if name == verdicts.SEQUENCES[1] else ():
+            task["train_loss"].loc[{"optimizer": "star_0.1"}][seed, :, -1] = 9.0
+        others.tasks.append(task.assign_attrs(task=name))
+    rows = {row[0]: row[1] for row in verdicts.statements(study(), others)}
+    assert rows["generalizes to an LSTM and a transformer"] == word
+
+
 def test_two_seeds_are_no_verdict():
     assert {word for _, word, _ in verdicts.statements(study(seeds=2))} == {"open"}
 

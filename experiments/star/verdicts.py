@@ -1,15 +1,17 @@
 """What PROTOCOL.md's measures are, and what they say on the paper's statements: prints tables.
 
-python experiments/star/verdicts.py [FOLDER]
+python experiments/star/verdicts.py [FOLDER [OTHER_TASKS]]
 
-FOLDER: with results; default: this one. Takes seconds.
+FOLDER has the results, default: this one; OTHER_TASKS those of statement 7, default:
+experiments/star_generalization. Takes seconds.
 """
 
 import dataclasses
 import math
+import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -19,11 +21,15 @@ from regularized_lopt.measure.results import StudyResults, paired
 from regularized_lopt.report.log_ratios import LogRatio
 from regularized_lopt.report.terminal import print_table
 
+HERE = pathlib.Path(__file__).parent
+OTHER = HERE.with_name("star_generalization")
 HORIZON = 2000
 STEPS = (2000, 20_000, 200_000)
 FEWEST_SEEDS = 3
 LEAST_BEHIND = math.log(1.1)
 """Of tuned Adam's training loss: what counts as comparable."""
+SEQUENCES = ("LSTM_Python_32", "Transformer_Python_32x32")
+"""Networks that no optimizer of the study has seen the like of."""
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
 
 
@@ -145,6 +151,15 @@ def mixed(arms: Arms) -> tuple[str, str]:
     return answer, f"training loss, ratio to hyperparam at {text}"
 
 
+def generalizes(tasks: Sequence[xr.Dataset]) -> tuple[str, str]:
+    """Statement 7, on tasks of sequences."""
+    arms = {task.attrs["task"]: Arm.of(task, "star_0.1") for task in tasks}
+    fail = {name: int(arm.diverged().sum()) for name, arm in arms.items()}
+    text = ", ".join(f"{name}: {fail[name]} of {len(arms[name].losses)}" for name in arms)
+    answer = _word(not any(fail.values()), any(count >= 2 for count in fail.values()))
+    return answer, f"seeds that end above their first loss or not finite: {text}"
+
+
 def comparable(arms: Arms, baseline: str) -> tuple[str, str]:
     """Statement 8."""
     found = ratio(arms["star_0.1"].at(HORIZON), arms[baseline].at(HORIZON))
@@ -153,8 +168,8 @@ def comparable(arms: Arms, baseline: str) -> tuple[str, str]:
     return answer, f"training loss at {HORIZON:,} steps, ratio to {baseline}: {_said(found)}"
 
 
-def statements(study: StudyResults) -> list[list[str]]:
-    """Rows of (statement, verdict, what it rests on)."""
+def statements(study: StudyResults, others: StudyResults | None = None) -> list[list[str]]:
+    """Rows of (statement, verdict, what it rests on); `others` has the tasks of statement 7."""
     task = study.tasks[0]
     arms = {name: Arm.of(task, name) for name in selections.keys(task)}
     baseline = next((name for name in arms if name.startswith("Adam")), None)
@@ -174,6 +189,15 @@ def statements(study: StudyResults) -> list[list[str]]:
         ),
         ("mixed against Hyperparam", ("star_0.1", "hyperparam"), lambda: mixed(arms)),
     ]
+    sequences = [task for task in others.tasks if task.attrs["task"] in SEQUENCES] if others else []
+    if len(sequences) == len(SEQUENCES):
+        asked.append(
+            (
+                "generalizes to an LSTM and a transformer",
+                ("star_0.1",),
+                lambda: generalizes(sequences),
+            )
+        )
     if baseline is not None:
         asked.append(
             ("comparable to tuned Adam", ("star_0.1",), lambda: comparable(arms, baseline))
@@ -213,16 +237,22 @@ def _step(step: float) -> str:
     return "never" if math.isinf(step) else f"{step:,.0f}"
 
 
-def main(folder: str = str(pathlib.Path(__file__).parent)) -> None:
+def main(
+    folder: str | os.PathLike[str] = HERE, other_tasks: str | os.PathLike[str] = OTHER
+) -> None:
     """Prints the tables."""
     study = results_file.load(pathlib.Path(folder) / results_file.FILE)
+    beside = pathlib.Path(other_tasks) / results_file.FILE
+    others = results_file.load(beside) if beside.is_file() else None
     columns = ["meta-loss", *(f"at {step:,}" for step in STEPS)]
     print_table(
         f"{study.tasks[0].attrs['task']}: training loss, geometric means",
         ["optimizer", "seeds", "diverge", *columns],
         measures(study),
     )
-    print_table("The paper's statements", ["statement", "verdict", "rests on"], statements(study))
+    print_table(
+        "The paper's statements", ["statement", "verdict", "rests on"], statements(study, others)
+    )
 
 
 if __name__ == "__main__":
