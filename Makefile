@@ -12,10 +12,10 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
-# Which lines the tests reach in their own processes; apart, for it takes 20 to 30% more time of the CPU.
+# Which lines the tests reach in their own processes.
 TESTS ?=
 coverage: $(VENV)/.installed
-	$(BIN)/python -m pytest --cov=regularized_lopt --cov-report=term:skip-covered --cov-report=html:build/coverage $(TESTS)
+	$(BIN)/python -m slipcover --source regularized_lopt --skip-covered -m pytest $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

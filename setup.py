@@ -68,10 +68,10 @@ setuptools.setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pytest>=8.3",
-            "pytest-cov>=6",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "setuptools>=77",  # A test builds the wheel.
+            "slipcover>=1.1",
         ],
     },
 )
