@@ -28,7 +28,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CI = {f"make {goal}" for goal in ("quickstart", "lint", "docs", "results", "test", "coverage")}
 CI.add(".ci/run")
 """What .ci/run runs itself, where coverage is the tests, and itself."""
-TESTED = ("python benchmarks/", "python -m regularized_lopt.zoo.publish")
+TESTED = ("python benchmarks/", "make stress", "python -m regularized_lopt.zoo.publish")
 """Beginnings of commands that are measurements or publish results; tests/ starts their code."""
 
 MAIN = "upstream's main branch is not installed"
@@ -156,7 +156,6 @@ FORMS = (
     Form("pip install", installs=True),
     Form("python -c"),
     Form("-m pytest", ("--collect-only", "--quiet")),
-    Form("make stress", filled=(("make stress", "python benchmarks/stress.py --kills=1"),)),
     Form(
         "make matrix",
         filled=(("make matrix", "python .ci/matrix.py --cells oldest newest"),),

@@ -68,10 +68,11 @@ def test_applying_prints_costs_and_where_they_break_even():
 
 @pytest.mark.slow
 def test_stress_kills_restarts_and_finds_the_same_end():
-    found = rows(run("stress", "--kills=2", "--rounds=0"))
+    found = rows(run("stress", "--kills=2", "--rounds=1", "--block=0.2"))
     assert found["SIGKILLs"] == ["2 (of 2 asked for)"]
     assert int(found["checkpoints read back"][0]) >= 1
     assert int(found["outer steps in the end"][0]) >= 7
+    assert found["a checkpoint costs"][0].endswith("ms (median of 1 pairs)")
 
 
 def test_coordinates_prints_noise_and_time_of_each_share():
