@@ -69,19 +69,19 @@ def _clean_gin():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory):
-    """Tests leave the user's cache alone, unless told to, and compile each program once."""
+    """Tests leave the user's cache alone, unless told to, and compile a large program once."""
     if "REGULARIZED_LOPT_CACHE_DIR" not in os.environ:
         os.environ["REGULARIZED_LOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # One for all workers.
         root = root.parent
-    # In the environment, too, for launchers that tests start.
-    for name, value in {
-        "jax_compilation_cache_dir": str(root / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+    compiled = str(root / "compiled")
+    jax.config.update("jax_compilation_cache_dir", compiled)
+    # A small program takes longer to write than to compile; launchers, which begin with all of
+    # them anew, share even those.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.15)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="module", autouse=True)
