@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("kind", ESTIMATORS)
 
 
 def make(kind, task, length=20, *, lopt=None, step=None, **kwargs):
-    lopt = lopt or regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = lopt or regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     family = tasks.as_family(task)
     truncated_step = RegularizedTruncatedStep(family, lopt, CONSTANT(length), **(step or {}))
     return ESTIMATORS[kind](truncated_step, **{"unroll_length": 5, **kwargs})
@@ -191,7 +191,7 @@ def test_pes_on_a_network_agrees_with_upstream_s_full_es():
 @functools.cache
 def digits_run(kind, meta="none", optimizee="none", **kwargs):
     """Five unrolls of five steps by two pairs: across a reset at 20."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=4, num_layers=1)
     estimator = make(
         kind,
         "ImageMLP_Digits_20_Sigmoid",
@@ -233,7 +233,7 @@ def test_strength_zero_is_exactly_no_regularizer(kind, space, nothing):
 def test_sam_in_meta_space_is_the_estimate_at_the_perturbed_theta(kind):
     """With shared noise: of an estimator without one, from the same state, with the same key."""
     with jax.enable_x64(True):
-        lopt, rho = regularized_lopt.LSTMLOpt(hidden_size=3), 0.05
+        lopt, rho = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1), 0.05
         theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), lopt.init(KEY))
         (plain,), _, _ = run(make(kind, TwoLayer(), lopt=lopt), theta)
         norm = np.linalg.norm(flat(plain))
@@ -255,7 +255,7 @@ def test_sam_in_meta_space_is_the_estimate_at_the_perturbed_theta(kind):
 
 def test_pairs_share_their_start_and_their_batches():
     """With next to no noise the two particles are one, on random batches and inits."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     task = "ImageMLP_Digits_20_Sigmoid"
     _, _, state = run(make("PES", task, 10, lopt=lopt, std=1e-30), lopt.init(KEY), 3)
     for leaf in jax.tree.leaves(state.particles):
@@ -268,7 +268,7 @@ def test_pairs_share_their_start_and_their_batches():
 
 def test_perturbations_are_summed_along_a_trajectory_and_forgotten_at_its_end():
     """Trajectories of two unrolls; the same key draws the same perturbation."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta, estimator = lopt.init(KEY), make("PES", TwoLayer(), 10, lopt=lopt, step={"num_tasks": 2})
     state, sums, done = estimator.init_worker_state(weights(theta), KEY), [], []
     for _ in range(4):
@@ -284,7 +284,7 @@ def test_perturbations_are_summed_along_a_trajectory_and_forgotten_at_its_end():
 
 @BOTH
 def test_pairs_begin_evenly_spread_over_their_trajectories(kind):
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     for staggered, wanted in ((True, [0, 0, 5, 10, 15]), (False, [0] * 5)):
         estimator = make(
@@ -335,7 +335,7 @@ def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_fresh_trajectories
 
 
 def test_a_mixture_is_the_weighted_mean_of_its_tasks():
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta, steps = lopt.init(KEY), []
     for task, count in ((TwoLayer(), 2), ("ImageMLP_Digits_20_Sigmoid", 1)):
         family = tasks.as_family(task)

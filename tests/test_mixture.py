@@ -14,7 +14,7 @@ from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTru
 from regularized_lopt.outer_training import outer_train
 from regularized_lopt.run_files import load_metrics
 
-LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
+LOPT = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
 THETA = LOPT.init(KEY)
 
 

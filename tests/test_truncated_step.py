@@ -13,7 +13,7 @@ from regularized_lopt import regularizers, upstream
 from regularized_lopt.estimators import regularized
 from regularized_lopt.outer_training import outer_train
 
-LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
+LOPT = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
 THETA = LOPT.init(KEY)
 
 
