@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from helpers_study import QUICK, RELU, SAM, SIGMOID, experiment, given, make_study, table
 
-from regularized_lopt import serialization
+from regularized_lopt import gin_files, serialization
 from regularized_lopt.measure import FlatnessConfig, results_file, selections
 from regularized_lopt.measure import optimizers as optimizers_lib
 from regularized_lopt.measure import trainer as trainer_lib
@@ -321,3 +321,12 @@ def test_results_without_the_params_of_runs_are_complete_until_more_is_measured(
 
 def table_of(study):
     return tables.quality_table(study.run()), list(export.property_rows(study.run()))
+
+
+def test_a_check_reads_which_settings_of_a_baseline_are_tried(tmp_path):
+    """So that a binding of the command line is not taken for one that nothing reads."""
+    gin.parse_config("nadamw_trials.num_trials = 3")
+    study = make_study(tmp_path, baselines=("NAdamW",))
+    assert [one.configurable for one in gin_files.unread()] == ["nadamw_trials"]
+    study.check()
+    assert not gin_files.unread()

@@ -99,8 +99,10 @@ class Study:
             task = resident_task(name, self.experiment.phase)
             if self.experiment.plans[name].num_measured:
                 flatness.check_task(task, self.keys.flatness_config_of(name))
-            # Reads how data are split.
+            # Reads how data are split and, below, which settings of a baseline are tried.
             self.keys.training_curves(name, "", Identity("", lasting=False))
+            for baseline in self.experiment.baselines_on(name):
+                self.keys.tune(name, baseline)
         early = {early_name(name): of for name, of in self.experiment.early_evidence.items()}
         sources = {**self.experiment.optimizers, **early}
         for name, source in sources.items():
