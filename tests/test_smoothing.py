@@ -196,6 +196,15 @@ def test_the_diagnostic_draws_updates_of_any_optimizer():
     assert [len(axis.lines) for axis in figure.axes] == [2, 2]
 
 
+def test_slopes_are_relative_to_updates():
+    grid = np.linspace(-2, 2, 41)
+    line, kinked = (update_curves.UpdateCurve(grid, of) for of in (3 * grid, np.tanh(20 * grid)))
+    # The mean of x^2 over an even grid of n points in [-1, 1] is (n + 1) / (3 (n - 1)).
+    assert line.relative_roughness == pytest.approx(np.sqrt(3 * 40 / 42))
+    assert kinked.relative_roughness == pytest.approx(2 * np.tanh(2) / 0.1, rel=0.05)
+    assert np.isnan(update_curves.UpdateCurve(grid, 0 * grid).relative_roughness)
+
+
 def test_the_steepest_slopes_are_compared_over_meta_training_seeds():
     SGD = regularized_lopt.upstream.SGD
     curves = {

@@ -31,6 +31,17 @@ class UpdateCurve(NamedTuple):
         """Largest slope between neighbours, `|d update / d gradient|`."""
         return float(np.max(np.abs(np.diff(self.update) / np.diff(self.gradient))))
 
+    @property
+    def relative_roughness(self) -> float:
+        """The same in units that do not grow with updates or gradients; that of a line is sqrt(3).
+
+        Roughness times the largest gradient, over the root mean square of the updates; NaN where
+        all of these are 0.
+        """
+        size = np.sqrt(np.mean(np.square(self.update)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(self.roughness * np.max(np.abs(self.gradient)) / size)
+
 
 def update_curve(
     opt: upstream.Optimizer,
