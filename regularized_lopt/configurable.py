@@ -84,7 +84,11 @@ def checked(function: _F, owner: str) -> _F:
                     f"{owner}.{name} = {_shown(value)}: it must be {_words(hint)}.{_advice(value)}"
                 )
             if type(value) is int and abs(value) >= 2**31 and float in _alternatives(hint):
-                return float(value)  # JAX's integers have 32 bits.
+                try:
+                    return float(value)  # JAX's integers have 32 bits.
+                except OverflowError:
+                    message = f"{owner}.{name} = {_shown(value)}: no float is so large."
+                    raise ValueError(message) from None
             return value
 
         missing = [name for name in needed if name not in (*positional[: len(args)], *kwargs)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import numbers
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ import numpy as np
 
 _T = TypeVar("_T")
 _LARGEST = float(np.finfo(np.float32).max)  # What parameters become.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class UnknownNameError(ValueError):
@@ -80,16 +83,38 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it has a size; a string, None and an array of several have none."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.ndim == 0
+    return isinstance(value, numbers.Real)
+
+
 def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless value > 0, and finite in float32."""
-    if not is_traced(value) and not 0 < value <= _LARGEST:
+    if is_traced(value):
+        return
+    if not (_is_number(value) and 0 < value <= _LARGEST):
         raise ValueError(f"{name} = {value!r}: it must be greater than 0, and finite in float32.")
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Raises ValueError unless value >= 0, and finite in float32."""
-    if not is_traced(value) and not 0 <= value <= _LARGEST:
+    if is_traced(value):
+        return
+    if not (_is_number(value) and 0 <= value <= _LARGEST):
         raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite in float32.")
+
+
+def check_std(name: str, value: float) -> None:
+    """Raises ValueError unless it is > 0, and float32 has twice its square, which is divided by."""
+    check_positive(name, value)
+    least, most = _SMALLEST**0.5, (_LARGEST / 2) ** 0.5
+    if not least <= value <= most:
+        raise ValueError(
+            f"{name} = {value!r}: it must be from {least:.2g} to {most:.2g}, so that float32 has "
+            "its square."
+        )
 
 
 def check_in(name: str, value: float, interval: str) -> None:
@@ -97,9 +122,11 @@ def check_in(name: str, value: float, interval: str) -> None:
     if is_traced(value):
         return
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = low < value < high
-    inside |= value == low and interval[0] == "["
-    inside |= value == high and interval[-1] == "]"
+    inside = _is_number(value) and (
+        low < value < high
+        or (value == low and interval[0] == "[")
+        or (value == high and interval[-1] == "]")
+    )
     if not inside:
         raise ValueError(f"{name} = {value!r}: it must be in {interval}.")
 
@@ -114,7 +141,11 @@ def check_count(name: str, value: int, least: int = 1, most: int = 2**31 - 1) ->
             f"{name} is traced, and a program is compiled for its value: give a plain number (to "
             "optax.inject_hyperparams as one of its static_args)."
         )
-    if not least <= value <= most:
+    try:
+        inside = least <= operator.index(value) <= most
+    except TypeError:  # No integer.
+        inside = False
+    if not inside:
         raise ValueError(f"{name} = {value!r}: it must be a whole number from {least} to {most}.")
 
 

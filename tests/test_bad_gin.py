@@ -442,6 +442,10 @@ def problem_with(selector, name, value):
             lambda: outer_train("unused", TASK, rollback_factor=1.5),
             "outer_train.rollback_factor = 1.5: it must be in (0, 1].",
         ),
+        (
+            lambda: regularizers.SAM(rho=10**400),
+            f"SAM.rho = 1{'0' * 76}...: no float is so large.",
+        ),
     ],
 )
 def test_messages(call, message):

@@ -51,3 +51,7 @@ def test_refuses_no_pairs_and_no_noise():
         ESTask("any", task, 0)
     with pytest.raises(ValueError, match=r"ESTask\.std = 0"):
         ESTask("any", task, 1, 0.0)
+    with pytest.raises(ValueError, match=r"ESTask\.std = 1e-30: .* so that float32 has its square"):
+        ESTask("any", task, 1, 1e-30)
+    with pytest.raises(TypeError, match="'Digits': it must be a ResidentTask"):
+        ESTask("any", "Digits", 1)

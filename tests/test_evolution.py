@@ -365,6 +365,20 @@ class NeverFinite(TwoLayer):
         return super().loss(params, key, data) + jnp.inf
 
 
+class Loss(TwoLayer):
+    """Its loss is no number, in one of several ways."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def loss(self, params, key, data):
+        loss = super().loss(params, key, data)
+        pair = jnp.stack([loss, loss])
+        return {"vector": pair, "count": jnp.asarray(3), "nothing": None, "pair": (loss, {})}[
+            self.kind
+        ]
+
+
 @dataclasses.dataclass
 class Bad:
     message: str
@@ -380,9 +394,14 @@ class Bad:
     [
         Bad("std = 0.0: it must be greater than 0, and finite in float32.", own={"std": 0.0}),
         Bad("std = -1.0: it must be greater than 0, and finite in float32.", own={"std": -1.0}),
+        Bad("std = 1e-30: it must be from 1.1e-19 to 1.3e", own={"std": 1e-30}),
         Bad("unroll_length = 5 does not divide the trajectory of 12", length=12),
         Bad("num_tasks = 0: it must be a whole number from 1", step={"num_tasks": 0}),
         Bad("the loss of NeverFinite is inf where inner training starts", task=NeverFinite()),
+        Bad(r"the loss of Loss is float32\[2\]: it must be one real number", task=Loss("vector")),
+        Bad(r"the loss of Loss is int32\[\]: it must be one real", task=Loss("count")),
+        Bad("the loss of Loss is NoneType: it must be one real number", task=Loss("nothing")),
+        Bad("the loss of Loss is tuple: it must be one real number", task=Loss("pair")),
         Bad("'hessian_trace' differentiates the loss", own={"regularizer": "hessian_trace"}),
         Bad("Unknown loss 'best'", own={"loss": "best"}),
     ],

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from regularized_lopt import errors, regularizers, upstream
 from regularized_lopt.estimators.inner_problem import InnerProblem
@@ -100,7 +102,7 @@ def check_first_order(owner: str, regularizer: regularizers.Regularizer) -> None
 
 
 def check_starts_finite(owner: str, step_lib: InnerProblem) -> None:
-    """Refuses a task whose loss is not finite where inner training starts.
+    """Refuses a task whose loss is no number, or not finite, where inner training starts.
 
     Of one task, drawn with its params and its batch by a fixed key. A task's own iterators move on
     by that batch.
@@ -112,8 +114,14 @@ def check_starts_finite(owner: str, step_lib: InnerProblem) -> None:
     data = step_lib.unroll_data(1)["train"]
     if step_lib.data_axis is not None:
         data = jax.tree.map(lambda leaf: leaf[:, 0], data)
-    batch = step_lib.batch_one(data, jax.numpy.asarray(0), batch_key)
-    loss = float(task.loss_with_state(params, model_state, loss_key, batch)[0])
+    batch = step_lib.batch_one(data, jnp.asarray(0), batch_key)
+    loss = task.loss_with_state(params, model_state, loss_key, batch)[0]
+    is_array = isinstance(loss, jax.Array | np.ndarray | np.generic | float)
+    if not is_array or np.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        kind = f"{jnp.result_type(loss)}{list(np.shape(loss))}" if is_array else type(loss).__name__
+        raise ValueError(
+            f"{owner}: the loss of {family.name} is {kind}: it must be one real number, a float."
+        )
     if not math.isfinite(loss):
         raise ValueError(
             f"{owner}: the loss of {family.name} is {loss} where inner training starts, so that "

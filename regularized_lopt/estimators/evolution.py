@@ -74,7 +74,8 @@ class EvolutionStrategy(TruncatedEstimator):
           learned_opt: the learned optimizer, in the last form.
           unroll_length: inner steps per estimate, the truncation, > 0; must divide the length of
             trajectories.
-          std: sigma, the standard deviation of perturbations in units of theta, > 0 and finite.
+          std: sigma, the standard deviation of perturbations in units of theta, > 0; float32 must
+              have its square.
           loss: outer loss from L(params_1..T), see `RegularizedTruncatedGrad`; with "mean" PES
             estimates the gradient of the mean loss of whole trajectories.
           regularizer: name or object of the regularizer in meta space; must do with gradients
@@ -95,7 +96,7 @@ class EvolutionStrategy(TruncatedEstimator):
             loss is not finite where inner training starts.
         """
         name = type(self).__name__
-        errors.check_positive(f"{name}.std", std)
+        errors.check_std(f"{name}.std", std)
         self.std = float(std)
         self.shared_noise = bool(shared_noise)
         self.staggered = bool(staggered)

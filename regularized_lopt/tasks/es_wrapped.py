@@ -33,7 +33,9 @@ class ESTask(resident.ResidentTask):
           std: of the perturbations, > 0.
         """
         errors.check_count("ESTask.num_pairs", num_pairs)
-        errors.check_positive("ESTask.std", std)
+        errors.check_std("ESTask.std", std)
+        if not isinstance(task, resident.ResidentTask):
+            raise TypeError(f"ESTask.task = {task!r}: it must be a ResidentTask, see tasks.get.")
         facts = task.facts
         architecture = f"ES{num_pairs} {facts['architecture']}"
         super().__init__(name, task.datasets, architecture, facts["sizes"], facts["activation"])
