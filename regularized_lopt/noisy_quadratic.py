@@ -30,6 +30,10 @@ def _main(out_dir: pathlib.Path) -> None:
     for opt in optimizers.values():
         nq.check(opt, problem, linearization)
     out_dir.mkdir(parents=True, exist_ok=True)
+    # First, because one that diverges ends it all.
+    linearized = {
+        name: _linearized(name, opt, problem, linearization) for name, opt in optimizers.items()
+    }
     found = report.Results(
         problem,
         nq.eigenvalue_maps(problem, stability),
@@ -37,10 +41,19 @@ def _main(out_dir: pathlib.Path) -> None:
         nq.gradient_variance(problem, variance),
         nq.meta_train(problem, meta_training),
         linearization,
-        {name: nq.linearize(opt, problem, linearization) for name, opt in optimizers.items()},
+        linearized,
     )
     pages.write(report.write(found, out_dir), out_dir)
     print(f"Figures, tables and report: {out_dir / pages.REPORT}")
+
+
+def _linearized(
+    name: str, opt: upstream.Optimizer, problem: nq.NoisyQuadratic, what: nq.Linearization
+) -> nq.Linearized:
+    try:
+        return nq.linearize(opt, problem, what)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _optimizers(problem: nq.NoisyQuadratic, given: list[str]) -> dict[str, upstream.Optimizer]:

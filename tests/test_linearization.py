@@ -1,14 +1,17 @@
 """Optimizers linearized on the noisy quadratic problem."""
 
 import math
+import types
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from regularized_lopt import upstream, zoo
+from regularized_lopt import LSTMLOpt, upstream, zoo
+from regularized_lopt import noisy_quadratic as launcher
 from regularized_lopt.measure import noisy_quadratic as nq
 from regularized_lopt.measure.optimizers import OptaxBaseline
 
@@ -98,3 +101,23 @@ def test_one_whose_state_has_no_params_is_refused_before_anything_is_compiled():
     with pytest.raises(TypeError, match="a tuple as its state"):
         nq.check(Bare(), PROBLEM, WHAT)
     assert jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize("opt", [optax.sgd(0.1), LSTMLOpt(hidden_size=2), "mnist_star_none", None])
+def test_what_is_no_optimizer_is_refused(opt):
+    for function in (nq.check, nq.linearize):
+        with pytest.raises(TypeError, match="is no Optimizer of upstream's: give "):
+            function(opt, PROBLEM, WHAT)
+
+
+def test_one_that_diverges_is_named(tmp_path, monkeypatch):
+    what = nq.Linearization(warmup=60, num_states=1, num_draws=2, horizon=1)
+    with pytest.raises(ValueError, match="after 60 steps the optimizer's state"):
+        linearized(optax.sgd(1e8, momentum=0.9), what)
+    diverging = {"mine": OptaxBaseline("mine", optax.sgd(1e8, momentum=0.9))}
+    monkeypatch.setattr(launcher, "_optimizers", lambda problem, given: diverging)
+    monkeypatch.setattr(launcher.launch, "check_read", lambda: None)
+    monkeypatch.setattr(launcher.flags, "FLAGS", types.SimpleNamespace(optimizer=[]))
+    gin.parse_config("Linearization.warmup = 60\nLinearization.num_draws = 2")
+    with pytest.raises(ValueError, match="mine: There is nothing to linearize"):
+        launcher._main(tmp_path / "page")

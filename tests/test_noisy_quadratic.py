@@ -258,6 +258,12 @@ def test_the_page_has_what_was_found(trained, tmp_path):
         (lambda: nq.GradientVariance(horizons=(5, 0)), "horizons: one = 0"),
         (lambda: nq.Stability(num_samples=0), "Stability.num_samples = 0"),
         (lambda: PROBLEM.dynamics(0.1, np.eye(3)), r"P is of shape \(3, 3\)"),
+        (lambda: nq.NoisyQuadratic(((1e39, 0.0), (0.0, 1.0))), "finite in float32"),
+        (lambda: PROBLEM.dynamics(np.ones(3), P), r"a is of shape \(3,\) and P of shape \(2, 2\)"),
+        (lambda: PROBLEM.sampled_losses(np.ones(2), np.ones(2), np.ones((4, 2))), r"A is of sha"),
+        (lambda: PROBLEM.expected_losses(np.ones(2), 3), r"A is of shape \(2,\): it must be \(2,"),
+        (lambda: PROBLEM.meta_loss(np.ones(3), np.ones((3, 2, 2)), 3), r"A is of shape \(3, 2, 2"),
+        (lambda: PROBLEM.expected_losses(np.eye(2), 2.5), "horizon = 2.5: it must be a whole"),
         (lambda: PROBLEM.meta_loss(0.1, P, 0), "horizon = 0"),
         (lambda: PROBLEM.expected_losses(np.eye(2), 3, np.ones(3)), r"start is of shape \(3,\)"),
         (

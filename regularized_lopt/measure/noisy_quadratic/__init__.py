@@ -1,6 +1,7 @@
 """Optimizers on the noisy quadratic problem (Harrison, Metz & Sohl-Dickstein 2022, Section 4)."""
 
 from regularized_lopt.measure.noisy_quadratic.linearization import Linearization as Linearization
+from regularized_lopt.measure.noisy_quadratic.linearization import Linearized as Linearized
 from regularized_lopt.measure.noisy_quadratic.linearization import check as check
 from regularized_lopt.measure.noisy_quadratic.linearization import linearize as linearize
 from regularized_lopt.measure.noisy_quadratic.meta_gradient import (

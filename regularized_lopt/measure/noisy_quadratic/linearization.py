@@ -100,20 +100,37 @@ def linearize(opt: upstream.Optimizer, problem: NoisyQuadratic, what: Linearizat
     """The optimizer's linear part on the problem.
 
     Raises:
-      TypeError: its state has no params that can be set, see `upstream.with_params`.
+      TypeError: it is none of upstream's kind, or its state has no params that can be set, see
+        `upstream.with_params`.
+      ValueError: it diverges before it is linearized.
     """
+    _check_kind(opt)
     one = jax.jit(lambda key: _linearize(opt, problem, what, key))
     keys = jax.random.split(jax.random.PRNGKey(what.seed), what.num_states)
     found = [[np.asarray(of) for of in one(key)] for key in keys]
     params, joint, carried, *rest = (np.stack(of) for of in zip(*found, strict=True))
+    if not np.isfinite(joint).all():
+        raise ValueError(
+            f"There is nothing to linearize: after {what.warmup} steps the optimizer's state, or "
+            "its next one, is not finite. Lower its learning rate, or Linearization.warmup."
+        )
     moves = ~carried.all(axis=0)
     eigenvalues = np.linalg.eigvals(joint[:, moves][:, :, moves]).astype(complex)
     order = np.argsort(-np.abs(eigenvalues), axis=1)
     return Linearized(params, np.take_along_axis(eigenvalues, order, axis=1), *rest)
 
 
+def _check_kind(opt: upstream.Optimizer) -> None:
+    if not isinstance(opt, upstream.Optimizer):
+        raise TypeError(
+            f"{type(opt).__name__} is no Optimizer of upstream's: give load(...).opt(), a learned "
+            "optimizer's opt_fn(theta), or optimizers.OptaxBaseline(name, transformation)."
+        )
+
+
 def check(opt: upstream.Optimizer, problem: NoisyQuadratic, what: Linearization) -> None:
-    """Raises what `linearize` would; traces it, and compiles nothing."""
+    """Raises what `linearize` would, but for divergence; traces it, and compiles nothing."""
+    _check_kind(opt)
     jax.eval_shape(lambda key: _linearize(opt, problem, what, key), jax.random.PRNGKey(what.seed))
 
 

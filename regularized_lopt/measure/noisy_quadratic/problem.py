@@ -42,8 +42,9 @@ class NoisyQuadratic:
         lengths = {len(row) for row in self.hessian}
         if lengths != {len(self.hessian)}:
             raise ValueError(f"{given}: it must be a square matrix, a sequence of its rows.")
-        if not np.isfinite(self.H).all() or not np.array_equal(self.H, self.H.T):
-            raise ValueError(f"{given}: it must be symmetric, and finite.")
+        finite = np.abs(self.H) <= np.finfo(np.float32).max
+        if not finite.all() or not np.array_equal(self.H, self.H.T):
+            raise ValueError(f"{given}: it must be symmetric, and finite in float32.")
         if not np.linalg.eigvalsh(self.H)[0] > 0:
             raise ValueError(f"{given}: it must be positive definite.")
         errors.check_not_negative("NoisyQuadratic.initial_variance", self.initial_variance)
@@ -79,13 +80,18 @@ class NoisyQuadratic:
             eigenvalues are the same on either side.
 
         Raises:
-          ValueError: P is of another shape.
+          ValueError: a shape does not match.
         """
         eye = jnp.eye(self.size)
         if jnp.shape(black_box)[-2:] != eye.shape:
             raise ValueError(
                 f"P is of shape {jnp.shape(black_box)}: its last two must be {eye.shape}, the "
                 "Hessian's."
+            )
+        if jnp.shape(nominal) not in ((), jnp.shape(black_box)[:-2]):
+            raise ValueError(
+                f"a is of shape {jnp.shape(nominal)} and P of shape {jnp.shape(black_box)}: a must "
+                "be one number, or one for each matrix of P."
             )
         step = jnp.asarray(nominal)[..., None, None] * eye + jnp.asarray(black_box)
         return eye - step @ jnp.asarray(self.root if preconditioned else self.H)
@@ -101,6 +107,7 @@ class NoisyQuadratic:
         Raises:
           ValueError: a shape does not match.
         """
+        self._check_dynamics(dynamics)
         start, noise = jnp.asarray(start), jnp.asarray(noise)
         if start.shape != (self.size,) or noise.ndim != 2 or noise.shape[1:] != start.shape:
             raise ValueError(
@@ -132,6 +139,7 @@ class NoisyQuadratic:
           ValueError: the horizon is no count, or a shape does not match.
         """
         errors.check_count("horizon", horizon)
+        self._check_dynamics(dynamics)
         eye = jnp.eye(self.size)
         if start is not None and jnp.shape(start) != (self.size,):
             raise ValueError(
@@ -149,6 +157,14 @@ class NoisyQuadratic:
     def meta_loss(self, nominal: Any, black_box: Any, horizon: int) -> jax.Array:
         """The mean of the expected losses at t = 1, ..., horizon, over p_0, too: a scalar."""
         return self.expected_losses(self.dynamics(nominal, black_box), horizon).mean()
+
+    def _check_dynamics(self, dynamics: Any) -> None:
+        """Other shapes would broadcast, and give losses of nothing."""
+        if jnp.shape(dynamics) != self.H.shape:
+            raise ValueError(
+                f"A is of shape {jnp.shape(dynamics)}: it must be {self.H.shape}, the Hessian's; "
+                "jax.vmap takes several."
+            )
 
 
 def spectral_radius(matrices: Any) -> np.ndarray:
