@@ -56,3 +56,21 @@ def test_networks_see_no_later_byte_and_start_near_chance(name):
     assert loss == pytest.approx(np.log(256), rel=0.2)
     assert task.facts["dataset"].startswith("Python3.")
     assert not task.has_accuracy
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: text.TextDatasets("meta_train", length=0), "length = 0: it must be a whole"),
+        (lambda: text.TextDatasets("meta_train", length=2.5), "length = 2.5: it must be a whole"),
+        (lambda: text.TextDatasets("meta_train", batch_size="4"), "batch_size = '4': it must be"),
+        (lambda: text.TextDatasets("meta_train", seed=-1), "seed = -1: it must be a whole number"),
+        (lambda: text.transformer([]), r"sizes = \[\]: one or more are needed"),
+        (lambda: text.transformer([30, 30]), r"sizes = \[30, 30\]: .* that 4 heads divide"),
+        (lambda: text.transformer([32, 16]), r"sizes = \[32, 16\]: .* all alike"),
+        (lambda: text.transformer([32], 0), "num_heads = 0: it must be a whole"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

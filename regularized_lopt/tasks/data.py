@@ -134,6 +134,7 @@ class ResidentDatasets(upstream.Datasets):
         """
         errors.check_name("phase", phase, _PHASES)
         errors.check_count("batch_size", batch_size)
+        errors.check_seed("seed", seed)
         self.dataset = dataset
         self.phase = phase
         self.batch_size = batch_size

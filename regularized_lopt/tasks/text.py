@@ -165,7 +165,17 @@ def transformer(sizes: Sequence[int], num_heads: int = 4) -> Network:
     Args:
       sizes: of its layers, all alike.
       num_heads: of each, which divides the size.
+
+    Raises:
+      ValueError: there is no layer, sizes differ, or the number of heads does not divide them.
     """
+    errors.check_count("num_heads", num_heads)
+    for size in sizes:
+        errors.check_count("sizes: one", size)
+    if len(set(sizes)) != 1 or sizes[0] % num_heads:
+        raise ValueError(
+            f"sizes = {sizes!r}: one or more are needed, all alike, that {num_heads} heads divide."
+        )
 
     def network(text: jax.Array) -> jax.Array:
         size, length = sizes[0], text.shape[1]
