@@ -24,7 +24,7 @@ T = 3
 
 
 def family(**given):
-    return FewShotFamily("Digits", ways=2, shots=3, queries=4, channels=4, blocks=2, **given)
+    return FewShotFamily("Digits", ways=2, shots=3, queries=4, channels=4, blocks=1, **given)
 
 
 def problem(own, **smoothing):

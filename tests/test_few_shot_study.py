@@ -26,6 +26,7 @@ from regularized_lopt.tasks.few_shot import FewShotFamily
 KEYS = jax.random.split(jax.random.PRNGKey(0), 6)
 TINY = (
     "few_shot.num_episodes = 12",
+    "FewShotFamily.blocks = 1",
     "outer_train.num_outer_steps = 4",
     "Curriculum.validation_period = 2",
     "Curriculum.num_validation_tasks = 2",
