@@ -130,7 +130,7 @@ def test_gradient_agrees_with_finite_differences():
 @functools.cache
 def digits_run(loss="last", meta="none", optimizee="none", per_task=False):
     """5 x 5 steps: across a reset at 20."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=4)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=4, num_layers=1)
     estimator = make(
         "ImageMLP_Digits_20_Sigmoid",
         lopt=lopt,
@@ -164,7 +164,7 @@ def test_inner_trajectories_are_bit_identical_with_and_without_a_regularizer(var
 
 def test_per_task_perturbation_is_the_mean_of_single_tasks():
     with jax.enable_x64(True):
-        lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
         theta = double(lopt.init(KEY))
         estimator = make(
             tasks.CubicRegressionFamily(hidden_size=3),
@@ -200,7 +200,7 @@ def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_a_fresh_trajectory
         def loss(self, params, key, data):
             return super().loss(params, key, data) * jnp.inf
 
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     estimator = make(Explodes(), lopt=lopt, unroll_length=5)
     state = estimator.init_worker_state(weights(theta), KEY)
@@ -215,7 +215,7 @@ def test_a_nonfinite_estimate_is_zero_counted_and_followed_by_a_fresh_trajectory
 def test_an_unroll_leaves_the_dtypes_of_its_state_in_float64_too():
     """Else a checkpoint would not fit the state of the run that it is to resume."""
     with jax.enable_x64(True):
-        lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
         theta = lopt.init(KEY)
         estimator = make(TwoLayer(), lopt=lopt, unroll_length=5)
         state = estimator.init_worker_state(weights(theta), KEY)
@@ -227,7 +227,7 @@ def test_an_unroll_leaves_the_dtypes_of_its_state_in_float64_too():
 
 @pytest.mark.parametrize("factor", [1e6, np.nan])
 def test_a_trajectory_that_explodes_ends_alone_and_another_is_drawn(factor):
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     estimator = make(TwoLayer(), lopt=lopt, unroll_length=5, step={"num_tasks": 3})
 
@@ -261,7 +261,7 @@ def test_a_trajectory_that_starts_at_a_loss_of_zero_does_not_explode(explosion_f
             away = jnp.sum(params["w1"] - self.init(key)["w1"])
             return jnp.where(away >= 0, away, -away)
 
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     step = {"explosion_factor": explosion_factor}
     estimator = make(AtItsMinimum(), lopt=lopt, unroll_length=5, step=step)
@@ -274,7 +274,7 @@ def test_a_trajectory_that_starts_at_a_loss_of_zero_does_not_explode(explosion_f
 
 @pytest.mark.smoke
 def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     for task in (quadratics.BatchQuadraticTask(), quadratics.QuadraticTask(5)):
         estimator = make(task, lopt=lopt, unroll_length=5, regularizer="sam", step={"num_tasks": 2})
         assert isinstance(estimator, gradient_learner.GradientEstimator)
@@ -303,7 +303,7 @@ def test_runs_under_upstream_s_learner_on_tasks_with_and_without_data():
 def test_runs_in_upstream_s_outer_train(tmp_path, estimator):
     from learned_optimization import outer_train
 
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     gin.parse_config(
         """
         build_gradient_estimators.learned_opt = @LSTMLOpt()
@@ -336,7 +336,7 @@ def test_truncated_step_runs_in_upstream_s_estimators(name):
     estimator_cls = getattr(
         importlib.import_module(f"learned_optimization.outer_trainers.{module}"), cls
     )
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     trajectories = []
     for regularizer in ("none", "sam"):
         step = RegularizedTruncatedStep(
@@ -369,7 +369,7 @@ def test_works_with_upstream_s_own_learned_optimizers():
 
 
 def test_staged_trajectories_reset_at_the_end_of_the_unroll_that_reaches_their_length():
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     _, _, state = run(make(TwoLayer(), 10, lopt=lopt, unroll_length=5), theta, 2)
     assert isinstance(state, UnrollState)
@@ -460,31 +460,42 @@ def test_gam_s_two_forms_agree_on_an_unroll_only_with_second_derivatives(exact):
 EVERY = [name for name in regularizers.names() if name != "none"]
 
 
+@functools.cache
+def two_estimates(name="none", space="meta"):
+    """With a regularizer by name in a space, in a row from the same start; and the state after."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
+    few = {"num_probes": 1} if name in ("hessian_trace", "hessian_frobenius") else {}
+    given = {"regularizer": regularizers.get(name, **few)}
+    step = {"num_tasks": 2, **(given if space == "optimizee" else {})}
+    meta = given if space == "meta" else {}
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=5, step=step, **meta)
+    w = weights(lopt.init(KEY))
+    estimate = jax.jit(estimator.estimate)
+    state, outs = estimator.init_worker_state(w, KEY), []
+    for i in range(2):
+        key = jax.random.fold_in(ROOT, i)
+        outs.append(estimate(w.theta, state, key, estimator.get_datas(), w.outer_state))
+        state = outs[-1].unroll_state
+    return outs, state
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["meta", "optimizee"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_regularizer_leaves_the_trajectory_bit_identical(name, space):
     """In both spaces: the user's loss, gradients and batches are those of plain training."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
-    theta = lopt.init(KEY)
-    few = {"num_probes": 1} if name in ("hessian_trace", "hessian_frobenius") else {}
-    regularizer = regularizers.get(name, **few)
-    kwargs = {"regularizer": regularizer} if space == "meta" else {}
-    step = {"regularizer": regularizer} if space == "optimizee" else {}
-    plain_grads, plain_losses, plain = run(make(TwoLayer(), lopt=lopt, unroll_length=5), theta, 2)
-    grads, losses, state = run(
-        make(TwoLayer(), lopt=lopt, unroll_length=5, step=step, **kwargs), theta, 2
-    )
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(state), strict=True):
+    (plain, state), (ours, our_state) = two_estimates(), two_estimates(name, space)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(our_state), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(plain_losses, losses)
-    assert np.all(np.isfinite(flat(grads)))
-    assert not np.array_equal(flat(plain_grads), flat(grads))
+    for one, other in zip(plain, ours, strict=True):
+        np.testing.assert_array_equal(one.mean_loss, other.mean_loss)
+        assert np.all(np.isfinite(flat(other.grad)))
+    assert not np.array_equal(flat(plain[0].grad), flat(ours[0].grad))
 
 
 def corrections(regularizer, space, **kwargs):
     """(of the gradient in meta space, of the loss in optimizee space) at the first estimate."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     given = {"regularizer": regularizer}
     step = {"num_tasks": 2, **(given if space == "optimizee" else {})}
     meta = given if space == "meta" else {}
@@ -498,9 +509,10 @@ def corrections(regularizer, space, **kwargs):
 @pytest.mark.parametrize("space", ["meta", "optimizee"])
 @pytest.mark.parametrize("name", EVERY)
 def test_a_regularizer_is_seen_to_change_the_objective(name, space):
-    few = {"num_probes": 1} if name in ("hessian_trace", "hessian_frobenius") else {}
-    gradient, loss = corrections(regularizers.get(name, **few), space)
-    seen, other = (gradient, loss) if space == "meta" else (loss, gradient)
+    (first, _), _ = two_estimates(name, space)
+    seen, other = float(first.gradient_correction), float(first.loss_correction)
+    if space == "optimizee":
+        seen, other = other, seen
     assert 0 < seen < np.inf
     assert other == 0
 
@@ -514,7 +526,7 @@ def test_a_weight_of_0_is_seen_to_change_nothing(weight, space):
 
 def test_the_correction_is_that_of_the_gradients():
     """Relative, as the definition has it; per task, the mean over tasks (here all alike)."""
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     theta = lopt.init(KEY)
     (plain,), _, _ = run(make(TwoLayer(), lopt=lopt, unroll_length=2), theta)
     (sam,), _, _ = run(make(TwoLayer(), lopt=lopt, unroll_length=2, regularizer="sam"), theta)
@@ -527,7 +539,7 @@ def test_the_correction_is_that_of_the_gradients():
 @pytest.mark.parametrize("space", ["meta", "optimizee"])
 @pytest.mark.parametrize("name", ["sam", "asam", "gsam", "gam"])
 def test_a_radius_that_overflows_is_finite_or_skipped_and_counted(name, space):
-    lopt = regularized_lopt.LSTMLOpt(hidden_size=3)
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
     regularizer = regularizers.get(name, rho=1e38)
     kwargs = {"regularizer": regularizer} if space == "meta" else {}
     step = {"regularizer": regularizer} if space == "optimizee" else {}

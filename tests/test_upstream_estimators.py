@@ -1,5 +1,6 @@
 """Upstream's own estimators with our regularizers, on whichever generation is installed."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -92,18 +93,31 @@ class WithData(TwoLayer):
         return jnp.mean((jnp.tanh(data["x"] @ params["w1"]) @ params["w2"] - data["y"]) ** 2)
 
 
-LOPT = regularized_lopt.LSTMLOpt(hidden_size=3)
+LOPT = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
 THETA = LOPT.init(KEY)
+
+
+@functools.cache
+def plain(name):
+    """What the estimator alone gives, and how many batches it drew."""
+    task = WithData()
+    out, _ = run(build(name, upstream.single_task_to_family(task), LOPT), THETA)
+    return out, task.stream.count
+
+
+def with_regularizer(name, regularizer):
+    """The same of ours in meta space, and its metrics."""
+    task = WithData()
+    estimator = build(name, upstream.single_task_to_family(task), LOPT)
+    out, metrics = run(regularized(estimator, regularizer), THETA)
+    return out, task.stream.count, metrics
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_none_is_bit_identical_to_the_estimator_alone(name):
-    alone, _ = run(build(name, upstream.single_task_to_family(WithData()), LOPT), THETA)
-    wrapped, metrics = run(
-        regularized(build(name, upstream.single_task_to_family(WithData()), LOPT), "none"), THETA
-    )
-    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(wrapped), strict=True):
+    wrapped, _, metrics = with_regularizer(name, "none")
+    for a, b in zip(jax.tree.leaves(plain(name)[0]), jax.tree.leaves(wrapped), strict=True):
         np.testing.assert_array_equal(a, b)
     assert float(metrics["mean||nonfinite"]) == 0
 
@@ -112,33 +126,30 @@ def test_none_is_bit_identical_to_the_estimator_alone(name):
 @pytest.mark.parametrize("regularizer", ["sam", "gam"])
 def test_every_call_sees_the_same_batches_and_the_stream_advances_once(name, regularizer):
     """State and loss are those of the unperturbed call; only the gradient changes."""
-    tasks_ = [WithData(), WithData()]
-    estimators = [build(name, upstream.single_task_to_family(t), LOPT) for t in tasks_]
-    plain, _ = run(estimators[0], THETA)
-    ours, _ = run(regularized(estimators[1], regularizer), THETA)
-    assert tasks_[0].stream.count == tasks_[1].stream.count > 0
+    (alone, drawn), (ours, our_drawn, _) = plain(name), with_regularizer(name, regularizer)
+    assert drawn == our_drawn > 0
     for a, b in zip(
-        jax.tree.leaves((plain.unroll_state, plain.mean_loss)),
+        jax.tree.leaves((alone.unroll_state, alone.mean_loss)),
         jax.tree.leaves((ours.unroll_state, ours.mean_loss)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
     assert np.all(np.isfinite(flat(ours.grad)))
-    assert not np.allclose(flat(plain.grad), flat(ours.grad))
-    # At radius 0 every call is the same call on the same data: nothing is left of the correction.
-    zero = regularizers.SAM(lambda step: 0.0 * step)
-    again = WithData()
-    same, _ = run(
-        regularized(build(name, upstream.single_task_to_family(again), LOPT), zero), THETA
-    )
-    np.testing.assert_array_equal(flat(same.grad), flat(plain.grad))
+    assert not np.allclose(flat(alone.grad), flat(ours.grad))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_radius_0_nothing_is_left_of_the_correction(name):
+    """Every call is the same call on the same data."""
+    same, *_ = with_regularizer(name, regularizers.SAM(lambda step: 0.0 * step))
+    np.testing.assert_array_equal(flat(same.grad), flat(plain(name)[0].grad))
 
 
 class Spy(regularized_lopt.LSTMLOpt):
     """Notes every loss and gradient that the optimizer is given."""
 
     def __init__(self):
-        super().__init__(hidden_size=3)
+        super().__init__(hidden_size=3, num_layers=1)
         self.seen = []
 
     def opt_fn(self, theta, is_training=False):
@@ -153,6 +164,19 @@ class Spy(regularized_lopt.LSTMLOpt):
         return opt
 
 
+def followed(name, regularizer):
+    """An estimate in optimizee space, and all losses and gradients of its inner trajectories."""
+    spy = Spy()
+    out, _ = run(build(name, upstream.single_task_to_family(WithData()), spy, regularizer), THETA)
+    jax.effects_barrier()
+    return out, np.array(sorted(map(tuple, spy.seen)))  # Callbacks come in any order.
+
+
+@functools.cache
+def followed_without(name):
+    return followed(name, "none")
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "regularizer",
@@ -164,19 +188,14 @@ class Spy(regularized_lopt.LSTMLOpt):
 )
 def test_in_optimizee_space_the_inner_trajectory_is_bit_identical(name, regularizer):
     """The hypothesis: the user's loss, gradients and batches are those of plain training."""
-    outs, seen = [], []
-    for reg in ("none", regularizers.get(regularizer)):
-        spy = Spy()
-        estimator = build(name, upstream.single_task_to_family(WithData()), spy, reg)
-        outs.append(run(estimator, THETA)[0])
-        jax.effects_barrier()
-        seen.append(np.array(sorted(map(tuple, spy.seen))))  # Callbacks come in any order.
-    assert len(seen[0]) >= 5 * NUM_TASKS
-    np.testing.assert_array_equal(*seen)
-    for a, b in zip(*(jax.tree.leaves(out.unroll_state) for out in outs), strict=True):
+    (alone, seen), (ours, our_seen) = followed_without(name), followed(name, regularizer)
+    assert len(seen) >= 5 * NUM_TASKS
+    np.testing.assert_array_equal(seen, our_seen)
+    states = (jax.tree.leaves(out.unroll_state) for out in (alone, ours))
+    for a, b in zip(*states, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert not np.allclose(flat(outs[0].grad), flat(outs[1].grad), rtol=1e-5, atol=0)
-    assert float(outs[0].mean_loss) != float(outs[1].mean_loss)
+    assert not np.allclose(flat(alone.grad), flat(ours.grad), rtol=1e-5, atol=0)
+    assert float(alone.mean_loss) != float(ours.mean_loss)
 
 
 @pytest.mark.slow
