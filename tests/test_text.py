@@ -11,7 +11,8 @@ KEY = jax.random.PRNGKey(0)
 NAMES = ("LSTM_Python_32", "Transformer_Python_32x32")
 
 
-def test_splits_have_files_of_their_own_whole_and_in_order():
+def test_splits_have_files_of_their_own_whole_and_in_order(monkeypatch):
+    monkeypatch.setattr(text, "MOST_TESTED", 10**9)
     train, test = text._files()
     assert len(test) == (len(train) + len(test)) // 5
     pieces = {}
@@ -32,6 +33,17 @@ def test_splits_have_files_of_their_own_whole_and_in_order():
     seen = {of.tobytes() for of in pieces["meta_train", "train"]}
     for other in (held_out, pieces["meta_test", "train"]):
         assert np.mean([of.tobytes() in seen for of in other]) < 0.05
+
+
+def test_of_a_long_test_set_pieces_are_taken_from_all_over_it(monkeypatch):
+    datasets = text.TextDatasets("meta_test")
+    taken = datasets.read(None)["text"]
+    monkeypatch.setattr(text, "MOST_TESTED", 10**9)
+    every = datasets.read(None)["text"]
+    assert len(taken) == 4096 < len(every)
+    np.testing.assert_array_equal(taken[[0, -1]], every[[0, -1]])
+    # From all files alike: the share of spaces is that of all pieces.
+    np.testing.assert_allclose(np.mean(taken == ord(" ")), np.mean(every == ord(" ")), rtol=0.05)
 
 
 def test_a_batch_is_text():

@@ -22,6 +22,8 @@ Params = Any
 Network = Callable[[Int[Array, "batch length"]], Float[Array, "batch length bytes"]]
 
 NUM_BYTES = 256
+MOST_TESTED = 4096
+"""Pieces of the test set: all of them would take as long as hundreds of inner steps."""
 # Not of the library itself, or not there everywhere.
 _LEFT_OUT = frozenset(
     ("__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3")
@@ -33,7 +35,8 @@ class TextDatasets(data.ResidentDatasets):
 
     A file is in one split alone: a fifth of all are the test set, the same everywhere for a version
     of Python, and `meta_splits` divides the others. Pieces of a file follow each other, with the
-    last byte of one the first of the next; what is left at its end is dropped.
+    last byte of one the first of the next; what is left at its end is dropped. Of the test set at
+    most `MOST_TESTED` are taken, evenly spaced.
 
     Batches are dicts of text, int32 [batch, length + 1].
 
@@ -73,7 +76,10 @@ class TextDatasets(data.ResidentDatasets):
                 f"{self.dataset}'s files of a split are all shorter than {width} bytes: take a "
                 "shorter length."
             )
-        return {"text": np.concatenate(pieces)}
+        found = np.concatenate(pieces)
+        if index is None and len(found) > MOST_TESTED:
+            found = found[np.linspace(0, len(found) - 1, MOST_TESTED).round().astype(int)]
+        return {"text": found}
 
     def normalize(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Bytes as int32."""
