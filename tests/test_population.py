@@ -116,7 +116,7 @@ def test_loading_a_population_names_its_members(tmp_path):
 
 
 def test_a_population_resumes_exactly(tmp_path):
-    config = ["outer_train.checkpoint_every = 3", *SPACES]
+    config = ["outer_train.checkpoint_every = 3", *SPACES, "ObjectiveCheck.num_trajectories = 0"]
     arguments = {"seeds": (3, 4), "doses": {"SAM.rho": (0.1, 0.2)}, "parallelism": (2, 1)}
     train(tmp_path / "run", 8, *config, **arguments)
     resumed = train(tmp_path / "run", 14, *config, **arguments)
@@ -272,8 +272,14 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
+def begun(directory, seeds):
+    """A population's directory, as it is before anything is trained."""
+    with population.claimed(directory, population.members(seeds), overwrite=False):
+        pass
+
+
 def test_a_directory_with_other_members_is_refused(tmp_path):
-    train(tmp_path / "run", 2, seeds=(0, 1), parallelism=(1, 1))
+    begun(tmp_path / "run", (0, 1))
     with pytest.raises(OtherExperimentError, match=r"other members \(seed0, seed1\); nothing was"):
         train(tmp_path / "run", 2, seeds=(0, 2), parallelism=(1, 1))
     assert not (tmp_path / "run" / "seed2").exists()
@@ -356,8 +362,7 @@ def test_what_a_killed_process_leaves_as_it_begins_is_in_no_ones_way(tmp_path):
         path.mkdir(exist_ok=True)
         (path / f"{serialization.SCRATCH_PREFIX}population.json-1").touch()
     (tmp_path / "seed0" / ".lock").touch()
-    with population.claimed(tmp_path / "seed0", population.members((0,)), overwrite=False):
-        pass
+    begun(tmp_path / "seed0", (0,))
     assert (tmp_path / "seed0" / run_files.POPULATION_FILE).is_file()
 
 
