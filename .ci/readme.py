@@ -6,8 +6,8 @@ In the root of a checkout, for what is not in `CI`, which .ci/run runs as it is 
 `TESTED`. A command that `FORMS` does not have is an error, as is a form that no command has any
 more. `make quickstart` comes first:
 `python` and `pip` are those of .venv, but for commands that install, which get an environment of
-their own. As in the tests, XLA compiles without optimizing, and each program once: `make
-quickstart` and the documentation are what runs as it does for a user.
+their own. As in the tests, XLA compiles without optimizing, and each program once, but for what
+computes for long: `make quickstart` and the documentation are what runs as it does for a user.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Form:
       filled: what stands for a placeholder.
       lacks: why it cannot be started where `there` says so.
       installs: in the environment of a user of the library.
-      many_versions: it brings JAX in versions of its own, which `quickly` does not know.
+      as_for_users: without `quickly`: it computes for minutes, for which optimized machine code
+        is worth its time, or brings JAX in versions of its own.
     """
 
     part: str
@@ -96,7 +97,7 @@ class Form:
     filled: tuple[tuple[str, str], ...] = ()
     lacks: str = ""
     installs: bool = False
-    many_versions: bool = False
+    as_for_users: bool = False
 
 
 FORMS = (
@@ -133,6 +134,7 @@ FORMS = (
         "regularized_lopt.reproduce --verify",
         ("--task=ImageMLP_Mnist_20_Sigmoid",),
         lacks=MNIST,
+        as_for_users=True,
     ),
     Form("regularized_lopt.search", SMALL_SEARCH, lacks=MNIST),
     Form(
@@ -159,7 +161,7 @@ FORMS = (
     Form(
         "make matrix",
         filled=(("make matrix", "python .ci/matrix.py --cells oldest newest"),),
-        many_versions=True,
+        as_for_users=True,
     ),
 )
 COMMAND = re.compile(r"(make|pip|python|\.venv/bin/python|\.ci/run)(?= |$)")
@@ -273,7 +275,7 @@ def main() -> None:
             if form.installs and not library.exists():
                 subprocess.run([own / "bin/python", "-m", "venv", library], check=True)
             environment = library if form.installs else own
-            start(smallest(command), environment, {} if form.many_versions else variables)
+            start(smallest(command), environment, {} if form.as_for_users else variables)
         use = "import regularized_lopt; regularized_lopt.load('mnist_mlp_sam')"
         start(f"cd {scratch} && python -c {shlex.quote(use)}", library, variables)
 
