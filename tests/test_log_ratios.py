@@ -67,6 +67,12 @@ def test_one_seed_shows_nothing():
     one = log_ratios.LogRatio.of(SPREAD[:1], SPREAD[1:2])
     assert (one.ratio.log.low, one.ratio.log.high) == (-np.inf, np.inf)
     assert one.cells()[1:] == ["1", ""]
+    assert str(one) == f"{one.ratio} (1 seeds)"
+
+
+def test_in_words_a_ratio_has_its_seeds_and_what_they_would_show():
+    ratio = log_ratios.LogRatio.of(SPREAD, SPREAD[::-1])
+    assert str(ratio) == "{} ({} seeds, would show {})".format(*ratio.cells())
 
 
 def test_a_baseline_is_compared_with_every_seed_of_the_reference():

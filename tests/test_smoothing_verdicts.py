@@ -123,7 +123,7 @@ def folder(tmp_path_factory):
         for name, factor in (("simple", 1.0), ("simple_smoothing", 0.1)):
             theta["rnn"]["w_x"] = factor * theta["rnn"]["w_x"]
             where = path / f"optimizers/{name}-seed{seed}-0123456789ab" / run_files.THETA_FILE
-            zoo.save(where, lopt, theta, {})
+            zoo.save(where, lopt, theta, {"seed": seed})
     return path
 
 

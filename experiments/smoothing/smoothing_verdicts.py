@@ -9,7 +9,6 @@ without results are open. Takes a minute.
 import dataclasses
 import functools
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 
@@ -81,13 +80,9 @@ class Study:
         """[seeds, 1], the steepest slope around zero, see `UpdateCurve.relative_roughness`."""
         weights = self.folder / "optimizers"
         unpack(self.folder / f"optimizers{ARCHIVED}", weights)
-        by_seed = {
-            int(found[1]): path
-            for path in weights.glob(f"{name}-seed*")
-            if (found := re.fullmatch(rf"{re.escape(name)}-seed(\d+)-\w+", path.name))
-        }
-        opts = [zoo.load(by_seed[seed]).opt() for seed in sorted(by_seed)]
-        curves = [update_curve(opt, LIMIT, POINTS, NUM_WARMUP) for opt in opts]
+        loaded = [zoo.load(path) for path in weights.glob(f"{name}-seed*")]
+        loaded.sort(key=lambda one: one.metadata["seed"])
+        curves = [update_curve(one.opt(), LIMIT, POINTS, NUM_WARMUP) for one in loaded]
         return np.array([[curve.relative_roughness] for curve in curves])
 
 
@@ -109,9 +104,7 @@ class Compared:
     def by_ratio(cls, own: np.ndarray, other: np.ndarray) -> "Compared":
         """Of positive values, [seeds, runs] each; runs of a seed are averaged as logarithms."""
         found = LogRatio.of(*paired(own, other))
-        _, seeds, shown = found.cells()
-        text = f"{found.ratio} ({seeds} seeds" + (f", would show {shown})" if shown else ")")
-        return cls(found.ratio.sign, found.seeds, text)
+        return cls(found.ratio.sign, found.seeds, str(found))
 
     @classmethod
     def by_difference(cls, own: np.ndarray, other: np.ndarray) -> "Compared":

@@ -121,7 +121,7 @@ def helps(part: str, arms: Arms) -> tuple[str, str]:
     """Statements 3 and 4: STAR's meta-loss against that without the part."""
     found = ratio(arms["star_0.1"].meta_loss(), arms[part].meta_loss())
     sign = found.ratio.sign
-    return _word(sign < 0, sign > 0), f"meta-loss, ratio to {part}: {_said(found)}"
+    return _word(sign < 0, sign > 0), f"meta-loss, ratio to {part}: {found}"
 
 
 def decay(arms: Arms) -> tuple[str, str]:
@@ -147,7 +147,7 @@ def mixed(arms: Arms) -> tuple[str, str]:
     found = [ratio(arms["star_0.1"].at(step), arms["hyperparam"].at(step)) for step in STEPS]
     signs = {one.ratio.sign for one in found}
     answer = _word({-1, 1} <= signs, signs in ({-1}, {1}))
-    text = "; ".join(f"{step:,}: {_said(one)}" for step, one in zip(STEPS, found, strict=True))
+    text = "; ".join(f"{step:,}: {one}" for step, one in zip(STEPS, found, strict=True))
     return answer, f"training loss, ratio to hyperparam at {text}"
 
 
@@ -165,7 +165,7 @@ def comparable(arms: Arms, baseline: str) -> tuple[str, str]:
     found = ratio(arms["star_0.1"].at(HORIZON), arms[baseline].at(HORIZON))
     log = found.ratio.log
     answer = _word(log.high <= LEAST_BEHIND, log.low > LEAST_BEHIND)
-    return answer, f"training loss at {HORIZON:,} steps, ratio to {baseline}: {_said(found)}"
+    return answer, f"training loss at {HORIZON:,} steps, ratio to {baseline}: {found}"
 
 
 def statements(study: StudyResults, others: StudyResults | None = None) -> list[list[str]]:
@@ -226,11 +226,6 @@ def _word(confirmed: bool, refuted: bool) -> str:
     if confirmed:
         return CONFIRMED
     return REFUTED if refuted else OPEN
-
-
-def _said(found: LogRatio) -> str:
-    _, seeds, shown = found.cells()
-    return f"{found.ratio} ({seeds} seeds" + (f", would show {shown})" if shown else ")")
 
 
 def _step(step: float) -> str:

@@ -89,6 +89,10 @@ class LogRatio:
         change = "" if self.seeds < 2 else f"−{100 * (1 - self.detectable):.2g}%"
         return [str(self.ratio), seeds, change]
 
+    def __str__(self) -> str:
+        ratio, seeds, change = self.cells()
+        return f"{ratio} ({seeds} seeds" + (f", would show {change})" if change else ")")
+
 
 def table(task: xr.Dataset, name: str = "gsam") -> Table:
     """One row per optimizer and quantity: a property in every scale, norms, curvatures.
