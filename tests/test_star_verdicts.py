@@ -163,7 +163,7 @@ def test_the_figure_has_the_median_seed_of_each_panel_s_optimizers(tmp_path):
     path = tmp_path / "curves.json"
     path.write_text(json.dumps({"T": {"steps": [0, 999, 2000], "train_loss": [2.3, 1.0, 0.4]}}))
     drawn = figures.draw(task, figures.read_oracle(path, "T"))
-    first, second, third, _ = [lines(axis) for axis in drawn.axes if axis.get_title()]
+    first, second, third = [lines(axis) for axis in drawn.axes if axis.get_title()]
     assert {"star_0.1", "blackbox", "hyperparam", "Adam"} < first.keys()
     assert {"no_nominal", "no_preconditioner"} < second.keys()
     assert {"star_0", "star_1"} < third.keys()

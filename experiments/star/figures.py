@@ -50,7 +50,12 @@ def draw(task: xr.Dataset, oracle: tuple[np.ndarray, np.ndarray] | None) -> mpl_
     """
     known = selections.keys(task)
     there = {title: [name for name in names if name in known] for title, names in PANELS.items()}
-    panels = {title: names for title, names in there.items() if len(names) > 1}
+    # Where those are not there that a panel is about, another one has what is left of it.
+    panels = {
+        title: names
+        for title, names in there.items()
+        if not any(set(names) < set(other) for other in there.values())
+    }
     learned = [name for name in known if selections.is_learned(task.sel(optimizer=name))]
     baselines = [name for name in known if name not in learned]
     colors, steps = plot_style.palette([task]), task["loss_step"].values + 1
