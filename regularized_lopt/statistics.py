@@ -8,6 +8,7 @@ cells is not reported as a result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -225,6 +226,15 @@ def detectable_difference(
     """
     if count < 2:
         return math.inf
+    return _found_at(count, power, alpha) * deviation / math.sqrt(count)
+
+
+@functools.cache
+def _found_at(count: int, power: float, alpha: float) -> float:
+    """The centre of the noncentral t at which the test of `detectable_difference` has this power.
+
+    Cached: a report asks for the same few thousands of times.
+    """
     threshold = scipy.stats.t.isf(alpha / 2, count - 1)
 
     def lacking(centre: float) -> float:
@@ -232,8 +242,7 @@ def detectable_difference(
         # SciPy's tail on the other side is NaN where it is too small to matter.
         return float(t.sf(threshold) + np.nan_to_num(t.cdf(-threshold))) - power
 
-    centre = scipy.optimize.brentq(lacking, 0.0, 10 * threshold + 10)
-    return float(centre) * deviation / math.sqrt(count)
+    return float(scipy.optimize.brentq(lacking, 0.0, 10 * threshold + 10))
 
 
 def unpaired_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
