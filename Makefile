@@ -3,9 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_FLAGS ?=
-STUDIES := paper radius mixture momentum transfer accuracy replication ninefold long stable stable_long flatness_pilot flatness_mean flatness_unroll_100 flatness flatness_gradients flatness_stored nominal_sam nominal_sam_blackbox
 
-.PHONY: quickstart test coverage lint docs results $(STUDIES:%=experiments/%) stress matrix clean
+.PHONY: quickstart test coverage lint docs results stress matrix clean
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py $(QUICKSTART_FLAGS)
 
@@ -28,11 +27,8 @@ stress: $(VENV)/.installed
 	$(BIN)/python benchmarks/stress.py
 
 # Pages, tables and figures of experiments/, numbers in README.md and docs/, from the results that are kept.
-results: $(STUDIES:%=experiments/%)
-	$(BIN)/python docs/update_pages.py
-
-$(STUDIES:%=experiments/%): $(VENV)/.installed
-	$(BIN)/python -m regularized_lopt.reproduce --rewrite --out_dir=$@
+results: $(VENV)/.installed
+	$(BIN)/python docs/update_pages.py --rewrite
 
 # Every Python that is found, each with constraints.txt and with pip's own choice; writes docs/compatibility.md.
 matrix:

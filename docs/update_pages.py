@@ -2,10 +2,12 @@
 
 What stands between `<!-- table 1 -->` and `<!-- end table 1 -->` is replaced by what the results in
 experiments/ and the zoo's cards say of it; `PAGES` has every page and the names of its marks.
+With --rewrite, every study's own page, figures and tables are made anew from its results first.
 
-    python docs/update_pages.py
+    python docs/update_pages.py [--rewrite]
 """
 
+import argparse
 import dataclasses
 import fnmatch
 import functools
@@ -19,10 +21,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from regularized_lopt import study_report
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.flatness import SCALES
 from regularized_lopt.measure.results import StudyResults
-from regularized_lopt.report import export, log_ratios, paper_claims, tables, verdicts
+from regularized_lopt.report import export, log_ratios, pages, paper_claims, tables, verdicts
 from regularized_lopt.report.markdown import table as markdown_table
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -374,8 +377,19 @@ def updated(text: str, page: str) -> str:
     return text
 
 
+def rewrite_studies() -> None:
+    """Page, figures and tables of every study that has a page, in one process."""
+    for results in sorted(EXPERIMENTS.glob(f"*/{results_file.FILE}")):
+        if (results.parent / pages.RESULTS).exists():
+            study_report.rewrite(results.parent)
+
+
 def main() -> None:
     """Updates the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rewrite", action="store_true", help="the studies' own pages, too")
+    if parser.parse_args().rewrite:
+        rewrite_studies()
     for page in PAGES:
         path = REPOSITORY / page
         path.write_text(updated(path.read_text(), page))

@@ -28,6 +28,18 @@ def test_a_mark_that_a_page_lacks_is_named(update_pages):
         update_pages.updated("# A page\n", "docs/meta_training.md")
 
 
+def test_studies_that_have_a_page_are_rewritten(update_pages, monkeypatch, tmp_path):
+    for name in ("b/results.nc.xz", "b/RESULTS.md", "a/results.nc.xz", "c/RESULTS.md"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    rewritten = []
+    monkeypatch.setattr(update_pages, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(update_pages.study_report, "rewrite", rewritten.append)
+    update_pages.rewrite_studies()
+    assert rewritten == [tmp_path / "b"]
+
+
 def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
     names = ("task", "learned", "targeted", "low", "high", "log_ratio_low", "log_ratio_high")
     return dict(zip(names, (task, True, targeted, low, high, *log_ratio), strict=True))

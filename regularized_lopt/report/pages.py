@@ -8,6 +8,7 @@ from regularized_lopt.report import html, markdown, terminal
 from regularized_lopt.report.sections import Page
 
 REPORT = "report.html"
+RESULTS = "RESULTS.md"
 NOTES = "NOTES.md"
 
 
@@ -18,5 +19,5 @@ def write(page: Page, out_dir: pathlib.Path) -> None:
     """
     html.write(page, out_dir / REPORT)
     notes = out_dir / NOTES
-    markdown.write(page, out_dir / "RESULTS.md", notes.read_text() if notes.is_file() else "")
+    markdown.write(page, out_dir / RESULTS, notes.read_text() if notes.is_file() else "")
     terminal.show(page)
