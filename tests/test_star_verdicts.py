@@ -149,6 +149,38 @@ def test_generalizes(diverging, word):
     assert rows["generalizes to an LSTM and a transformer"] == word
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_seed_that_is_not_finite_stays_in_every_comparison(lost):
+    """It would be confirmed by those that are left: 0.5 against 0.55."""
+    planted = study(levels={"no_nominal": 0.55}, seeds=3)
+    (task,) = planted.tasks
+    task["train_loss"].loc[{"optimizer": "star_0.1"}][0, 0, 5:] = lost
+    rows = {name: (word, reason) for name, word, reason in verdicts.statements(planted)}
+    for statement in ("the nominal term helps", "comparable to tuned Adam"):
+        word, reason = rows[statement]
+        assert word == "open"
+        assert "(3 seeds" in reason
+
+
+def test_decays_are_compared_over_the_seeds_that_all_have():
+    """The first three are level; two more of star_1, far lower, have no pair."""
+    arms = {
+        name: verdicts.Arm(np.stack([[curve(0.5)]] * 3), STEPS)
+        for name in ("star_0", "star_0.1", "star_0.5")
+    }
+    rows = [[curve(0.5)]] * 3 + [[curve(0.1)]] * 2
+    word, reason = verdicts.decay({**arms, "star_1": verdicts.Arm(np.stack(rows), STEPS)})
+    assert word == "open"
+    assert "(3 seeds" in reason
+
+
+def test_the_figure_has_the_seeds_that_stay_finite_beside_one_that_does_not():
+    (task,) = study(levels={"blackbox": 0.7}, seeds=3).tasks
+    task["train_loss"].loc[{"optimizer": "blackbox"}][0, :, 50:] = np.nan
+    first = lines(next(axis for axis in figures.draw(task, None).axes if axis.get_title()))
+    np.testing.assert_allclose(first["blackbox"][-1], [200_000, 0.7], rtol=0.02)
+
+
 def test_two_seeds_are_no_verdict():
     assert {word for _, word, _ in verdicts.statements(study(seeds=2))} == {"open"}
 

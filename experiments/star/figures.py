@@ -63,7 +63,8 @@ def draw(task: xr.Dataset, oracle: tuple[np.ndarray, np.ndarray] | None) -> mpl_
         figure, axes = plot_style.new_figure(2, rows=-(-len(panels) // 2))
         for axis, (title, names) in zip(axes, panels.items(), strict=False):
             for style, one in plot_style.styled(task, [*names, *baselines], colors):
-                seeds = curve(one)
+                # A seed that is not finite is the highest; the others are still drawn.
+                seeds = np.nan_to_num(curve(one), nan=np.inf)
                 axis.plot(steps, np.median(seeds, axis=0), linewidth=1.3, **style)
                 low, high = seeds.min(axis=0), seeds.max(axis=0)
                 axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -30,6 +30,8 @@ LEAST_BEHIND = math.log(1.1)
 """Of tuned Adam's training loss: what counts as comparable."""
 SEQUENCES = ("LSTM_Python_32", "Transformer_Python_32x32")
 """Networks that no optimizer of the study has seen the like of."""
+MOST = 1e6
+"""A training loss (nats) that is not finite, or above, counts as this one: no seed drops out."""
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
 
 
@@ -52,20 +54,24 @@ class Arm:
         return cls(one["train_loss"].values.astype(np.float64), one["loss_step"].values)
 
     def at(self, step: int) -> np.ndarray:
-        """[seeds, runs], after so many steps; infinite where it is not finite."""
+        """[seeds, runs], after so many steps, at most `MOST`."""
         place = np.searchsorted(self.steps, step - 1, side="right") - 1
-        return np.nan_to_num(self.losses[..., place], nan=np.inf)
+        return self._capped[..., place]
 
     def meta_loss(self) -> np.ndarray:
         """[seeds, runs], the mean of the first `HORIZON` steps."""
         steps = np.arange(HORIZON)
-        dense = np.apply_along_axis(lambda row: np.interp(steps, self.steps, row), -1, self.losses)
-        return np.nan_to_num(np.trapezoid(dense, steps, axis=-1) / steps[-1], nan=np.inf)
+        dense = np.apply_along_axis(lambda row: np.interp(steps, self.steps, row), -1, self._capped)
+        return np.trapezoid(dense, steps, axis=-1) / steps[-1]
 
     def diverged(self) -> np.ndarray:
         """[seeds], whether any of its runs ends above its first loss or not finite."""
         last = self.losses[..., -1]
         return np.any(~(np.isfinite(last) & (last <= self.losses[..., 0])), axis=1)
+
+    @property
+    def _capped(self) -> np.ndarray:
+        return np.minimum(np.nan_to_num(self.losses, nan=MOST, posinf=MOST), MOST)
 
 
 Arms = Mapping[str, Arm]
@@ -125,21 +131,24 @@ def helps(part: str, arms: Arms) -> tuple[str, str]:
 
 
 def decay(arms: Arms) -> tuple[str, str]:
-    """Statement 5."""
-    names = ("star_0", "star_0.1", "star_0.5", "star_1")
-    losses = {name: arms[name].meta_loss() for name in names}
+    """Statement 5, over the seeds that all four decays have."""
+    inner, outer = ("star_0.1", "star_0.5"), ("star_0", "star_1")
+    losses = {name: arms[name].meta_loss() for name in (*inner, *outer)}
+    seeds = min(map(len, losses.values()))
+    losses = {name: loss[:seeds] for name, loss in losses.items()}
     means = {name: float(np.exp(np.log(loss).mean())) for name, loss in losses.items()}
     order = sorted(means, key=means.__getitem__)
-    inner, outer = ("star_0.1", "star_0.5"), ("star_0", "star_1")
-    text = ", ".join(f"{name} {means[name]:.4g}" for name in order)
     best = order[0]
-    signs = [
-        ratio(losses[best], losses[name]).ratio.sign for name in (inner if best in outer else outer)
-    ]
+    ratios = {
+        name: ratio(losses[best], losses[name]) for name in (inner if best in outer else outer)
+    }
+    signs = [one.ratio.sign for one in ratios.values()]
     answer = _word(
         set(order[:2]) == set(inner) and -1 in signs, best in outer and set(signs) == {-1}
     )
-    return answer, f"meta-loss: {text}"
+    text = ", ".join(f"{name} {means[name]:.4g}" for name in order)
+    compared = "; ".join(f"to {name}: {one}" for name, one in ratios.items())
+    return answer, f"meta-loss: {text}; {best}, ratio {compared}"
 
 
 def mixed(arms: Arms) -> tuple[str, str]:
