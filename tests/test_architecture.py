@@ -17,6 +17,7 @@ FLOORS = (
         "errors",
         "gin_files",
         "interruption",
+        "power",
         "progress",
         "provenance",
         "run_files",

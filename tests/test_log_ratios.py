@@ -9,7 +9,7 @@ import scipy.stats
 from helpers_results import EVERY, EVERY_BALL, SEEDS, in_every_ball, measured_task, optimizer
 from helpers_study import RELU
 
-from regularized_lopt import statistics
+from regularized_lopt import power
 from regularized_lopt.measure import StudyResults
 from regularized_lopt.measure.flatness import NORMS, SCALES
 from regularized_lopt.report import export, log_ratios, sections, write
@@ -37,7 +37,7 @@ def test_a_planted_ratio_is_found_with_scipy_s_interval():
         logs = np.log(factor * SPREAD).mean(axis=1)
         test = scipy.stats.ttest_1samp(logs, 0.0).confidence_interval()
         wanted = np.exp([logs.mean(), test.low, test.high])
-        least = 1 - np.exp(-statistics.detectable_difference(np.std(logs, ddof=1), SEEDS))
+        least = 1 - np.exp(-power.detectable_difference(np.std(logs, ddof=1), SEEDS))
         for cells in rows["sam", f"max L − L, {scale}"]:
             ratio, low, high = (float(of.strip("[],")) for of in cells[0].split())
             np.testing.assert_allclose([ratio, low, high], wanted, rtol=0.01)

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import statistics
+from regularized_lopt import power, statistics
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.results import paired
 from regularized_lopt.report import log_ratios
@@ -44,7 +44,7 @@ class Interaction:
         """Of effects, [seeds] each, of the same seeds."""
         difference = statistics.paired_difference(blackbox, star, bootstrap=False)
         deviation = float(np.std(blackbox - star, ddof=1))
-        shown = statistics.detectable_difference(deviation, len(star))
+        shown = power.detectable_difference(deviation, len(star))
         return cls(difference, statistics.t_p(blackbox - star), shown)
 
     def words(self) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import statistics, zoo
+from regularized_lopt import power, statistics, zoo
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.optimizers import BASELINES
 from regularized_lopt.measure.results import paired
@@ -115,7 +115,7 @@ class Compared:
         shown = ""
         if count > 1:
             deviation = float(np.std(one - base, ddof=1))
-            shown = f", would show {statistics.detectable_difference(deviation, count):.2g}"
+            shown = f", would show {power.detectable_difference(deviation, count):.2g}"
         return cls(found.sign, count, f"{found} points ({count} seeds{shown})")
 
 

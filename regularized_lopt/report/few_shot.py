@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import statistics
+from regularized_lopt import power, statistics
 from regularized_lopt.report import plot_style
 from regularized_lopt.report.sections import Page, Table
 
@@ -100,7 +100,7 @@ def _differences(found: xr.Dataset, reference: str) -> Table:
             continue
         difference = statistics.paired_difference(other, own, bootstrap=False)
         deviation = float(np.std(other - own, ddof=1))
-        least = statistics.detectable_difference(deviation, len(own))
+        least = power.detectable_difference(deviation, len(own))
         rows.append(
             [str(learner), f"{difference.mean:+.2f}", _interval(difference), f"{least:.2f}"]
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import statistics
+from regularized_lopt import power, statistics
 from regularized_lopt.measure import selections
 from regularized_lopt.measure.flatness import LABELS, NORMS, PROPERTIES
 from regularized_lopt.measure.results import paired
@@ -81,7 +81,7 @@ class LogRatio:
     @property
     def detectable(self) -> float:
         """The factor, below 1, of the smallest decrease that is found; see `NOTE`."""
-        return math.exp(-statistics.detectable_difference(self.deviation, self.seeds))
+        return math.exp(-power.detectable_difference(self.deviation, self.seeds))
 
     def cells(self) -> list[str]:
         """Ratio, seeds, detectable decrease in percent; the last is empty below two seeds."""
