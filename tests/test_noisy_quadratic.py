@@ -1,6 +1,7 @@
 """The noisy quadratic problem: closed forms, the theorem and the lemmas, Figures 1 and 2."""
 
 import csv
+import dataclasses
 import itertools
 import math
 
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from regularized_lopt.measure import noisy_quadratic as nq
 from regularized_lopt.measure.noisy_quadratic import meta_training, stability
-from regularized_lopt.measure.noisy_quadratic.meta_gradient import draw
+from regularized_lopt.measure.noisy_quadratic.meta_gradient import Variance, draw
 from regularized_lopt.measure.noisy_quadratic.problem import spectral_radius
 from regularized_lopt.measure.optimizers import OptaxBaseline
 from regularized_lopt.report import markdown
 from regularized_lopt.report import noisy_quadratic as report
+from regularized_lopt.report.noisy_quadratic import claims
 from regularized_lopt.report.sections import Claims
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -103,8 +105,8 @@ def test_a_symmetric_black_box_within_the_bounds_is_stable(drawn, share, precond
 
 @settings(max_examples=60)
 @given(problems(), st.floats(0.01, 0.99), st.floats(0.1, 10), st.integers(0, 4))
-def test_commuting_factors_within_the_bounds_are_stable(drawn, share, largest, split):
-    """Lemma 3: P~ is made of blocks, on each of which D is a constant."""
+def test_commuting_symmetric_factors_within_the_bounds_are_stable(drawn, share, largest, split):
+    """Lemma 3: P~ is made of symmetric blocks, on each of which D is a constant."""
     problem, rng = drawn
     nominal = stability.nominal_step(problem, share)
     ends = stability.bounds(problem, nominal, scale=largest)
@@ -119,10 +121,50 @@ def test_commuting_factors_within_the_bounds_are_stable(drawn, share, largest, s
     assert spectral_radius(problem.dynamics(nominal, factor @ inner)) <= 1 + 1e-7
 
 
+def test_commuting_factors_are_not_enough_without_symmetry():
+    """A counterexample to Lemma 3: D = 2 I is diagonal together with any P~ that can be."""
+    nominal, largest = stability.nominal_step(PROBLEM, 0.5), 2.0
+    factor, inner = largest * np.eye(2), np.array([[0.0, 1.5], [0.0, 0.05]])
+    np.testing.assert_array_equal(factor @ inner, inner @ factor)
+    low, high = stability.bounds(PROBLEM, nominal, scale=largest)
+    assert np.all((low < np.array([0.0, 0.05])) & (np.array([0.0, 0.05]) < high))
+    np.testing.assert_allclose(np.sort(np.linalg.eigvals(inner)), [0.0, 0.05])
+    found = spectral_radius(PROBLEM.dynamics(nominal, factor @ inner))
+    assert found == pytest.approx(1.888, abs=1e-3)
+
+
+def test_factors_are_what_their_kinds_say():
+    rng, kinds = np.random.default_rng(0), {}
+    values = rng.uniform(-1, 1, (100, 3))
+    for kind, ways in stability.FACTORS.items():
+        scales, inner = stability.factors(rng, values, 2.0, ways)
+        assert 0 < scales.min() < scales.max() <= 2
+        np.testing.assert_allclose(
+            np.sort(np.linalg.eigvals(inner)), np.sort(values), rtol=1e-6, atol=1e-6
+        )
+        other, constant = inner.swapaxes(-1, -2), np.ptp(scales, axis=-1) == 0
+        diagonal = np.all(inner * (1 - np.eye(3)) == 0, axis=(-2, -1))
+        symmetric = np.isclose(inner, other, rtol=0, atol=1e-9).all(axis=(-2, -1))
+        forth, back = scales[..., None] * inner, inner * scales[:, None]
+        commuting = np.isclose(forth, back, rtol=0, atol=1e-9).all(axis=(-2, -1))
+        shares = (commuting, symmetric, constant, diagonal)
+        kinds[kind] = [float(share.mean()) for share in shares]
+    assert list(kinds) == [
+        "commuting D and symmetric P~",
+        "D = d I, other P~, eigenvalues real",
+        "symmetric P~, not commuting",
+        "other P~, not commuting, eigenvalues real",
+    ]
+    assert list(kinds.values()) == [[1, 1, 0.5, 0.5], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
 def test_elsewhere_the_statements_fail_and_the_examples_show_it():
     what = nq.Stability(num_samples=10_000)
     tried = nq.try_statements(PROBLEM, what)
     assert [one.unstable > 0 for one in tried] == [not one.claimed for one in tried]
+    lemma_3 = {one.kind: one for one in tried if one.statement == "Lemma 3"}
+    assert [kind for kind, one in lemma_3.items() if one.claimed] == [stability.COMMUTING]
+    assert lemma_3["D = d I, other P~, eigenvalues real"].unstable > 0.05
     for one in tried:
         if one.example is None:
             continue
@@ -232,8 +274,9 @@ def test_the_page_has_what_was_found(trained, tmp_path):
         {"mine": sgd},
     )
     page = report.write(found, tmp_path)
-    (claims,) = (part.claims for part in page.parts if isinstance(part, Claims))
-    assert claims[0].verdict == "holds for symmetric P alone"
+    (checked,) = (part.claims for part in page.parts if isinstance(part, Claims))
+    assert checked[0].verdict == "holds for symmetric P alone"
+    assert checked[2].verdict == "holds for commuting D and symmetric P~ alone"
     markdown.write(page, tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text()
     assert "Theorem 1, other P, eigenvalues real: P = [" in text
@@ -244,6 +287,46 @@ def test_the_page_has_what_was_found(trained, tmp_path):
         assert len(list(csv.DictReader(file))) == 5 * 3
     slow = 1 - 0.1 * np.linalg.eigvalsh(PROBLEM.H)[0]
     assert f"| mine | {slow:.5f} | {slow:.5f} | {slow**2:.5f} | {slow**2:.5f} | 0.0% |" in text
+
+
+@pytest.mark.parametrize(
+    ("trace", "verdict"),
+    [
+        ([[1e3, 1e4], [1.0, 1.0], [1e3, 1e4]], "holds"),
+        ([[1e3, 90.0], [1.0, 1.0], [1e3, 1e4]], "does not hold"),  # Less than a factor of 100.
+        ([[10.0, 105.0], [1.0, 1.0], [1e3, 1e4]], "does not hold"),  # Within the errors of it.
+        ([[1e4, 1e3], [1.0, 1.0], [1e3, 1e4]], "does not hold"),  # Falls with the horizon.
+        ([[1e3, 1e4], [1.0, 1.0], [1e4, 1e3]], "does not hold"),
+        ([[0.5, 1.0], [10.0, 1e3], [1e3, 1e4]], "does not hold"),  # The lowest is at an edge.
+        ([[1e3], [1.0], [1e3]], "undecided"),
+    ],
+)
+def test_the_variance_claim_is_about_orders_of_magnitude(trace, verdict):
+    trace = np.array(trace)[:, ::-1]  # The longest horizon comes first.
+    horizons = np.array([5, 2])[: trace.shape[1]]
+    error = np.full_like(trace, 0.05)
+    variance = Variance(np.array([0.0, 0.5, 1.25]), horizons, trace, error, trace)
+    claim = claims._variance(variance)
+    assert claim.verdict == verdict
+    first, second = claim.evidence
+    assert first.startswith("T = 5: the lowest trace is 1, at a = ")
+    low, high = trace[0, -1], trace[0, 0]
+    assert f" it goes from {low:.3g} to {high:.3g} at a = 0, and from " in second
+
+
+@pytest.mark.parametrize(
+    ("unstable", "verdict"), [(0, "holds"), (1, "does not hold"), (None, "undecided")]
+)
+def test_meta_training_that_is_once_unstable_is_not_called_stable(trained, unstable, verdict):
+    radius = np.full_like(trained.radius, 0.9)
+    radius[0] = 1.1
+    if unstable is None:
+        kept = {name: getattr(trained, name)[:1] for name in ("nominals", "expected")}
+        trained = dataclasses.replace(trained, radius=radius[:1], **kept)
+    else:
+        radius[1].flat[:unstable] = 1.1
+        trained = dataclasses.replace(trained, radius=radius)
+    assert claims._meta_training(trained).verdict.startswith(f"stability: {verdict};")
 
 
 @pytest.mark.parametrize(

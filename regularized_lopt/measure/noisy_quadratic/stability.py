@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,20 @@ from regularized_lopt.measure.noisy_quadratic.problem import NoisyQuadratic, spe
 
 ROUNDING = 1e-9
 """A spectral radius of at most 1 + this counts as at most 1."""
+
+COMMUTING = "commuting D and symmetric P~"
+"""The kind for which Lemma 3 is true: D P~ is symmetric."""
+
+FACTORS = {
+    COMMUTING: (("none", False), ("orthogonal", True)),
+    "D = d I, other P~, eigenvalues real": (("any", True),),
+    "symmetric P~, not commuting": (("orthogonal", False),),
+    "other P~, not commuting, eigenvalues real": (("any", False),),
+}
+"""Ways to draw the factors of Lemma 3, by kind: the basis of P~, and whether D is d I.
+
+D = d I commutes with every P~. A P~ that commutes with every D is diagonal.
+"""
 
 
 @configurable()
@@ -82,7 +97,11 @@ def bounds(
     """Of the eigenvalues of P, between which A is said to be stable.
 
     Theorem 1: -a and 2 / lambda_max(H) - a. Lemma 2: lambda_max of the root of H. Lemma 3: both
-    divided by d_max, the `scale`, of the eigenvalues of P~, where P = D P~.
+    divided by d_max, the `scale`, of the eigenvalues of P~, where P = D P~ and D is diagonal with
+    entries in (0, d_max].
+
+    All are true for symmetric P, which Lemma 3 has where P~ is symmetric and commutes with D. Real
+    eigenvalues are not enough, nor are factors that commute.
     """
     return -nominal / scale, (2 / problem.largest(preconditioned) - nominal) / scale
 
@@ -152,16 +171,34 @@ def try_statements(problem: NoisyQuadratic, what: Stability) -> list[Tried]:
             found.append(Tried.of(statement, kind, claimed, nominal, black_box, dynamics))
     nominal = nominal_step(problem, what.lemma_3_share)
     ends = bounds(problem, nominal, scale=what.largest_scale)
-    for kind, basis in (
-        ("commuting D and P~", "none"),
-        ("symmetric P~, not commuting", "orthogonal"),
-        ("other P~, eigenvalues real", "any"),
-    ):
-        inner = with_eigenvalues(rng, rng.uniform(*ends, shape), basis)
-        black_box = what.largest_scale * (1 - rng.random(shape))[..., None] * inner
+    for kind, ways in FACTORS.items():
+        scales, inner = factors(rng, rng.uniform(*ends, shape), what.largest_scale, ways)
+        black_box = scales[..., None] * inner
         dynamics = problem.dynamics(nominal, black_box)
-        found.append(Tried.of("Lemma 3", kind, basis == "none", nominal, black_box, dynamics))
+        found.append(Tried.of("Lemma 3", kind, kind == COMMUTING, nominal, black_box, dynamics))
     return found
+
+
+def factors(
+    rng: np.random.Generator,
+    values: np.ndarray,
+    largest: float,
+    ways: Sequence[tuple[str, bool]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The diagonals of D, [samples, n], and P~, [samples, n, n].
+
+    Args:
+      rng: of entries of D and of bases.
+      values: eigenvalues of P~, [samples, n].
+      largest: d_max; entries of D are uniform in (0, d_max].
+      ways: values of `FACTORS`; each serves for an equal share of the samples.
+    """
+    scales, inner = [], []
+    for part, (basis, alike) in zip(np.array_split(values, len(ways)), ways, strict=True):
+        drawn = largest * (1 - rng.random(part.shape))
+        scales.append(np.broadcast_to(drawn[:, :1], part.shape) if alike else drawn)
+        inner.append(with_eigenvalues(rng, part, basis))
+    return np.concatenate(scales), np.concatenate(inner)
 
 
 def with_eigenvalues(rng: np.random.Generator, values: np.ndarray, basis: str) -> np.ndarray:

@@ -91,7 +91,8 @@ def _lead(found: Results) -> str:
 _STATEMENTS = (
     "Eigenvalues of P (of P~ in Lemma 3) are drawn between the bounds of the statement, so that "
     "all A should be stable. The statements are true for the first kind of each. The proof needs "
-    "aI + P to be symmetric and positive semi-definite."
+    "aI + P to be symmetric and positive semi-definite. In Lemma 3 it is where P~ is symmetric and "
+    "commutes with D."
 )
 _CHANGES = "The same random P throughout; stable: a spectral radius below 1."
 _EIGENVALUES = (
