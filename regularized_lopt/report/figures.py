@@ -177,17 +177,12 @@ def seeds(tasks: Sequence[xr.Dataset], columns: int = 5) -> mpl_figure.Figure:
             for one in selections.optimizers(task):
                 key = one["optimizer"].item()
                 error, color = _error(one), colors[key]
-                axis.plot(
-                    error,
-                    np.full(len(error), keys.index(key)),
-                    "o",
-                    color=color,
-                    markerfacecolor=color if selections.is_learned(one) else "none",
-                    alpha=0.75,
-                    markersize=5,
-                    markeredgewidth=1.2,
-                )
-            axis.set(title=selections.label(task), xlabel=_ERROR[selections.has_accuracy(task)])
+                style = {"color": color, "alpha": 0.75, "markersize": 5, "markeredgewidth": 1.2}
+                filled = color if selections.is_learned(one) else "none"
+                at = np.full(len(error), keys.index(key))
+                axis.plot(error, at, "o", markerfacecolor=filled, **style)
+            plot_style.panel_title(axis, selections.label(task))
+            axis.set_xlabel(_ERROR[selections.has_accuracy(task)])
             plot_style.log_if_some_fail(axis, "x")
         axes[0].set_yticks(range(len(keys)), keys)
         axes[0].invert_yaxis()
@@ -213,7 +208,8 @@ def validation(
                 if key in losses:
                     style = {"color": colors[key], "alpha": 0.75, "markersize": 5}
                     axis.plot(losses[key], _error(one), "o", label=one["name"].item(), **style)
-            axis.set(title=selections.label(task), xlabel="validation loss (nats)")
+            plot_style.panel_title(axis, selections.label(task))
+            axis.set_xlabel("validation loss (nats)")
             plot_style.log_if_some_fail(axis, "y")
             if axis is axes[0] or not selections.has_accuracy(task):
                 axis.set_ylabel(_ERROR[selections.has_accuracy(task)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +47,10 @@ STYLE = {
 }
 
 
+_TITLE_WIDTH = 24
+"""Characters of a title that fit above one of `panels`."""
+
+
 def new_figure(
     columns: int, width: float = 9.6, height: float = 3.3, rows: int = 1
 ) -> tuple[mpl_figure.Figure, Any]:
@@ -65,6 +71,11 @@ def panels(
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes[:count]
+
+
+def panel_title(axis: Any, title: str) -> None:
+    """Above one of `panels`, in lines that do not run into its neighbour's."""
+    axis.set_title(textwrap.fill(title, _TITLE_WIDTH))
 
 
 def cycle() -> Any:
@@ -118,10 +129,14 @@ def band(axis: Any, x: np.ndarray, runs: np.ndarray, **style: Any) -> None:
 
 
 def log_if_some_fail(axis: Any, which: str) -> None:
-    """Errors of 2 and 3% can be told apart beside one of 90%."""
+    """Errors of 2 and 3% can be told apart beside one of 90%, losses of 0.01 beside one of 1."""
     low, high = getattr(axis.dataLim, f"interval{which}")
-    if high > 5 * low:
-        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    if 0 < low < high / 5:
+        # Over more than two decades the powers of ten are enough.
+        steps = (1, 2, 5) if high <= 100 * low else (1,)
+        decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ticks = [t for decade in decades for t in np.multiply(steps, 10.0**decade)]
+        ticks = [t for t in ticks if low <= t <= high]
         getattr(axis, f"set_{which}scale")("log")
         getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
         getattr(axis, f"set_{which}ticks")([], minor=True)
