@@ -42,7 +42,7 @@ APART = (
     "star",
     "star_generalization",
 )
-"""Studies whose intervals are not counted: none is of a plain LSTM that is not counted already."""
+"""Studies whose intervals are not counted: of other optimizers, or of LSTMs counted elsewhere."""
 TABLES = {
     "table_1": tables.table_1,
     "failures": tables.failures,
