@@ -160,7 +160,8 @@ FORMS = (
     Form("-m pytest", ("--collect-only", "--quiet")),
     Form(
         "make matrix",
-        filled=(("make matrix", "python .ci/matrix.py --cells oldest newest"),),
+        # The oldest with constraints is what the tests run in.
+        filled=(("make matrix", "python .ci/matrix.py --cells newest"),),
         as_for_users=True,
     ),
 )
