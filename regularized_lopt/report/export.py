@@ -79,12 +79,11 @@ def property_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
         for one in selections.optimizers(task):
             for point, name in itertools.product(POINTS, PROPERTIES):
                 last, best = selections.last(one, name), selections.best(one, name)
-                sides = [
-                    side.sel(point=point) for side in (last, best, selections.last(base, name))
-                ]
+                sides = (last, best, selections.last(base, name))
                 for scale, radius in itertools.product(config.scales, config.radii):
                     values, highest, other = (
-                        side.sel(scale=scale, radius=radius).values for side in sides
+                        selections.at(side, point=point, scale=scale, radius=radius)
+                        for side in sides
                     )
                     summary = statistics.summarize(units(values))
                     difference = compare(values, other)
@@ -169,17 +168,19 @@ def run_rows(tasks: Sequence[xr.Dataset]) -> Iterator[dict[str, Any]]:
 
 def _around(one: xr.Dataset, point: str) -> dict[str, np.ndarray]:
     """By column, [seeds, runs]: what was measured at the params."""
-    at = one.sel(point=point)
-    return {column: at[f"around_{name}"].values for column, name in _AROUND.items()}
+    return {
+        column: selections.at(one[f"around_{name}"], point=point)
+        for column, name in _AROUND.items()
+    }
 
 
 def _nearby(one: xr.Dataset, point: str) -> dict[str, np.ndarray]:
     """By column, [seeds, runs]: every property in every ball around them."""
     found = {}
     for name in PROPERTIES:
-        last = selections.last(one, name).sel(point=point)
+        last = selections.last(one, name)
         for scale, radius in itertools.product(last["scale"].values, last["radius"].values):
-            values = last.sel(scale=scale, radius=radius).values
+            values = selections.at(last, point=point, scale=scale, radius=radius)
             found[f"{name}_{scale}_r{radius:g}"] = values
     return found
 

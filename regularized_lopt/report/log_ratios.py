@@ -174,9 +174,9 @@ def rise(
     if point == MATCHED:
         if not one["pairs"]:
             return None
-        return LogRatio.of(*selections.matched(one, name).sel(scale=scale).values)
-    where = {"point": point, "scale": scale, "radius": radius}
-    sides = (selections.last(side, name).sel(where).values for side in (one, base))
+        return LogRatio.of(*selections.at(selections.matched(one, name), scale=scale))
+    rises = (selections.last(side, name) for side in (one, base))
+    sides = (selections.at(of, point=point, scale=scale, radius=radius) for of in rises)
     return LogRatio.of(*paired(*sides))
 
 
@@ -185,5 +185,5 @@ def at_params(one: xr.Dataset, base: xr.Dataset, name: str, point: str) -> LogRa
     if point == MATCHED:
         variable = f"matched_{name}"
         return LogRatio.of(*one[variable].values) if variable in one and one["pairs"] else None
-    sides = (side[f"around_{name}"].sel(point=point).values for side in (one, base))
+    sides = (selections.at(side[f"around_{name}"], point=point) for side in (one, base))
     return LogRatio.of(*paired(*sides))

@@ -148,8 +148,8 @@ def measured_pair(
     if measure == "matched":
         if not one["pairs"]:
             return np.full((1, 1), np.nan), np.full((1, 1), np.nan)
-        own, reference = selections.matched(one, name).sel(scale="relative").values
+        own, reference = selections.at(selections.matched(one, name), scale="relative")
         return own, reference
-    where = {"point": point, "scale": measure, "radius": selections.headline(one)}
-    own, reference = (selections.last(side, name).sel(where).values for side in (one, base))
+    radius, sides = selections.headline(one), (selections.last(of, name) for of in (one, base))
+    own, reference = (selections.at(of, point=point, scale=measure, radius=radius) for of in sides)
     return own, reference
