@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import fnmatch
 import functools
+import gc
 import json
 import math
 import pathlib
@@ -383,13 +384,15 @@ def rewrite_studies() -> None:
     """Page, figures and tables of every study that has a page, in one process."""
     for results in sorted(EXPERIMENTS.glob(f"*/{results_file.FILE}")):
         if (results.parent / pages.RESULTS).exists():
-            study_report.rewrite(results.parent)
+            study_report.report(study(results.parent.name), results.parent)
 
 
 def main() -> None:
     """Updates the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rewrite", action="store_true", help="the studies' own pages, too")
+    # Figures are many small objects, among which to look for garbage takes long: it is done rarely.
+    gc.set_threshold(200_000)
     if parser.parse_args().rewrite:
         rewrite_studies()
     for page in PAGES:

@@ -52,6 +52,10 @@ def rewrite(out_dir: pathlib.Path) -> None:
       FileNotFoundError: there are no results.
       serialization.FileFormatError: they are damaged.
     """
-    page = write_lib.write(results_file.load(out_dir / results_file.FILE), out_dir)
-    pages.write(page, out_dir)
+    report(results_file.load(out_dir / results_file.FILE), out_dir)
+
+
+def report(found: StudyResults, out_dir: pathlib.Path) -> None:
+    """`rewrite` of results that have been loaded."""
+    pages.write(write_lib.write(found, out_dir), out_dir)
     print(f"Results, figures and report: {out_dir / pages.REPORT}")

@@ -6,8 +6,9 @@ import pytest
 from conftest import REPOSITORY, script
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def update_pages():
+    """Of all tests: what it reads of the studies, it keeps."""
     return script("docs/update_pages.py")
 
 
@@ -35,9 +36,10 @@ def test_studies_that_have_a_page_are_rewritten(update_pages, monkeypatch, tmp_p
         file.touch()
     rewritten = []
     monkeypatch.setattr(update_pages, "EXPERIMENTS", tmp_path)
-    monkeypatch.setattr(update_pages.study_report, "rewrite", rewritten.append)
+    monkeypatch.setattr(update_pages, "study", "results of {}".format)
+    monkeypatch.setattr(update_pages.study_report, "report", lambda *of: rewritten.append(of))
     update_pages.rewrite_studies()
-    assert rewritten == [tmp_path / "b"]
+    assert rewritten == [("results of b", tmp_path / "b")]
 
 
 def row(low, high, log_ratio=(-1.0, 1.0), targeted=True, task="a"):
@@ -54,6 +56,7 @@ def test_intervals_are_counted_over_all_studies_once(update_pages, monkeypatch):
     }
     measured = [one for rows in of_study.values() for one in rows]
     monkeypatch.setattr(update_pages, "measures", lambda: iter(measured))
+    monkeypatch.setattr(update_pages, "intervals", update_pages.intervals.__wrapped__)
     found = update_pages.Intervals(total=3, below=1, above=1, ratios=2, narrow=1)
     assert update_pages.intervals() == found
     said = update_pages.flatness()
