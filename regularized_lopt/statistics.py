@@ -8,6 +8,7 @@ cells is not reported as a result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -188,16 +189,28 @@ def paired_difference(
     error = np.std(difference, ddof=1) / np.sqrt(count)
     tails = np.array([0.5 + confidence / 2, 0.5 - confidence / 2])
     if count < _BOOTSTRAP_FROM or not bootstrap:
-        quantiles = scipy.stats.t.ppf(tails, count - 1)
+        quantiles = _t_quantiles(*tails, count - 1)
     else:
-        rng = np.random.default_rng(seed)
-        sample = difference[rng.integers(0, count, (_RESAMPLES, count))]
+        sample = difference[_draws(seed, count)]
         spread = np.std(sample, axis=1, ddof=1) / np.sqrt(count)
         # A sample of one value, count times over, has no spread of its own: it is left out.
         t = (np.mean(sample, axis=1) - mean)[spread > 0] / spread[spread > 0]
         quantiles = np.quantile(t, tails)
     low, high = mean - quantiles * error
     return Difference(mean, float(low), float(high), count)
+
+
+# Cached, for a page has thousands of intervals and few counts.
+@functools.lru_cache(maxsize=4)
+def _draws(seed: int, count: int) -> np.ndarray:
+    """[resamples, count], which values the bootstrap's samples consist of."""
+    return np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+
+
+@functools.cache
+def _t_quantiles(upper: float, lower: float, freedom: int) -> np.ndarray:
+    """Of Student's t."""
+    return scipy.stats.t.ppf([upper, lower], freedom)
 
 
 def paired_ratio(
