@@ -329,7 +329,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_checkpoint_before(tmp_pa
     np.testing.assert_array_equal(flat(resumed.theta), flat(train(tmp_path / "whole", 6).theta))
 
 
-def test_a_theta_of_python_numbers_compiles_the_step_once(tmp_path, caplog, monkeypatch):
+def test_the_step_is_compiled_once_for_any_theta_and_all_stages(tmp_path, caplog, monkeypatch):
     init = regularized_lopt.LSTMLOpt.init
 
     def weak(self, rng):
@@ -339,7 +339,8 @@ def test_a_theta_of_python_numbers_compiles_the_step_once(tmp_path, caplog, monk
 
     monkeypatch.setattr(regularized_lopt.LSTMLOpt, "init", weak)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        train(tmp_path / "run", 3)
+        train(tmp_path / "run", 5, "Curriculum.max_validations = 1")
+    assert load_metrics(tmp_path / "run")["trajectory_length"].tolist() == [10.0] * 4 + [20.0]
     compiled = [r for r in caplog.records if "Compiling jit(_outer_step)" in r.getMessage()]
     assert len(compiled) == 1
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from regularized_lopt.estimators.base import TruncatedEstimator
 from regularized_lopt.outer_training import curriculum as curriculum_lib
 from regularized_lopt.outer_training.checkpoint import Checkpoints
-from regularized_lopt.outer_training.programs import Programs
+from regularized_lopt.outer_training.programs import Programs, strongly_typed
 from regularized_lopt.outer_training.requests import Check, OuterStep, TrainState, Validation
 
 _T = TypeVar("_T")
@@ -111,10 +111,7 @@ class Loop:
             rate_scale=jnp.asarray(1.0, jnp.float32),
             best_theta=theta,
         )
-        # Weak types, as of a theta made from Python numbers, would compile everything twice.
-        return self.programs.placed(
-            jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
-        )
+        return self.programs.placed(strongly_typed(state))
 
     def trace(self) -> None:
         """Calls, on shapes alone, whatever a run calls; compiles nothing."""

@@ -294,8 +294,14 @@ class Programs:
         outer_state = curriculum_lib.CurriculumOuterState(
             jnp.asarray(0, jnp.int32), jnp.asarray(length, jnp.int32)
         )
+        fresh = self.estimator.init_worker_state(
+            upstream.WorkerWeights(theta, None, outer_state), key
+        )
         # Waited for: what did not fit into memory is to be an error here. As the input of a next
         # program it makes that wait for ever on CPU.
-        return jax.block_until_ready(
-            self.estimator.init_worker_state(upstream.WorkerWeights(theta, None, outer_state), key)
-        )
+        return jax.block_until_ready(strongly_typed(fresh))
+
+
+def strongly_typed(tree: Any) -> Any:
+    """Without weak types, as of Python numbers: they would compile a step twice."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), tree)
