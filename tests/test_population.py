@@ -26,10 +26,9 @@ from regularized_lopt.outer_training.session import DivergedError
 SPACES = [
     "RegularizedTruncatedStep.regularizer = 'sam'",
     "RegularizedTruncatedGrad.regularizer = 'l2'",
-    "ObjectiveCheck.num_trajectories = 2",
-    # Three validations in each of both stages.
-    "Curriculum.min_validations = 3",
-    "Curriculum.max_validations = 3",
+    # As many validations in each stage, whatever rounding makes of the losses.
+    "Curriculum.min_validations = 2",
+    "Curriculum.max_validations = 2",
 ]
 SEEDS = (0, 1, 0)
 DOSES = {
@@ -53,18 +52,18 @@ def alone(tmp_path_factory):
     path = tmp_path_factory.mktemp("alone")
     for place, name in enumerate(NAMES):
         own = [f"{dose} = {values[place]}" for dose, values in DOSES.items()]
-        train(path / name, 20, *SPACES, *own, f"outer_train.seed = {SEEDS[place]}")
+        train(path / name, 10, *SPACES, *own, f"outer_train.seed = {SEEDS[place]}")
     return path
 
 
-# All in one program; two and one, filled up to two; one after the other in two threads.
-@pytest.mark.parametrize("way", [(3, 1), (2, 1), (1, 2)])
+# Two and one, filled up to two; one after the other in two threads.
+@pytest.mark.parametrize("way", [(2, 1), (1, 2)])
 def test_a_member_is_the_run_that_it_is_alone(tmp_path, alone, way):
-    found = train(tmp_path, 20, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=way)
+    found = train(tmp_path, 10, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=way)
     assert list(found) == NAMES
     for name in NAMES:
         one, other = curves(tmp_path / name), curves(alone / name)
-        assert len(one["loss"]) == 20
+        assert len(one["loss"]) == 10
         assert one["trajectory_length"][-1] == 20
         for column, values in one.items():
             np.testing.assert_allclose(values, other[column], 1e-4, 1e-6, err_msg=column)
@@ -94,13 +93,13 @@ def test_members_take_curriculum_decisions_of_their_own(tmp_path, monkeypatch):
         return [Judgement(float(loss), None) for loss in losses]
 
     monkeypatch.setattr(Programs, "judgements", drawn)
-    config = ["Curriculum.max_validations = 9", "Curriculum.train_lengths = (5, 10, 20)"]
-    seeds = (0, 1, 2, 3)
-    train(tmp_path, 60, *config, seeds=seeds, parallelism=(4, 1))
+    config = ["Curriculum.max_validations = 9", "Curriculum.train_lengths = (5, 10)"]
+    seeds = (0, 1, 2)
+    train(tmp_path, 24, *config, seeds=seeds, parallelism=(3, 1))
     lengths = set()
     for seed in seeds:
         counts.clear()
-        train(tmp_path / "alone" / str(seed), 60, *config, f"outer_train.seed = {seed}")
+        train(tmp_path / "alone" / str(seed), 24, *config, f"outer_train.seed = {seed}")
         one, other = curves(tmp_path / f"seed{seed}"), curves(tmp_path / "alone" / str(seed))
         for column in ("outer_step", "trajectory_length", "validation_loss"):
             np.testing.assert_array_equal(one[column], other[column])
@@ -116,11 +115,11 @@ def test_loading_a_population_names_its_members(tmp_path):
 
 
 def test_a_population_resumes_exactly(tmp_path):
-    config = ["outer_train.checkpoint_every = 3", *SPACES, "ObjectiveCheck.num_trajectories = 0"]
+    config = ["outer_train.checkpoint_every = 3", *SPACES]
     arguments = {"seeds": (3, 4), "doses": {"SAM.rho": (0.1, 0.2)}, "parallelism": (2, 1)}
-    train(tmp_path / "run", 8, *config, **arguments)
-    resumed = train(tmp_path / "run", 14, *config, **arguments)
-    whole = train(tmp_path / "whole", 14, *config, **arguments)
+    train(tmp_path / "run", 5, *config, **arguments)
+    resumed = train(tmp_path / "run", 10, *config, **arguments)
+    whole = train(tmp_path / "whole", 10, *config, **arguments)
     for name in whole:
         np.testing.assert_array_equal(flat(resumed[name].theta), flat(whole[name].theta))
 
@@ -129,13 +128,13 @@ def test_a_signal_stops_every_member_after_a_checkpoint(tmp_path, monkeypatch):
     stop_at(monkeypatch, 2)
     arguments = {"seeds": (0, 1), "parallelism": (2, 1)}
     with pytest.raises(Interrupted, match="Stopped by SIGTERM after outer step") as error:
-        train(tmp_path / "run", 9, **arguments)
+        train(tmp_path / "run", 5, **arguments)
     assert error.value.exit_code == 143
     monkeypatch.undo()
     for seed in (0, 1):
         assert list((tmp_path / "run" / f"seed{seed}" / "checkpoints").glob("checkpoint_*"))
-    resumed = train(tmp_path / "run", 9, **arguments)
-    whole = train(tmp_path / "whole", 9, **arguments)
+    resumed = train(tmp_path / "run", 5, **arguments)
+    whole = train(tmp_path / "whole", 5, **arguments)
     for name in whole:
         np.testing.assert_array_equal(flat(resumed[name].theta), flat(whole[name].theta))
 
@@ -374,24 +373,25 @@ def test_iterators_that_members_would_share_are_refused(tmp_path):
 @pytest.mark.slow
 def test_devices_share_the_members(tmp_path):
     """Four members on four devices give the thetas of four on one."""
-    lines = [*digits_config(6, *SPACES), "outer_train.seeds = (0, 1, 2, 3)"]
-    lines += ["outer_train.doses = {'SAM.rho': (0.0, 0.1, 0.2, 0.3)}"]
-    for count in (1, 4):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "regularized_lopt.outer_train"),
-                *(f"--gin_bindings={line}" for line in lines),
-                "--gin_bindings=outer_train.parallelism = (4, 1)",
-                f"--train_log_dir={tmp_path / str(count)}",
-            ],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("Outer training done, 6 steps: ") == 4
-    for one in population.members((0, 1, 2, 3), {"SAM.rho": (0.0, 0.1, 0.2, 0.3)}):
+    several = {"seeds": (0, 1, 2, 3), "doses": {"SAM.rho": (0.0, 0.1, 0.2, 0.3)}}
+    arguments = {**several, "parallelism": (4, 1)}
+    lines = digits_config(4, *SPACES)
+    lines += [f"outer_train.{name} = {value}" for name, value in arguments.items()]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "regularized_lopt.outer_train"),
+            *(f"--gin_bindings={line}" for line in lines),
+            f"--train_log_dir={tmp_path / '4'}",
+        ],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Outer training done, 4 steps: ") == 4
+    train(tmp_path / "1", 4, *SPACES, **arguments)
+    for one in population.members(**several):
         thetas = [regularized_lopt.load(tmp_path / count / one.name) for count in ("1", "4")]
         assert [theta.metadata["devices"] for theta in thetas] == [1, 4]
         np.testing.assert_allclose(*[flat(theta.theta) for theta in thetas], rtol=1e-4, atol=1e-5)
