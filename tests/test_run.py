@@ -31,12 +31,14 @@ def flat(tree):
 
 
 SAM = "RegularizedTruncatedGrad.regularizer = 'sam'"
+EARLY = "Curriculum.max_validations = 1"
+"""Ends the first stage at its first validation, after four outer steps."""
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished") / "run"
-    return directory, train(directory, 12, SAM, "outer_train.checkpoint_every = 5")
+    return directory, train(directory, 6, SAM, EARLY, "outer_train.checkpoint_every = 5")
 
 
 def test_leaves_curves_theta_and_its_configuration(finished):
@@ -44,19 +46,19 @@ def test_leaves_curves_theta_and_its_configuration(finished):
     loaded = zoo.load(directory)
     np.testing.assert_array_equal(flat(loaded.theta), flat(result.theta))
     assert loaded.metadata["regularizer_meta_space"]["name"] == "sam"
-    assert loaded.metadata["outer_steps"] == 12
+    assert loaded.metadata["outer_steps"] == 6
     columns = load_metrics(directory)
-    np.testing.assert_array_equal(columns["outer_step"], np.arange(1, 13))
+    np.testing.assert_array_equal(columns["outer_step"], np.arange(1, 7))
     assert np.all(np.isfinite(columns["loss"]))
     assert np.all(columns["gradient_correction"] > 0)
     assert np.all(columns["loss_correction"] == 0)
-    # Stages of 10 and 20 inner steps, validated every two trajectories: at 4, 8 | 16, ...
-    assert columns["trajectory_length"].tolist() == [10.0] * 8 + [20.0] * 4
-    assert np.flatnonzero(np.isfinite(columns["validation_loss"])).tolist() == [3, 7]
+    # Stages of 10 and 20 inner steps, validated every two trajectories: at 4 | 12, ...
+    assert columns["trajectory_length"].tolist() == [10.0] * 4 + [20.0] * 2
+    assert np.flatnonzero(np.isfinite(columns["validation_loss"])).tolist() == [3]
     assert "SAM.rho" in (directory / "config.gin").read_text()
     assert list(directory.glob("events.out.tfevents*"))
     names = sorted(file.name for file in (directory / "checkpoints").iterdir())
-    assert names == ["best.npz", "checkpoint_00000010.npz", "checkpoint_00000012.npz"]
+    assert names == ["best.npz", "checkpoint_00000005.npz", "checkpoint_00000006.npz"]
 
 
 @pytest.mark.parametrize(
@@ -128,17 +130,18 @@ def test_a_task_of_upstream_s_is_trained_on_by_its_gin_name(tmp_path):
 
 def test_the_same_seed_gives_the_same_theta_and_another_seed_another(finished, tmp_path):
     _, result = finished
-    again = train(tmp_path / "again", 12, SAM, "outer_train.checkpoint_every = 7")
+    again = train(tmp_path / "again", 6, SAM, EARLY, "outer_train.checkpoint_every = 3")
     np.testing.assert_array_equal(flat(again.theta), flat(result.theta))
-    other = train(tmp_path / "other", 12, SAM, "outer_train.seed = 1")
+    other = train(tmp_path / "other", 6, SAM, EARLY, "outer_train.seed = 1")
     assert not np.allclose(flat(other.theta), flat(result.theta))
 
 
-@pytest.mark.parametrize("stop", [3, 8, 11])
+# Within a trajectory, at a stage, and in it.
+@pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, stop):
     directory, result = finished
-    train(tmp_path / "run", stop, SAM)
-    resumed = train(tmp_path / "run", 12, SAM)
+    train(tmp_path / "run", stop, SAM, EARLY)
+    resumed = train(tmp_path / "run", 6, SAM, EARLY)
     np.testing.assert_array_equal(flat(resumed.theta), flat(result.theta))
     ours, theirs = load_metrics(tmp_path / "run"), load_metrics(directory)
     for name in ("outer_step", "loss", "validation_loss", "trajectory_length"):
@@ -174,7 +177,7 @@ def test_another_experiment_is_refused_and_nothing_is_written(finished, tmp_path
     shutil.copytree(finished[0], directory)
     before = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     with pytest.raises(run_dir.OtherExperimentError, match=r"SAM\.rho = 0\.3"):
-        train(directory, 20, SAM, "SAM.rho = 0.3")
+        train(directory, 20, SAM, EARLY, "SAM.rho = 0.3")
     assert before == {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -187,10 +190,10 @@ def test_another_experiment_is_refused_and_nothing_is_written(finished, tmp_path
 def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(finished, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(finished[0], directory)
-    cut = directory / "checkpoints/checkpoint_00000012.npz"
+    cut = directory / "checkpoints/checkpoint_00000006.npz"
     cut.write_bytes(cut.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="truncated.*Trying the checkpoint before"):
-        again = train(directory, 12, SAM, "outer_train.checkpoint_every = 5")
+        again = train(directory, 6, SAM, EARLY, "outer_train.checkpoint_every = 5")
     np.testing.assert_array_equal(flat(again.theta), flat(finished[1].theta))
     for file in (directory / "checkpoints").iterdir():
         file.write_bytes(b"nothing")
@@ -198,7 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(finished
         pytest.warns(UserWarning, match="Trying"),
         pytest.raises(serialization.FileFormatError, match="truncated"),
     ):
-        train(directory, 20, SAM, "outer_train.checkpoint_every = 5")
+        train(directory, 20, SAM, EARLY, "outer_train.checkpoint_every = 5")
 
 
 def test_divergence_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
