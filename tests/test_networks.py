@@ -46,7 +46,7 @@ def test_networks_have_the_papers_shapes(name, size):
 )
 def test_convolutions_and_pools_are_haiku_s(size, stride, with_bias, padding, channels, pixels):
     """The same params, outputs and gradients as hk.Conv2D, hk.max_pool and hk.avg_pool."""
-    x = jax.random.normal(jax.random.PRNGKey(size), (2, *pixels, channels))
+    x = np.random.default_rng(size).normal(size=(2, *pixels, channels)).astype(np.float32)
 
     def network(conv, pool):
         return hk.without_apply_rng(hk.transform(lambda x: pool(conv(x)).sum(axis=(1, 2))))
@@ -62,23 +62,24 @@ def test_convolutions_and_pools_are_haiku_s(size, stride, with_bias, padding, ch
         lambda x: hk.Conv2D(4, size, stride, padding=padding, with_bias=with_bias)(x),
         lambda x: hk.max_pool(x, 1, 1, "VALID"),
     )
-    params = ours.init(jax.random.PRNGKey(1), x)
-    chex.assert_trees_all_equal(params, theirs.init(jax.random.PRNGKey(1), x))
-    grads = [
-        jax.grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(params)
-        for net in (ours, theirs)
-    ]
-    chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-4)
     window = (1, 2, 2, 1)
-    np.testing.assert_array_equal(
-        batch_last(networks.max_pool)(x), hk.max_pool(x, window, window, padding="VALID")
-    )
-    np.testing.assert_allclose(
-        batch_last(networks.avg_pool)(x),
-        hk.avg_pool(x, window, window, padding="VALID"),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+
+    @jax.jit  # All of it: one by one, operations are compiled for these shapes one by one.
+    def found(x):
+        params = [net.init(jax.random.PRNGKey(1), x) for net in (ours, theirs)]
+        grads = [
+            jax.grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(params[0])
+            for net in (ours, theirs)
+        ]
+        largest = batch_last(networks.max_pool)(x), hk.max_pool(x, window, window, "VALID")
+        means = batch_last(networks.avg_pool)(x), hk.avg_pool(x, window, window, "VALID")
+        return params, grads, largest, means
+
+    params, grads, largest, means = found(x)
+    chex.assert_trees_all_equal(*params)
+    chex.assert_trees_all_close(*grads, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(*largest)
+    np.testing.assert_allclose(*means, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("padding", "pixels"), [("VALID", 28), ("SAME", 8)])
@@ -111,16 +112,20 @@ def test_cnns_are_those_of_haikus_layers(ours, layers, hidden_sizes, count, padd
     x = jax.random.uniform(jax.random.PRNGKey(0), (3, pixels, pixels, 1))
     own = ours(padding)
     nets = [hk.without_apply_rng(hk.transform(f)) for f in (lambda x: own(x, True), theirs)]
-    params = nets[0].init(jax.random.PRNGKey(1), x)
-    same = nets[1].init(jax.random.PRNGKey(1), x)
-    leaves, structure = jax.tree.flatten(same)
+    params, same = jax.jit(lambda key: [net.init(key, x) for net in nets])(jax.random.PRNGKey(1))
+    leaves = jax.tree.leaves(same)
     chex.assert_trees_all_equal(jax.tree.leaves(params), leaves)
     if padding == "VALID":
         assert sum(leaf.size for leaf in leaves) == count
-    (found, grad), (expected, theirs_grad) = (
-        jax.value_and_grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(p)
-        for net, p in zip(nets, (params, jax.tree.unflatten(structure, leaves)), strict=True)
-    )
+
+    @jax.jit
+    def gradients(*params):
+        return [
+            jax.value_and_grad(lambda p, net=net: jnp.sum(jnp.sin(net.apply(p, x))))(p)
+            for net, p in zip(nets, params, strict=True)
+        ]
+
+    (found, grad), (expected, theirs_grad) = gradients(params, same)
     chex.assert_trees_all_close(found, expected, rtol=1e-3)
     chex.assert_trees_all_close(
         jax.tree.leaves(grad), jax.tree.leaves(theirs_grad), rtol=1e-3, atol=1e-4
@@ -131,8 +136,8 @@ def test_units_are_dropped_in_training_alone():
     """Each input of the last layer is 0 with probability 1/2, else doubled; its mean stays."""
     x = jax.random.uniform(KEY, (4, 28, 28, 1))
     plain, dropping = (hk.transform(networks.lenet_10x20x50("VALID", rate)) for rate in (0.0, 0.5))
-    params = dropping.init(KEY, x, False)
-    chex.assert_trees_all_equal(params, plain.init(KEY, x, False))
+    params, same = jax.jit(lambda x: [net.init(KEY, x, False) for net in (dropping, plain)])(x)
+    chex.assert_trees_all_equal(params, same)
     wanted = plain.apply(params, None, x, True)
     np.testing.assert_array_equal(dropping.apply(params, None, x, False), wanted)
     # The output layer as the identity shows its inputs.
