@@ -51,35 +51,40 @@ def test_shares_sum_to_1(loss):
             np.testing.assert_array_equal(shares, 1 / T)
 
 
-def by_hand(task, theta, ramps):
-    """(gradient, sum of w_t l_t / sum of w_t) of unrolls in a row, no scan, no jit."""
-    state = LOPT.opt_fn(theta).init(task.init(None))
+@jax.jit
+def unroll(theta, state, ramp):
+    """(((sum of w_t l_t, losses), state after it), gradient), no scan."""
 
-    def unroll(theta, state, ramp):
-        opt, total = LOPT.opt_fn(theta), 0.0
-        for weight in ramp:
-            grad = jax.grad(task.loss)(opt.get_params(state), None, None)
+    def weighted(theta, state):
+        opt, losses = LOPT.opt_fn(theta), []
+        for _ in range(T):
+            grad = jax.grad(TwoLayer().loss)(opt.get_params(state), None, None)
             state = opt.update(state, grad)
-            total += weight * task.loss(opt.get_params(state), None, None)
-        return total, state
+            losses.append(TwoLayer().loss(opt.get_params(state), None, None))
+        losses = jnp.stack(losses)
+        return ramp @ losses, (losses, state)
 
+    return jax.value_and_grad(weighted, has_aux=True)(theta, state)
+
+
+def by_hand(theta, ramps):
+    """(gradient, sum of w_t l_t / sum of w_t) of unrolls in a row."""
+    state = LOPT.opt_fn(theta).init(TwoLayer().init(None))
     for ramp in ramps:
-        (value, after), grad = jax.value_and_grad(unroll, has_aux=True)(theta, state, ramp)
-        if not sum(ramp):
-            value = unroll(theta, state, [1] * T)[0] / T
-        yield grad, value / (sum(ramp) or 1)
-        state = jax.lax.stop_gradient(after)
+        (value, (losses, state)), grad = unroll(theta, state, jnp.asarray(ramp, jnp.float64))
+        yield grad, value / sum(ramp) if sum(ramp) else losses.mean()
 
 
 @SUMS
 def test_gradients_are_those_of_sums_written_by_hand(loss):
     """Of three unrolls in a row; what is logged is the mean by the same weights."""
     with jax.enable_x64(True):
-        task = TwoLayer()
         theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), LOPT.init(KEY))
-        grads, losses, state = run(make(task, lopt=LOPT, unroll_length=T, loss=loss), theta, 3)
+        grads, losses, state = run(
+            make(TwoLayer(), lopt=LOPT, unroll_length=T, loss=loss), theta, 3
+        )
         assert int(state.inner_step[0]) == 3 * T
-        wanted = list(by_hand(task, theta, BY_UNROLL[loss]))
+        wanted = list(by_hand(theta, BY_UNROLL[loss]))
         for grad, value, (of_hand, logged) in zip(grads, losses, wanted, strict=True):
             np.testing.assert_allclose(flat(grad), flat(of_hand), rtol=1e-8, atol=1e-12)
             np.testing.assert_allclose(value, logged, rtol=1e-10)
@@ -96,28 +101,40 @@ class At(regularizers.Smoothing):
         return jax.tree.map(lambda leaf: leaf[self.at], by_step)
 
 
-@functools.cache
-def third_gradient(loss, smoothing=None):
-    """Of the third unroll."""
-    with jax.enable_x64(True):
-        theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), LOPT.init(KEY))
-        estimator = make(TwoLayer(), lopt=LOPT, unroll_length=T, loss=loss, smoothing=smoothing)
-        return flat(run(estimator, theta, 3)[0][-1])
-
-
 @SUMS
-def test_the_smoothing_term_is_weighed_as_the_losses_are(loss):
-    plain = third_gradient(loss)
-    by_step = [third_gradient(loss, At(t)) - plain for t in range(T)]
+def test_the_smoothing_term_is_weighed_as_the_losses_are(loss, x64):
+    """In the third unroll."""
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), LOPT.init(KEY))
+    make_it = functools.partial(make, TwoLayer(), lopt=LOPT, unroll_length=T, loss=loss)
+    state = run(make_it(), theta, 2)[2]
+
+    def gradient(smoothing=None):
+        one = make_it(smoothing=smoothing)
+        outer_state = weights(theta).outer_state
+        return ravel(one.estimate(theta, state, ROOT, one.get_datas(), outer_state).grad)
+
+    def ravel(tree):
+        return jax.flatten_util.ravel_pytree(tree)[0]
+
+    @jax.jit
+    def gradients():
+        added = [
+            gradient(regularizers.Smoothing(strength=0.5, over_steps=over_steps))
+            for over_steps in ("as_loss", "mean")
+        ]
+        return gradient(), jax.vmap(lambda t: gradient(At(t)))(jnp.arange(T)), added
+
+    plain, by_step, added = gradients()
+    by_step = np.asarray(by_step) - plain
     assert all(np.linalg.norm(one) > 1e-8 for one in by_step)
-    for over_steps, ramp in (("as_loss", BY_UNROLL[loss][2]), ("mean", [1 / T] * T)):
-        smoothing = regularizers.Smoothing(strength=0.5, over_steps=over_steps)
-        added = third_gradient(loss, smoothing) - plain
-        np.testing.assert_allclose(added, 0.5 * np.array(ramp) @ by_step, rtol=1e-8, atol=1e-13)
+    for found, ramp in zip(added, (BY_UNROLL[loss][2], [1 / T] * T), strict=True):
+        wanted = 0.5 * np.array(ramp) @ by_step
+        np.testing.assert_allclose(found - plain, wanted, rtol=1e-8, atol=1e-13)
 
 
-@pytest.mark.parametrize("over_steps", ["mean", "as_loss"])
-@pytest.mark.parametrize("loss", ["last", "weighted", "periodic"])
+@pytest.mark.parametrize(
+    ("loss", "over_steps"), [("last", "as_loss"), ("weighted", "mean"), ("periodic", "as_loss")]
+)
 def test_without_strength_all_is_plain_to_the_bit(loss, over_steps):
     theta, found = LOPT.init(KEY), []
     smoothing = regularizers.Smoothing(strength=0.0, over_steps=over_steps, over_coordinates="sum")
