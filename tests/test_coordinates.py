@@ -14,14 +14,19 @@ import regularized_lopt
 from regularized_lopt import regularizers
 from regularized_lopt.estimators import coordinates
 
-IMPORTANCE = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 1e3, width=32))
+# Each pair of a size and a number is a program.
+SIZES, COUNTS = st.sampled_from([1, 3, 40]), st.sampled_from([1, 2, 30])
+IMPORTANCE = hnp.arrays(np.float32, SIZES, elements=st.floats(0, 1e3, width=32))
+sample = jax.jit(coordinates.sample, static_argnums=1)
+LOPT = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1)
 
 
-@given(IMPORTANCE, st.integers(1, 30), st.integers(0, 2**32 - 1))
+@given(IMPORTANCE, COUNTS, st.integers(0, 2**32 - 1))
 def test_each_coordinate_is_drawn_as_often_as_it_matters(importance, count, seed):
-    index, weight = coordinates.sample(jnp.asarray(importance), count, jax.random.PRNGKey(seed))
+    index, weight = sample(importance, count, jax.random.PRNGKey(seed))
     total = importance.astype(np.float64).sum()
     share = importance / total if total > 0 else np.full(len(importance), 1 / len(importance))
+    index = np.asarray(index)
     drawn = np.bincount(index, minlength=len(importance))
     assert np.all(np.abs(drawn - count * share) < 1.01)
     assert np.all(share[index] > 0)
@@ -59,7 +64,7 @@ def test_through_all_coordinates_it_is_backpropagation(monkeypatch, loss, regula
 
     monkeypatch.setattr(coordinates, "sample", all_of_them)
     with jax.enable_x64(True):
-        lopt = regularized_lopt.LSTMLOpt(inputs=inputs)
+        lopt = regularized_lopt.LSTMLOpt(hidden_size=3, num_layers=1, inputs=inputs)
         theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), lopt.init(KEY))
         common = {
             "unroll_length": 4,
@@ -74,9 +79,9 @@ def test_through_all_coordinates_it_is_backpropagation(monkeypatch, loss, regula
             np.testing.assert_allclose(flat(a), flat(b), rtol=1e-9, atol=1e-14)
 
 
-def estimates(count, **kwargs):
+def estimates(count, lopt=LOPT, **kwargs):
     """`count` gradients at one state: all that differs is which coordinates are drawn."""
-    estimator = make(TwoLayer(), unroll_length=4, **kwargs)
+    estimator = make(TwoLayer(), lopt=lopt, unroll_length=4, **kwargs)
     theta = estimator.learned_opt.init(KEY)
     state = estimator.init_worker_state(weights(theta), KEY)
 
@@ -122,8 +127,8 @@ class Flat(TwoLayer):
 
 
 def test_a_flat_loss_gives_zero_not_nan():
-    estimator = make(Flat(), unroll_length=4, coordinate_fraction=0.25)
-    (grad,), _, _ = run(estimator, regularized_lopt.LSTMLOpt().init(KEY))
+    estimator = make(Flat(), lopt=LOPT, unroll_length=4, coordinate_fraction=0.25)
+    (grad,), _, _ = run(estimator, LOPT.init(KEY))
     assert not np.any(flat(grad))
 
 
