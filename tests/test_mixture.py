@@ -110,6 +110,7 @@ def test_networks_of_other_shapes_meta_train_together(tmp_path):
             "Curriculum.validation_period = 1",
             "Curriculum.num_validation_tasks = 1",
             "LSTMLOpt.hidden_size = 4",
+            "ObjectiveCheck.num_trajectories = 0",
         ],
     )
     outer_train(tmp_path, progress=False)

@@ -27,6 +27,7 @@ BINDINGS = (
     "Curriculum.train_lengths = (20,)",
     "Curriculum.validation_period = 2",
     "Curriculum.num_validation_tasks = 1",
+    "ObjectiveCheck.num_trajectories = 0",
 )
 
 
