@@ -34,7 +34,11 @@ def test_a_search_ends_with_a_winner_per_variant(tmp_path, monkeypatch, no_meta_
         variants={"none": NONE, "sam": SAM},
         trials={"none": [(rate,) for rate in RATES], "sam": [("SAM.rho = 0.1",), ("SAM.rho = 0",)]},
         task=SIGMOID,
-        bindings=("outer_train.num_outer_steps = 8", "Curriculum.num_validation_tasks = 1"),
+        bindings=(
+            "outer_train.num_outer_steps = 8",
+            "Curriculum.num_validation_tasks = 1",
+            "ObjectiveCheck.num_trajectories = 0",
+        ),
         num_runs=2,
         num_steps=40,
     )
