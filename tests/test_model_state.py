@@ -31,9 +31,10 @@ LOPT = LSTMLOpt(hidden_size=2, num_layers=1)
 THETA = LOPT.init(KEY)
 
 
-def small(phase="meta_train", batch_size=16):
+@functools.cache
+def small(phase="meta_train"):
     """An MLP with BatchNorm on Digits."""
-    datasets = image.ImageDatasets("Digits", phase, batch_size)
+    datasets = image.ImageDatasets("Digits", phase, 16)
     return tasks.ImageTask("small", networks.normalized_mlp([4], jax.nn.relu), datasets)
 
 
@@ -102,11 +103,6 @@ def inner(after):
     return getattr(after, "particles", after).inner_opt_state
 
 
-@pytest.fixture(scope="module")
-def task():
-    return small()
-
-
 @pytest.mark.parametrize("make", [small, upstream_s])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_meta_training_carries_the_state(make, estimator):
@@ -138,8 +134,9 @@ IN_OPTIMIZEE_SPACE = (
         *((name, "smoothing", "none") for name in ESTIMATORS),
     ],
 )
-def test_no_regularizer_changes_the_inner_trajectory(task, estimator, space, name):
+def test_no_regularizer_changes_the_inner_trajectory(estimator, space, name):
     """Params, running statistics and hidden states, to the bit; theta's gradient is another."""
+    task = small()
     plain, regularized = estimated(task, estimator), estimated(task, estimator, space, name)
     chex.assert_trees_all_equal(inner(plain[1]), inner(regularized[1]))
     assert not jax.tree.all(jax.tree.map(np.array_equal, plain[0], regularized[0]))
