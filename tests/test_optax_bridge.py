@@ -45,9 +45,9 @@ PARAMS = {"w": jnp.linspace(-1, 1, 6).reshape(2, 3), "b": jnp.zeros(4)}
 
 
 @pytest.mark.slow
-def test_params_are_those_of_the_optimizer_over_50_steps_on_the_cnn():
+def test_params_are_those_of_the_optimizer_on_a_cnn():
     """Step by step, in one jitted scan, and vmapped over two inits; donated buffers included."""
-    task = tasks.get("Conv_Digits_16x32", "meta_test")
+    steps, task = 10, tasks.get("Conv_Digits_16x32", "meta_test")
     data = task.datasets.arrays("train")
     inits = jax.vmap(task.init)(jax.random.split(jax.random.PRNGKey(0), 2))
     params = jax.tree.map(lambda leaf: leaf[0], inits)
@@ -68,17 +68,17 @@ def test_params_are_those_of_the_optimizer_over_50_steps_on_the_cnn():
 
     theirs, ours = (jax.tree.map(jnp.copy, params) for _ in range(2))
     theirs, state = opt.init(theirs), tx.init(ours)
-    for t in range(50):
+    for t in range(steps):
         theirs = upstream_step(theirs, t)
         ours, state = optax_step(ours, state, t)
     chex.assert_trees_all_equal(opt.get_params(theirs), ours)
-    assert int(state.iteration) == 50
+    assert int(state.iteration) == steps
 
     def scanned(step, get_params, start):
         def body(carry, t):
             return step(carry, t), None
 
-        return lambda params: get_params(jax.lax.scan(body, start(params), jnp.arange(50))[0])
+        return lambda params: get_params(jax.lax.scan(body, start(params), jnp.arange(steps))[0])
 
     both_forms = (
         scanned(upstream_step, opt.get_params, opt.init),
