@@ -62,7 +62,8 @@ def ours(kind: str, step: RegularizedTruncatedStep, weights: Any, unroll_length:
     estimator = OURS[kind](step, unroll_length=unroll_length)
     state = estimator.init_worker_state(weights, jax.random.PRNGKey(1))
     arguments = (weights.theta, state, KEY, estimator.get_datas(), weights.outer_state)
-    analysis = jax.jit(estimator.estimate).lower(*arguments).compile().memory_analysis()
+    # What `stepper` calls: it is traced once.
+    analysis = estimator._jitted_estimate.lower(*arguments).compile().memory_analysis()
     assert analysis is not None
     temporary = analysis.temp_size_in_bytes
     live = analysis.argument_size_in_bytes + analysis.output_size_in_bytes

@@ -9,6 +9,7 @@ their defaults, and in meta space the few probes of docs/regularizers.md.
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import gin
 import rich.console
@@ -84,30 +85,21 @@ def main() -> None:
     launch.reuse_freed_memory()
     task = tasks.get(f"ImageMLP_{args.dataset}_20_Sigmoid", "meta_train")
 
-    runs: dict[tuple[str, str], Callable[[], None]] = {("", "none"): run_for(task)}
+    parts: dict[tuple[str, str], dict[str, Any]] = {("", "none"): {}}
     for name in regularizers.names()[1:]:
         for space in ("meta", "optimizee"):
-            regularizer = configured(name, space)
-            if space == "meta":
-                runs[space, name] = run_for(task, meta=regularizer)
-            else:
-                runs[space, name] = run_for(task, optimizee=regularizer)
-    gam = regularizers.GAM(form="hvp")
-    runs["meta", "gam, Hessian-vector products"] = run_for(task, meta=gam)
-    runs["optimizee", "gam, differences"] = run_for(
-        task, optimizee=regularizers.GAM(form="difference")
-    )
-    smoothing = regularizers.Smoothing(num_steps=10, fraction=0.1)
-    runs["smoothing", "K = 10, a tenth of the coordinates"] = run_for(task, smoothing=smoothing)
+            parts[space, name] = {space: configured(name, space)}
     gin.clear_config()
-    if args.only:
-        prefixes = tuple(args.only)
-        runs = {
-            key: run
-            for key, run in runs.items()
-            if key == ("", "none") or any(part.startswith(prefixes) for part in key if part)
-        }
-
+    parts["meta", "gam, Hessian-vector products"] = {"meta": regularizers.GAM(form="hvp")}
+    parts["optimizee", "gam, differences"] = {"optimizee": regularizers.GAM(form="difference")}
+    smoothing = regularizers.Smoothing(num_steps=10, fraction=0.1)
+    parts["smoothing", "K = 10, a tenth of the coordinates"] = {"smoothing": smoothing}
+    prefixes = tuple(args.only) or ("",)
+    runs = {
+        key: run_for(task, **kwargs)
+        for key, kwargs in parts.items()
+        if key == ("", "none") or any(part.startswith(prefixes) for part in key)
+    }
     seconds = measure(runs, args.rounds)
     none = seconds["", "none"]
     table = rich.table.Table(title=f"{args.dataset}, T = {UNROLL}, median of {args.rounds}")
