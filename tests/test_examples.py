@@ -118,7 +118,7 @@ def test_the_wheel_brings_its_configurations(run, installed, tmp_path):
     short = [
         *("outer_train.num_outer_steps = 2", "RegularizedTruncatedGrad.unroll_length = 5"),
         *("Curriculum.train_lengths = (5,)", "Curriculum.validation_period = 1"),
-        "Curriculum.num_validation_tasks = 1",
+        *("Curriculum.num_validation_tasks = 1", "ObjectiveCheck.num_trajectories = 0"),
     ]
     bindings = [f"--gin_bindings={one}" for one in short]
     launch = [
@@ -168,7 +168,7 @@ def test_parts_of_one_s_own(run, tmp_path):
         "regularized_lopt.outer_train",
         "--gin_import=own_parts",
         f"--config_file={examples / 'own_parts.gin'}",
-        "--gin_bindings=outer_train.num_outer_steps = 30",
+        "--gin_bindings=outer_train.num_outer_steps = 5",
         "--gin_bindings=Curriculum.train_lengths = (20, 40)",
         f"--train_log_dir={tmp_path / 'own'}",
         path=[examples],
