@@ -39,6 +39,7 @@ SHORT = (
     "Curriculum.train_lengths = (5, 10)",
     "Curriculum.validation_period = 1",
     "Curriculum.num_validation_tasks = 1",
+    "ObjectiveCheck.num_trajectories = 0",
 )
 TWO_STEPS = tuple(f"--gin_bindings={one}" for one in SHORT)
 SMALL_EXPERIMENT = (
