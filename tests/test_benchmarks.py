@@ -76,8 +76,8 @@ def test_applying_prints_costs_and_where_they_break_even(run):
 
 @pytest.mark.slow
 def test_stress_kills_restarts_and_finds_the_same_end(run):
-    found = rows(run("stress", "--kills=1", "--rounds=1", "--block=0.2"))
-    assert found["SIGKILLs"] == ["1 (of 1 asked for)"]
+    found = rows(run("stress", "--kills=2", "--rounds=1", "--block=0.2"))
+    assert found["SIGKILLs"] == ["2 (of 2 asked for)"]
     assert int(found["checkpoints read back"][0]) >= 1
     assert int(found["outer steps in the end"][0]) >= 7
     assert found["a checkpoint costs"][0].endswith("ms (median of 1 pairs)")
