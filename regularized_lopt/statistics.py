@@ -191,7 +191,7 @@ def paired_difference(
     if count < _BOOTSTRAP_FROM or not bootstrap:
         quantiles = _t_quantiles(*tails, count - 1)
     else:
-        sample = difference[_draws(seed, count)]
+        sample = difference[_draws(seed, _RESAMPLES, count)]
         spread = np.std(sample, axis=1, ddof=1) / np.sqrt(count)
         # A sample of one value, count times over, has no spread of its own: it is left out.
         t = (np.mean(sample, axis=1) - mean)[spread > 0] / spread[spread > 0]
@@ -202,9 +202,9 @@ def paired_difference(
 
 # Cached, for a page has thousands of intervals and few counts.
 @functools.lru_cache(maxsize=4)
-def _draws(seed: int, count: int) -> np.ndarray:
+def _draws(seed: int, resamples: int, count: int) -> np.ndarray:
     """[resamples, count], which values the bootstrap's samples consist of."""
-    return np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+    return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
 
 @functools.cache
