@@ -56,8 +56,8 @@ def alone(tmp_path_factory):
     return path
 
 
-# Two and one, filled up to two; one after the other in two threads.
-@pytest.mark.parametrize("way", [(2, 1), (1, 2)])
+# All in one program; two and one, filled up to two; one after the other in two threads.
+@pytest.mark.parametrize("way", [(3, 1), (2, 1), (1, 2)])
 def test_a_member_is_the_run_that_it_is_alone(tmp_path, alone, way):
     found = train(tmp_path, 10, *SPACES, seeds=SEEDS, doses=DOSES, parallelism=way)
     assert list(found) == NAMES
