@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import fnmatch
 import functools
-import gc
 import json
 import math
 import pathlib
@@ -391,8 +390,6 @@ def main() -> None:
     """Updates the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rewrite", action="store_true", help="the studies' own pages, too")
-    # Figures are many small objects, among which to look for garbage takes long: it is done rarely.
-    gc.set_threshold(200_000)
     if parser.parse_args().rewrite:
         rewrite_studies()
     for page in PAGES:
