@@ -56,7 +56,7 @@ def draw(task: xr.Dataset, oracle: tuple[np.ndarray, np.ndarray] | None) -> mpl_
         for title, names in there.items()
         if not any(set(names) < set(other) for other in there.values())
     }
-    learned = [name for name in known if selections.is_learned(task.sel(optimizer=name))]
+    learned = [name for name in known if selections.is_learned(selections.optimizer(task, name))]
     baselines = [name for name in known if name not in learned]
     colors, steps = plot_style.palette([task]), task["loss_step"].values + 1
     with matplotlib.rc_context(plot_style.STYLE):
