@@ -292,13 +292,13 @@ def test_two_trained_optimizers_are_compared(reproduced, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_table(reproduced, tmp_path):
-    """SIGKILL after each of two numbers of files, at a random moment of the next one."""
+    """SIGKILL after each of three numbers of files, at a random moment of the next one."""
     rng = random.Random(0)
 
     def files():
         return sum(path.is_file() for path in tmp_path.rglob("*.npz"))
 
-    for limit in (2, 6):
+    for limit in (1, 4, 7):
         running = subprocess.Popen(
             command("reproduce", *reproduction(tmp_path)),
             cwd=REPOSITORY,
