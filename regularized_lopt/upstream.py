@@ -187,6 +187,7 @@ with _deferred_imports():
     from learned_optimization.optimizers import base as opt_base
     from learned_optimization.outer_trainers import gradient_learner as gradient_learner
     from learned_optimization.outer_trainers import truncation_schedule as truncation_schedule
+    from learned_optimization.outer_trainers.truncated_pes import PESWorkerState as PESWorkerState
     from learned_optimization.tasks import base as tasks_base
     from learned_optimization.tasks.datasets import base as datasets_base
 

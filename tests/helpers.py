@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import regularized_lopt
-from regularized_lopt import tasks, upstream
+from regularized_lopt import regularizers, tasks, upstream
 from regularized_lopt.estimators import RegularizedTruncatedGrad, RegularizedTruncatedStep
 from regularized_lopt.outer_training.loop import Loop
 
@@ -38,6 +38,17 @@ class TwoLayer(upstream.Task):
         del key, data
         x, y = (jnp.asarray(a, params["w1"].dtype) for a in (self.x, self.y))
         return jnp.mean((jnp.tanh(x @ params["w1"]) @ params["w2"] - y) ** 2)
+
+
+class Ascent(regularizers.Regularizer):
+    """The direction of ascent, in place of the gradient."""
+
+    def gradient(self, query):
+        return query.ascent
+
+
+def cosine(a, b):
+    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
 
 
 def make(task, length=20, *, lopt=None, step=None, **kwargs):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CONSTANT, KEY, ROOT, TwoLayer, flat, run, weights
+from helpers import CONSTANT, KEY, ROOT, Ascent, TwoLayer, cosine, flat, run, weights
 from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import full_es, truncated_es, truncated_pes
 
@@ -251,6 +251,25 @@ def test_sam_in_meta_space_is_the_estimate_at_the_perturbed_theta(kind):
         }
         np.testing.assert_allclose(flat(found[True]), flat(wanted.grad), rtol=1e-6, atol=1e-10)
         assert not np.allclose(flat(found[False]), flat(wanted.grad), rtol=1e-3)
+
+
+@BOTH
+def test_the_direction_of_ascent_shares_no_noise_with_the_estimate(kind):
+    """Not that of earlier unrolls either, which is most of PES'."""
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=8, num_layers=1)
+    theta = lopt.init(KEY)
+
+    def estimates(regularizer, shared=False):
+        kwargs = {"regularizer": regularizer, "shared_noise": shared, "step": {"num_tasks": 2}}
+        return run(make(kind, TwoLayer(), 100, lopt=lopt, **kwargs), theta, 16)[0]
+
+    def cosines(regularizer, **kwargs):
+        both = zip(plain, estimates(regularizer, **kwargs), strict=True)
+        return [cosine(flat(a), flat(b)) for a, b in both]
+
+    plain = estimates("none")
+    assert np.abs(cosines(Ascent())).max() < 0.3  # Of 361 numbers: 0.05 by chance.
+    np.testing.assert_allclose(cosines(Ascent(), shared=True), 1, rtol=1e-5)
 
 
 def test_pairs_share_their_start_and_their_batches():

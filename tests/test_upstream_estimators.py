@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, needs_tensorflow
-from helpers import CONSTANT, KEY, TwoLayer, flat, weights
+from helpers import CONSTANT, KEY, Ascent, TwoLayer, cosine, flat, weights
 from learned_optimization.learned_optimizers import base as lopt_base
 from learned_optimization.outer_trainers import full_es, truncated_es, truncated_grad, truncated_pes
 
@@ -24,7 +24,7 @@ NAMES = ("TruncatedES", "TruncatedPES", "FullES", "TruncatedGrad")
 NUM_TASKS = 6
 
 
-def build(name, family, lopt, regularizer="none", **kwargs):
+def build(name, family, lopt, regularizer="none", horizon=10, **kwargs):
     """An estimator of upstream's, with `regularizer` in optimizee space."""
     cls = {
         "TruncatedES": truncated_es.TruncatedES,
@@ -38,7 +38,7 @@ def build(name, family, lopt, regularizer="none", **kwargs):
         kwargs |= {"unroll_length": 5} if WHEEL else {"truncation_schedule": CONSTANT(5)}
         kwargs |= {"steps_per_jit": 5}
     else:
-        schedule = CONSTANT(10)
+        schedule = CONSTANT(horizon)
         kwargs |= {"steps_per_jit": 5}
         kwargs |= {"trunc_length" if name == "TruncatedPES" else "unroll_length": 5}
     if not WHEEL:
@@ -284,6 +284,21 @@ def test_the_mean_correction_of_sam_points_along_h_g(name):
     assert not cosine(mean_correction(estimator, "none", 2)) > 0.9
     # And it is not a rescaled gradient: that is what the independent key is for.
     assert expected @ g / np.linalg.norm(expected) / np.linalg.norm(g) < 0.99
+
+
+@pytest.mark.parametrize("name", ["TruncatedES", "TruncatedPES"])
+def test_the_direction_of_ascent_shares_no_noise_with_the_estimate(name):
+    """Not that of earlier unrolls either, which is most of PES'."""
+    plain = build(name, upstream.single_task_to_family(WithData()), LOPT, horizon=100)
+    ascent = regularized(plain, Ascent())
+    state = plain.init_worker_state(weights(THETA), KEY)
+    cosines = []
+    for i in range(12):
+        key = jax.random.fold_in(KEY, i)
+        (one, _), (other, _) = (run(each, THETA, key, state) for each in (plain, ascent))
+        cosines.append(cosine(flat(one.grad), flat(other.grad)))
+        state = one.unroll_state
+    assert abs(np.mean(cosines[4:])) < 0.3
 
 
 def test_what_is_not_finite_is_zeroed_counted_and_redrawn():

@@ -81,8 +81,9 @@ class EvolutionStrategy(TruncatedEstimator):
           regularizer: name or object of the regularizer in meta space; must do with gradients
             alone (`first_order`). It asks for the estimate at another theta from the same state,
             on the same batches, with the same perturbations.
-          shared_noise: take directions of ascent from the plain estimate itself, not from one with
-            perturbations of its own; one pass less, but then G - g is mostly a multiple of g.
+          shared_noise: take directions of ascent from the plain estimate itself; one pass less, but
+            then G - g is mostly a multiple of g. Else they are an estimate by ES from the positive
+            particles, with perturbations of its own: PES' sum would be the same noise again.
           smoothing: a smoothing term on the learned optimizer, see `RegularizedTruncatedGrad`; its
             gradient is taken at the perturbed thetas.
           staggered: spread the pairs evenly over their first trajectory, which is so much shorter,
@@ -142,6 +143,10 @@ class EvolutionStrategy(TruncatedEstimator):
         """(particles [2], e), given what one pair carries and the perturbation of this unroll."""
         raise NotImplementedError
 
+    def positive(self, state: Any) -> UnrollState:
+        """Where the positive particle is, given what one pair carries."""
+        raise NotImplementedError
+
     def carry(self, particles: UnrollState, e: Any) -> Any:
         """What one pair carries on, given its particles [2] after the unroll."""
         raise NotImplementedError
@@ -182,13 +187,20 @@ class EvolutionStrategy(TruncatedEstimator):
         )
 
     def _of_pairs(self, problem: Problem, theta: Any, noise: int) -> tuple[Any, Any]:
-        """(aux of every pair, mean gradient); `noise` counts independent perturbations."""
+        """(aux of every pair, mean gradient).
+
+        `noise` counts independent perturbations. All but the first (0) know nothing of those of
+        earlier unrolls: they are ES'.
+        """
         unroll, inputs = problem
 
         def pair(theta: Any, state: Any, key: jax.Array, data: Any) -> tuple[Any, Any]:
             # A key beside the four that the unroll splits off, so that all noise meets its batches.
             xi = _normal(jax.random.fold_in(key, 4 + noise), theta, self.std)
-            particles, e = self.begin(state, xi)
+            if noise == 0:
+                particles, e = self.begin(state, xi)
+            else:
+                particles, e = _both_at(self.positive(state), xi)
             thetas = jax.tree.map(lambda t, x: jnp.stack([t + x, t - x]), theta, xi)
             (plus, minus), aux = jax.vmap(unroll.__call__, in_axes=(0, 0, None, None, None))(
                 thetas, particles, key, data, inputs.outer_state
@@ -239,7 +251,11 @@ class RegularizedTruncatedES(EvolutionStrategy):
 
     def begin(self, state: UnrollState, xi: Any) -> tuple[UnrollState, Any]:
         """See `EvolutionStrategy`."""
-        return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state), xi
+        return _both_at(state, xi)
+
+    def positive(self, state: UnrollState) -> UnrollState:
+        """See `EvolutionStrategy`."""
+        return state
 
     def carry(self, particles: UnrollState, e: Any) -> UnrollState:
         """See `EvolutionStrategy`."""
@@ -272,9 +288,18 @@ class RegularizedTruncatedPES(EvolutionStrategy):
         )
         return state.particles, e
 
+    def positive(self, state: PairState) -> UnrollState:
+        """See `EvolutionStrategy`."""
+        return jax.tree.map(lambda leaf: leaf[0], state.particles)  # type: ignore[no-any-return]
+
     def carry(self, particles: UnrollState, e: Any) -> PairState:
         """See `EvolutionStrategy`."""
         return PairState(particles, e)
+
+
+def _both_at(state: UnrollState, xi: Any) -> tuple[UnrollState, Any]:
+    """ES' (particles [2], e)."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state), xi
 
 
 def _normal(key: jax.Array, like: Any, std: float) -> Any:

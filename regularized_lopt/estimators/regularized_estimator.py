@@ -28,7 +28,8 @@ class RegularizedEstimator(upstream.GradientEstimator):
     Estimates of evolution strategies are noisy. A direction of ascent from the very estimate that
     is corrected shares its noise, and the correction G - g is then dominated by a multiple of g,
     which only rescales it. The direction therefore comes from another call with an independent key,
-    unless `shared_noise`.
+    unless `shared_noise`. Around PES that call is ES', from the positive particles: the accumulator
+    is most of PES' noise.
 
     Where loss or gradient is not finite, the gradient is 0, the unroll state stays what it was with
     its trajectories marked done, and "mean||nonfinite" counts it.
@@ -87,7 +88,7 @@ class RegularizedEstimator(upstream.GradientEstimator):
         """The wrapped estimator's, with the regularized gradient."""
         with _recorded_datasets(self.estimator) as rewind:
 
-            def estimate(theta: Any, key: jax.Array, with_summary: bool) -> Any:
+            def estimate(theta: Any, key: jax.Array, with_summary: bool, state: Any = state) -> Any:
                 rewind()
                 return self.estimator.compute_gradient_estimate(
                     worker_weights.replace(theta=theta), key, state, with_summary, **kwargs
@@ -100,7 +101,7 @@ class RegularizedEstimator(upstream.GradientEstimator):
                 ascent_key, regularizer_key = jax.random.split(jax.random.fold_in(key, 1))
                 other = None
                 if not self.shared_noise:
-                    other = estimate(theta, ascent_key, False)[0].grad
+                    other = estimate(theta, ascent_key, False, _forgetful(state))[0].grad
                 query = regularizers.Query(
                     regularizers.Objective(lambda at: estimate(at, key, False)[0].grad),
                     theta,
@@ -146,6 +147,14 @@ def regularized_estimator(
         "regularized_estimator.estimator_fn", estimator_fn, upstream.GradientEstimator, *args
     )
     return regularized(estimator, regularizer, shared_noise)
+
+
+def _forgetful(state: Any) -> Any:
+    """The state without PES' earlier perturbations; that of another estimator as it is."""
+    if not isinstance(state, upstream.PESWorkerState):
+        return state
+    nothing = jax.tree.map(jnp.zeros_like, state.accumulator)
+    return state.replace(neg_state=state.pos_state, accumulator=nothing)
 
 
 def _redrawn(state: Any) -> Any:
