@@ -75,6 +75,13 @@ def test_in_words_a_ratio_has_its_seeds_and_what_they_would_show():
     assert str(ratio) == "{} ({} seeds, would show {})".format(*ratio.cells())
 
 
+@pytest.mark.parametrize(
+    ("factor", "text"), [(0.9, "−10%"), (0.022, "−98%"), (0.003, "−99.7%"), (1e-5, "nothing")]
+)
+def test_a_decrease_in_percent(factor, text):
+    assert log_ratios.decrease(factor) == text
+
+
 def test_a_baseline_is_compared_with_every_seed_of_the_reference():
     none = found(dict.fromkeys(EVERY, 1.0))
     task = measured_task(RELU, config=EVERY_BALL, none=none, SGD=found(FACTORS, spread=SPREAD[:1]))

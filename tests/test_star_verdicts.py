@@ -79,11 +79,27 @@ def test_a_step_is_read_where_the_curve_was_last_seen():
         assert found <= step - 1 < found * 1.07 + 1
 
 
-@pytest.mark.parametrize("last", [np.nan, np.inf, 3.0])
+@pytest.mark.parametrize("last", [np.nan, np.inf, -np.inf, 3.0])
 def test_a_run_diverges(last):
     losses = np.full((2, 2, 4), 2.0)
     losses[1, 0, -1] = last
     assert verdicts.Arm(losses, np.arange(4)).diverged().tolist() == [False, True]
+
+
+def test_a_run_at_chance_does_not_diverge_but_one_that_falls_back_to_it_rises():
+    level, back = np.full(len(STEPS), 2.303), np.where(STEPS > 60_000, 2.303, curve(0.55))
+    level[0] = 2.301
+    arm = verdicts.Arm(np.stack([[level], [back]]), STEPS)
+    assert not arm.diverged().any()
+    assert arm.rises().tolist() == [False, True]
+
+
+def test_what_a_run_did_not_reach_is_not_read():
+    short = loss_grid(2000)
+    arm = verdicts.Arm(np.stack([[np.linspace(2, 1, len(short))]]), short)
+    with pytest.raises(ValueError, match="not 20,000"):
+        arm.at(20_000)
+    assert verdicts.steps_within(arm) == [2000]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +116,20 @@ def test_stable(planted, word):
 )
 def test_faster(step, word):
     assert verdict("faster", reached={"star_0.1": step}) == word
+
+
+def test_seeds_are_compared_with_themselves():
+    """STAR's seed 1 is lost; the blackbox' was the only one that was late."""
+    planted = study()
+    late = {"outer_step": np.array([400.0]), "validation_loss": np.array([0.5])}
+    never = {"outer_step": np.array([400.0]), "validation_loss": np.array([np.nan])}
+    planted.meta_training["star_0.1"] = dict.fromkeys((0, 2, 3), late)
+    planted.meta_training["blackbox"] = dict.fromkeys((0, 2, 3), late) | {1: never}
+    assert verdicts.faster(planted)[0] == "refuted"
+    planted.meta_training["blackbox"][2] = never
+    assert "400 against never" in verdicts.faster(planted)[1]
+    del planted.meta_training["star_0.1"][3]
+    assert verdicts.faster(planted) == ("open", "2 seeds, fewer than 3")
 
 
 @pytest.mark.parametrize("part", ["no_preconditioner", "no_nominal"])
@@ -147,6 +177,19 @@ def test_generalizes(diverging, word):
         others.tasks.append(task.assign_attrs(task=name))
     rows = {row[0]: row[1] for row in verdicts.statements(study(), others)}
     assert rows["generalizes to an LSTM and a transformer"] == word
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_too_few_seeds_of_a_sequence_do_not_generalize(seeds):
+    tasks = [study(seeds=count).tasks[0] for count in (3, max(seeds, 1))]
+    named = zip(tasks, verdicts.SEQUENCES, strict=True)
+    others = StudyResults("", "", [task.assign_attrs(task=name) for task, name in named])
+    others = StudyResults("", "", others.tasks[: 2 if seeds else 1])
+    rows = {name: row for name, *row in verdicts.statements(study(), others)}
+    assert rows["generalizes to an LSTM and a transformer"] == [
+        "open",
+        f"{seeds} seeds, fewer than 3",
+    ]
 
 
 @pytest.mark.parametrize("lost", [np.nan, np.inf])

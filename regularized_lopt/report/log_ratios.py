@@ -86,12 +86,19 @@ class LogRatio:
     def cells(self) -> list[str]:
         """Ratio, seeds, detectable decrease in percent; the last is empty below two seeds."""
         seeds = str(self.seeds) if self.seeds == self.pairs else f"{self.seeds} of {self.pairs}"
-        change = "" if self.seeds < 2 else f"−{100 * (1 - self.detectable):.2g}%"
-        return [str(self.ratio), seeds, change]
+        return [str(self.ratio), seeds, "" if self.seeds < 2 else decrease(self.detectable)]
 
     def __str__(self) -> str:
         ratio, seeds, change = self.cells()
         return f"{ratio} ({seeds} seeds" + (f", would show {change})" if change else ")")
+
+
+def decrease(factor: float) -> str:
+    """By a factor below 1, in percent; "nothing" where less than a thousandth would be left."""
+    percent = 100 * (1 - factor)
+    if percent > 99.9:
+        return "nothing"
+    return f"−{percent:.2g}%" if percent < 99 else f"−{percent:.3g}%"
 
 
 def table(task: xr.Dataset, name: str = "gsam") -> Table:
