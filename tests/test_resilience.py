@@ -154,6 +154,13 @@ def test_the_curves_of_a_resumed_run_are_those_of_one_that_went_on(tmp_path, who
     assert resumed == on
 
 
+def test_fewer_outer_steps_than_a_run_has_are_refused_and_leave_it_alone(whole):
+    config = (whole[0] / "config.gin").read_bytes()
+    with pytest.raises(ValueError, match=r"has 5 outer steps already, more than .* = 4"):
+        train(whole[0], 4)
+    assert (whole[0] / "config.gin").read_bytes() == config
+
+
 _RACE = """
 import pathlib, sys, time
 from regularized_lopt.outer_training import run_dir

@@ -70,6 +70,9 @@ class Session:
           metadata: of theta's file.
           config: says what the whole configuration is, for who reads the directory.
           shown: the run's part of a bar of progress.
+
+        Raises:
+          ValueError: it stands beyond `settings.num_outer_steps`.
         """
         self._loop = loop
         self._settings = settings
@@ -78,6 +81,12 @@ class Session:
         self._shown = shown
         self._state, self._stage = self._loop.init_or_restore(run_dir.checkpoints)
         self._step = int(self._state.outer_iteration)
+        if self._step > settings.num_outer_steps:
+            raise ValueError(
+                f"{run_dir.path} has {self._step} outer steps already, more than "
+                f"outer_train.num_outer_steps = {settings.num_outer_steps}. Give as many or more, "
+                "or another directory (launchers: --train_log_dir), or --overwrite."
+            )
         shown.begin(self._step)
         self._log = run_dir.open_log(self._step)
         run_dir.write(run_files.CONFIG_FILE, config())
