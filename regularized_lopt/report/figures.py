@@ -314,13 +314,13 @@ def outer_training(
             for axes, (column, _) in zip(below, rises, strict=True):
                 _by_outer_step(axes, columns, column, color)
         left.set(yscale="log", xlabel="outer step", ylabel="outer loss (nats)")
-        left.set_title("Outer loss at the end of an unroll (running mean)")
+        left.set_title("Outer loss of an unroll (running mean)")
         right.set(yscale="log", xlabel="outer step", ylabel="held-out loss (nats)")
-        right.set_title("Validation at the next, longer horizon")
+        right.set_title("Validation")
         for axes, (_, label) in zip(below, rises, strict=True):
             axes.set(xlabel="outer step", ylabel="L_reg − L (nats)", title=label)
             axes.set_yscale("symlog", linthresh=1e-4)  # Along its gradient a loss may fall, too.
-        left.legend(loc="upper right")
+        plot_style.legend_below(figure, left)
     return figure
 
 
