@@ -31,6 +31,8 @@ PANELS = {
     ),
 }  # fmt: skip
 UPSTREAM = "ImageMLP_FashionMnist8_Relu32"
+HIGHEST = 10.0
+"""Of what is drawn (nats): above it a run is lost, and how far says nothing."""
 FIRST_OF_ORACLE = 1000
 """Upstream's curve is an exponential moving average; before this step it is not to be read."""
 
@@ -42,7 +44,7 @@ def curve(one: xr.Dataset) -> np.ndarray:
 
 
 def draw(task: xr.Dataset, oracle: tuple[np.ndarray, np.ndarray] | None) -> mpl_figure.Figure:
-    """A line per optimizer, its median seed, in a band that has all of them.
+    """A thin line per seed, and a thick one for the median seed of each optimizer.
 
     Args:
       task: results.
@@ -65,13 +67,14 @@ def draw(task: xr.Dataset, oracle: tuple[np.ndarray, np.ndarray] | None) -> mpl_
             for style, one in plot_style.styled(task, [*names, *baselines], colors):
                 # A seed that is not finite is the highest; the others are still drawn.
                 seeds = np.nan_to_num(curve(one), nan=np.inf)
-                axis.plot(steps, np.median(seeds, axis=0), linewidth=1.3, **style)
-                low, high = seeds.min(axis=0), seeds.max(axis=0)
-                axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+                axis.plot(steps, np.median(seeds, axis=0), linewidth=1.6, **style)
+                faint = {**style, "label": None, "linewidth": 0.6, "alpha": 0.6}
+                axis.plot(steps, seeds.T, **faint)
             if oracle is not None:
                 axis.plot(*oracle, ":", color="#606060", label="upstream's Adam, best of grids")
             axis.axvline(verdicts.HORIZON, color="#808080", linewidth=0.8)
             axis.set(xscale="log", yscale="log", xlabel="inner step", ylabel="training loss (nats)")
+            axis.set_ylim(top=HIGHEST)
             axis.set_title(title)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
