@@ -117,8 +117,7 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
             about = json.loads(header["about"])
     except Exception as error:  # zipfile and numpy raise many kinds on damaged bytes.
         raise FileFormatError(
-            f"{path} is truncated, damaged, or not a file of regularized_lopt "
-            f"({type(error).__name__}: {error})."
+            f"{path} is truncated, damaged, or not a file of regularized_lopt ({_reason(error)})."
         ) from error
     if version > FORMAT_VERSION:
         raise FileFormatError(
@@ -131,6 +130,13 @@ def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
         if arrays[key].dtype.name != name:
             arrays[key] = arrays[key].view(np.dtype(getattr(ml_dtypes, name)))
     return arrays, about["metadata"]
+
+
+def _reason(error: Exception) -> str:
+    """Why NumPy could not read it, without its advice to load what could execute code."""
+    if "pickle" in str(error):
+        return "it is no npz of arrays alone"
+    return f"{type(error).__name__}: {error}"
 
 
 def load(

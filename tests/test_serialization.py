@@ -137,3 +137,15 @@ def test_where_no_checkpoint_loads_it_is_said_what_to_do(tmp_path):
         pytest.raises(serialization.FileFormatError, match=f"delete {tmp_path} to begin anew"),
     ):
         Checkpoints(tmp_path).restore(TREE)
+
+
+@pytest.mark.parametrize("foreign", ["text", "objects"])
+def test_nobody_is_advised_to_load_what_could_execute_code(tmp_path, foreign):
+    file = tmp_path / "file.npz"
+    if foreign == "text":
+        file.write_text("outer_train.seed = 1")
+    else:
+        np.savez(file, mine=np.array([{}], object))
+    with pytest.raises(serialization.FileFormatError, match="it is no npz of arrays") as error:
+        serialization.load_flat(file)
+    assert "pickle" not in str(error.value)
