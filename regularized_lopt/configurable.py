@@ -81,7 +81,8 @@ def checked(function: _F, owner: str) -> _F:
             hint = found.get(name, Any)
             if not _fits(value, hint):
                 raise TypeError(
-                    f"{owner}.{name} = {_shown(value)}: it must be {_words(hint)}.{_advice(value)}"
+                    f"{owner}.{name} = {_shown(value)}: it must be {_words(hint)}."
+                    f"{_advice(value)}{_example(hint, signature.parameters[name])}"
                 )
             if type(value) is int and abs(value) >= 2**31 and float in _alternatives(hint):
                 try:
@@ -192,6 +193,16 @@ def _words(hint: Any) -> str:
         return f"a dict (each key {_words(of[0])}, each value {_words(of[1])})"
     name = getattr(wanted, "__name__", str(wanted))
     return _NOUNS.get(wanted) or f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+
+
+def _example(hint: Any, parameter: inspect.Parameter) -> str:
+    """The default, of a sequence of sequences, which words describe badly."""
+    sequences = (tuple, collections.abc.Sequence)
+    wanted, of = _taken_apart(hint)
+    nested = wanted in sequences and _taken_apart(of[0])[0] in sequences
+    if not nested or parameter.default is parameter.empty or not parameter.default:
+        return ""
+    return f" For example {_shown(parameter.default)}."
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 
 _T = TypeVar("_T")
 _LARGEST = float(np.finfo(np.float32).max)  # What parameters become.
-_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class UnknownNameError(ValueError):
@@ -106,14 +105,15 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value!r}: it must be 0 or greater, and finite in float32.")
 
 
-def check_std(name: str, value: float) -> None:
-    """Raises ValueError unless it is > 0, and float32 has twice its square, which is divided by."""
+def check_std(name: str, value: float, dtype: Any = np.float32) -> None:
+    """Raises ValueError unless it is > 0, and `dtype` has twice its square, which is divided by."""
     check_positive(name, value)
-    least, most = _SMALLEST**0.5, (_LARGEST / 2) ** 0.5
+    kind = np.finfo(dtype)
+    least, most = float(kind.tiny) ** 0.5, min(float(kind.max / 2) ** 0.5, _LARGEST)
     if not least <= value <= most:
         raise ValueError(
-            f"{name} = {value!r}: it must be from {least:.2g} to {most:.2g}, so that float32 has "
-            "its square."
+            f"{name} = {value!r}: it must be from {least:.2g} to {most:.2g}, so that {kind.dtype} "
+            "has its square."
         )
 
 

@@ -24,7 +24,8 @@ class MetaTraining:
     """Antithetic evolution strategies and Adam on P. Marked (ours): what the paper leaves out.
 
     Attributes:
-      nominals: nominal steps in units of lambda_max(H) / 2, >= 0.
+      nominals: nominal steps, >= 0, as the paper's 2 a / lambda_max(H): each is a over
+        lambda_max(H) / 2. That is no share of the stable range, whose end is 2 / lambda_max(H).
       horizon: T of a trajectory, > 0.
       num_seeds: meta-trainings of each nominal step, > 1.
       num_steps: outer steps (ours), > 0.
@@ -54,7 +55,7 @@ class MetaTraining:
             errors.check_not_negative("MetaTraining.nominals: one", nominal)
         for name, least in {"horizon": 1, "num_seeds": 2, "num_steps": 1, "num_pairs": 1}.items():
             errors.check_count(f"MetaTraining.{name}", getattr(self, name), least)
-        errors.check_positive("MetaTraining.sigma", self.sigma)
+        errors.check_std("MetaTraining.sigma", self.sigma, np.float64)
         errors.check_positive("MetaTraining.learning_rate", self.learning_rate)
         errors.check_not_negative("MetaTraining.initial_std", self.initial_std)
         errors.check_in("MetaTraining.ema", self.ema, "[0, 1)")
@@ -66,7 +67,7 @@ class MetaTrained:
     """Courses of meta-training; arrays are [nominal steps, seeds, outer steps] but for the first.
 
     Attributes:
-      shares: [nominal steps], in units of lambda_max(H) / 2.
+      shares: [nominal steps], 2 a / lambda_max(H).
       nominals: [nominal steps], a.
       observed: the mean loss of the trajectories of an outer step, averaged over outer steps.
       expected: the meta-loss at P, in closed form.
