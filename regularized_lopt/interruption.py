@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,18 @@ class Interrupted(RuntimeError):
         self.exit_code = 128 + signum
 
 
+class Stopped(KeyboardInterrupt):
+    """What goes no further than its launcher was told to stop, and does so where it stands.
+
+    Attributes:
+      exit_code: 128 + the signal, as shells have it.
+    """
+
+    def __init__(self, signum: int, advice: str):
+        super().__init__(f"Stopped by {signal.Signals(signum).name}. {advice}")
+        self.exit_code = 128 + signum
+
+
 class StopRequest:
     """A context in which SIGTERM and Ctrl-C are noted, once; a second one acts at once.
 
@@ -43,8 +57,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows it there alone.
-            self._before = {one: signal.signal(one, self._note) for one in self.SIGNALS}
+        self._before = _handle(self.SIGNALS, self._note)
         return self
 
     def heard(self, together: bool) -> int | None:
@@ -65,3 +78,31 @@ class StopRequest:
         self.signum = signum
         for one in self.SIGNALS:
             signal.signal(one, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def stops_at_once(advice: str) -> Iterator[None]:
+    """A context in which SIGTERM and Ctrl-C raise `Stopped`, once what XLA is computing is done.
+
+    Args:
+      advice: what was kept, and what to do, in sentences.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum, advice)
+
+    before = _handle(StopRequest.SIGNALS, stop)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _handle(
+    signals: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]
+) -> dict[int, Any]:
+    """What handled them before."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows it there alone.
+        return {}
+    return {one: signal.signal(one, handler) for one in signals}

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from regularized_lopt import errors, gin_files
-from regularized_lopt.interruption import Interrupted
+from regularized_lopt.interruption import Interrupted, Stopped
 
 
 def named_paths(values: Sequence[str]) -> dict[str, str]:
@@ -153,13 +153,15 @@ def _ends_in_one_line() -> Iterator[None]:
     except Interrupted as error:
         _print(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Stopped by SIGINT. The same command goes on from what is finished.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        goes_on = "The same command goes on from what is finished."
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT, goes_on)
+        print(stopped, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         # At once: what XLA still computes may call an interpreter that is being taken down, which
         # aborts the process.
-        os._exit(128 + signal.SIGINT)
+        os._exit(stopped.exit_code)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if logging.vlog_is_on(1):
             raise

@@ -1,6 +1,7 @@
 """The launchers as a user meets them: flags, gin, and errors on one line."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import gin
 import pytest
 from conftest import REPOSITORY
 
-from regularized_lopt import errors, gin_files, launch
+from regularized_lopt import errors, gin_files, interruption, launch
 from regularized_lopt.study import Experiment, Study, TaskPlan
 from regularized_lopt.study.dry_run import plan
 
@@ -216,3 +217,27 @@ def test_a_configuration_is_not_taken_for_a_trained_optimizer():
     with pytest.raises(ValueError, match="a configuration, not a trained optimizer") as error:
         launch.trained_paths(paths)
     assert f"outer_train --config_file={NONE} --train_log_dir=DIR" in str(error.value)
+
+
+STOPPED = """
+import os, signal, sys
+from regularized_lopt import interruption, launch
+
+with launch._ends_in_one_line(), interruption.stops_at_once("Begin anew."):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_keeps_nothing_with_one_line(signum):
+    done = python("-c", STOPPED, str(signum.value))
+    assert done.returncode == 128 + signum
+    assert done.stderr == f"Stopped by {signum.name}. Begin anew.\n"
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(interruption.Stopped), interruption.stops_at_once(""):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -45,7 +45,10 @@ def test_of_a_linear_optimizer_without_a_state_it_is_the_papers():
 def test_momentum_is_part_of_the_joint_map():
     """v' = beta v + H p, p' = p - rate v'."""
     rate, beta = 0.1, 0.9
-    found = linearized(optax.sgd(rate, momentum=beta))
+    shown = []
+    opt = OptaxBaseline("mine", optax.sgd(rate, momentum=beta))
+    found = nq.linearize(opt, PROBLEM, WHAT, lambda: shown.append(1))
+    assert len(shown) == 2
     eye, hessian = np.eye(2), PROBLEM.H
     joint = np.block([[eye - rate * hessian, -rate * beta * eye], [hessian, beta * eye]])
     expected = np.linalg.eigvals(joint)
@@ -121,3 +124,11 @@ def test_one_that_diverges_is_named(tmp_path, monkeypatch):
     gin.parse_config("Linearization.warmup = 60\nLinearization.num_draws = 2")
     with pytest.raises(ValueError, match="mine: There is nothing to linearize"):
         launcher._main(tmp_path / "page")
+
+
+def test_a_configuration_and_a_directory_that_cannot_be_are_refused_first(tmp_path):
+    with pytest.raises(ValueError, match=r"is a configuration, not .*outer_train --config_file"):
+        launcher._optimizers(PROBLEM, ["mine=gin_configs/digits_star_pes.gin"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"^.*file/x cannot be written to .* another --out_dir\.$"):
+        launcher._make_directory(tmp_path / "file/x")

@@ -96,8 +96,19 @@ class Linearized:
         return np.linalg.norm(self.predicted - self.measured, 2, axis=(1, 2))
 
 
-def linearize(opt: upstream.Optimizer, problem: NoisyQuadratic, what: Linearization) -> Linearized:
+def linearize(
+    opt: upstream.Optimizer,
+    problem: NoisyQuadratic,
+    what: Linearization,
+    done: Callable[[], object] = lambda: None,
+) -> Linearized:
     """The optimizer's linear part on the problem.
+
+    Args:
+      opt: the optimizer.
+      problem: on which.
+      what: how.
+      done: called after each of the states.
 
     Raises:
       TypeError: it is none of upstream's kind, or its state has no params that can be set, see
@@ -107,7 +118,10 @@ def linearize(opt: upstream.Optimizer, problem: NoisyQuadratic, what: Linearizat
     _check_kind(opt)
     one = jax.jit(lambda key: _linearize(opt, problem, what, key))
     keys = jax.random.split(jax.random.PRNGKey(what.seed), what.num_states)
-    found = [[np.asarray(of) for of in one(key)] for key in keys]
+    found = []
+    for key in keys:
+        found.append([np.asarray(of) for of in one(key)])
+        done()
     params, joint, carried, *rest = (np.stack(of) for of in zip(*found, strict=True))
     if not np.isfinite(joint).all():
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,16 @@ class Variance:
     signal: np.ndarray
 
 
-def gradient_variance(problem: NoisyQuadratic, what: GradientVariance) -> Variance:
-    """The trace of the variance of the gradient; every nominal step meets the same noise."""
+def gradient_variance(
+    problem: NoisyQuadratic, what: GradientVariance, done: Callable[[], object] = lambda: None
+) -> Variance:
+    """The trace of the variance of the gradient; every nominal step meets the same noise.
+
+    Args:
+      problem: on which.
+      what: nominal steps, horizons and seeds.
+      done: called after each of the nominal steps.
+    """
     nominals = np.linspace(0, 2 / problem.largest(), what.num_nominals)
     horizons = np.array(what.horizons)
     ends = jnp.asarray(horizons - 1)
@@ -91,8 +99,11 @@ def gradient_variance(problem: NoisyQuadratic, what: GradientVariance) -> Varian
         signal = jnp.sum(jax.jacfwd(expected)(origin, nominal) ** 2, axis=(-2, -1))
         return squares.mean(axis=0), squares.std(axis=0), signal
 
-    found = [at_nominal(nominal) for nominal in jnp.asarray(nominals)]
-    mean, std, signal = (np.array(of) for of in zip(*found, strict=True))
+    found = []
+    for nominal in jnp.asarray(nominals):
+        found.append([np.array(of) for of in at_nominal(nominal)])
+        done()
+    mean, std, signal = map(np.stack, zip(*found, strict=True))
     trace = mean * what.num_seeds / (what.num_seeds - 1)
     return Variance(nominals, horizons, trace, std / mean / what.num_seeds**0.5, signal)
 
