@@ -39,7 +39,12 @@ def eigenvalue_maps(maps: Mapping[str, np.ndarray]) -> mpl_figure.Figure:
 
 def stable(eigenvalues: np.ndarray) -> float:
     """The share of A, [samples, n], of a spectral radius below 1."""
-    return float(np.mean(np.abs(eigenvalues).max(axis=1) < 1))
+    return float(is_stable(eigenvalues).mean())
+
+
+def is_stable(eigenvalues: np.ndarray) -> np.ndarray:
+    """Whether the spectral radius is below 1, [samples], of [samples, n]."""
+    return np.abs(eigenvalues).max(axis=1) < 1
 
 
 def meta_learning(variance: Variance, trained: MetaTrained) -> mpl_figure.Figure:
@@ -90,18 +95,19 @@ def _course(axis: Any, steps: np.ndarray, seeds: np.ndarray, **style: Any) -> No
 
 
 def optimizers(found: Mapping[str, Linearized]) -> mpl_figure.Figure:
-    """Eigenvalues of params and state, all states, a panel per optimizer."""
+    """Eigenvalues of params and state, all states, a panel per optimizer: the whole circle."""
     with matplotlib.rc_context(plot_style.STYLE):
-        figure, axes = plot_style.panels(len(found), columns=4, height=1.8)
-        every = np.concatenate([[1.0], *(one.joint.ravel() for one in found.values())])
-        height = 0.05 + max(0.3, np.abs(every.imag).max())
-        ends = min(every.real.min(), 0.6) - 0.05, every.real.max() + 0.05
+        figure, axes = plot_style.panels(len(found), columns=4, height=3.1)
+        most = max([1.0, *(np.abs(one.joint).max() for one in found.values())])
+        ends = -1.15 * most, 1.15 * most
         for axis, (name, one), color in zip(axes, found.items(), plot_style.cycle(), strict=False):
             values = one.joint.ravel()
-            axis.scatter(values.real, values.imag, 5, color, linewidth=0)
+            axis.scatter(values.real, values.imag, 5, color, linewidth=0, zorder=3)
             _unit_circle(axis)
-            axis.set_title(name, fontsize=8)
-            axis.set(xlim=ends, ylim=(-height, height))
+            plot_style.panel_title(axis, name)
+            axis.set(xlim=ends, ylim=ends, xlabel="real part")
+            if axis.get_subplotspec().is_first_col():
+                axis.set_ylabel("imaginary part")
     return figure
 
 

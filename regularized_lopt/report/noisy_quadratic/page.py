@@ -104,13 +104,14 @@ _VARIANCE = (
 )
 _META_LEARNING = (
     "Left: a line per horizon. Middle and right: mean and one standard error over seeds; thin: the "
-    "losses that meta-training saw, averaged."
+    "losses that meta-training saw, averaged. They are of few random trajectories each, and may "
+    "lie below the dashed line, which is the lowest expected one."
 )
 _META_TRAINING = (
     "Meta-loss in closed form, mean ± standard deviation over seeds; the difference to the first "
     "row is paired by seed. The lowest that any P has: {:.4f}, whatever the nominal step."
 )
-_OPTIMIZERS = "Eigenvalues of params and state, all states together; part of the unit circle."
+_OPTIMIZERS = "Eigenvalues of params and state, all states together; the unit circle."
 
 
 def _matrix(values: np.ndarray) -> str:
