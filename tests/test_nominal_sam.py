@@ -33,3 +33,11 @@ def test_p_is_that_of_a_paired_t_test():
     np.testing.assert_allclose(
         [found.difference.low, found.difference.high], expected.confidence_interval()
     )
+
+
+def test_the_figure_has_the_mean_of_each_half():
+    star = np.linspace(-0.02, 0.02, 16)
+    drawn = interaction.draw({"there": {"with": star, "without": star - 0.1}})
+    (axis,) = [axis for axis in drawn.axes if axis.get_title() == "there"]
+    means = {line.get_label(): line.get_xdata()[0] for line in axis.get_lines()}
+    np.testing.assert_allclose([means["with"], means["without"]], np.exp([0.0, -0.1]))

@@ -1,23 +1,27 @@
-"""The answer of PROTOCOL.md: the interaction of the nominal term and SAM. Prints tables.
+"""The answer of PROTOCOL.md: the interaction of the nominal term and SAM. Tables and a figure.
 
 python experiments/nominal_sam/interaction.py
 
-Reads the results of this folder (star) and of experiments/nominal_sam_blackbox. Takes seconds.
+Writes interaction.png beside it. Reads the results of this folder (star) and of
+experiments/nominal_sam_blackbox. Takes seconds.
 """
 
 import dataclasses
 import math
 import pathlib
 
+import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib import figure as mpl_figure
 
 from regularized_lopt import power, statistics
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.results import paired
-from regularized_lopt.report import log_ratios
+from regularized_lopt.report import log_ratios, plot_style
 from regularized_lopt.report.terminal import print_table
 
+FIGURE = "interaction.png"
 HERE = pathlib.Path(__file__).parent
 STUDIES = {"star": HERE, "blackbox": HERE.with_name("nominal_sam_blackbox")}
 LEVEL = 0.05
@@ -81,8 +85,35 @@ def failures(task: xr.Dataset, best: float) -> dict[str, int]:
     }
 
 
+def draw(effects: dict[str, dict[str, np.ndarray]]) -> mpl_figure.Figure:
+    """A dot per seed, and the mean with its interval.
+
+    Args:
+      effects: log ratios of the rise with SAM to that without, [seeds], by where they are measured
+        and by half.
+    """
+    with matplotlib.rc_context(plot_style.STYLE):
+        figure, axes = plot_style.new_figure(len(effects))
+        for axis, (where, halves) in zip(axes, effects.items(), strict=True):
+            for row, ((name, logs), color) in enumerate(
+                zip(halves.items(), plot_style.cycle(), strict=False)
+            ):
+                spread = row + np.linspace(-0.2, 0.2, len(logs))
+                axis.plot(np.exp(logs), spread, "o", color=color, alpha=0.4, markersize=4)
+                mean = statistics.paired_difference(logs, np.zeros(len(logs)), bootstrap=False)
+                low, middle, high = np.exp([mean.low, mean.mean, mean.high])
+                axis.plot([low, high], [row, row], color=color, linewidth=2.5)
+                axis.plot(middle, row, "|", color=color, markersize=14, label=name)
+            axis.axvline(1, color="#808080", linewidth=0.8)
+            axis.set(xscale="log", yticks=range(len(halves)), yticklabels=halves, title=where)
+            axis.set_xticks(ticks := (0.7, 0.8, 0.9, 1.0, 1.2), map(str, ticks))
+            axis.minorticks_off()
+            axis.set_xlabel("rise, SAM over none (ratio)")
+    return figure
+
+
 def main() -> None:
-    """Prints the tables."""
+    """Prints the tables, and writes the figure."""
     tasks = {
         name: results_file.load(folder / results_file.FILE).tasks[0]
         for name, folder in STUDIES.items()
@@ -107,6 +138,13 @@ def main() -> None:
         ["", "seeds", "rise at matched loss, ratio", "at completion, ratio", "accuracy, points"],
         rows,
     )
+    drawn = {
+        where: dict(zip(("with nominal term", "without"), of, strict=True))
+        for where, of in zip(
+            ("at matched training loss", "at completion"), zip(*effects, strict=True), strict=False
+        )
+    }
+    (HERE / FIGURE).write_bytes(plot_style.to_png(draw(drawn)))
     star, blackbox = effects
     labels = ("rise at matched loss, log ratio", "at completion, log ratio", "accuracy, points")
     found = [Interaction.of(b, s) for s, b in zip(star, blackbox, strict=True)]
