@@ -1,5 +1,7 @@
 """The measures of experiments/smoothing/PROTOCOL.md, and the verdicts that rest on them."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from regularized_lopt.measure.update_curves import update_curve
 
 verdicts = script("experiments/smoothing/smoothing_verdicts.py")
 STEPS = loss_grid(10_000)
+SEEDS = (0, 1, 10, 11, 12)
 NAMES = ("simple_smoothing", "simple", "dm_smoothing", "dm", "l2", "orthogonal", "spectral", "Adam")
 
 
-def task(losses=None, accuracies=None, seeds=5):
+def task(losses=None, accuracies=None, seeds=5, steps=STEPS):
     """These losses and accuracies; both spread over seeds, next to alike in all arms."""
     spread = np.linspace(0.9, 1.1, seeds)
     jitter = np.resize([1.001, 0.999], seeds)
@@ -27,7 +30,7 @@ def task(losses=None, accuracies=None, seeds=5):
         factors = spread if name in ("simple", "dm") else spread * jitter
         loss, accuracy = (losses or {}).get(name, 0.5), (accuracies or {}).get(name, 70)
         train.append(
-            [[loss * factor * run + 0 * STEPS for run in (0.999, 1.001)] for factor in factors]
+            [[loss * factor * run + 0 * steps for run in (0.999, 1.001)] for factor in factors]
         )
         test.append(
             [[[0.0, 0.01 * (accuracy + 5 * factor + run)] for run in (-1, 1)] for factor in factors]
@@ -38,13 +41,14 @@ def task(losses=None, accuracies=None, seeds=5):
             "test_accuracy": (("optimizer", "seed", "run", "eval_step"), np.array(test)),
             **{name: ("optimizer", np.full(len(NAMES), seeds)) for name in ("seeds", "pairs")},
         },
-        {"optimizer": list(NAMES), "loss_step": STEPS, "eval_step": [0, 10_000]},
+        {"optimizer": list(NAMES), "loss_step": steps, "eval_step": [0, steps[-1] + 1]},
         {"task": "T", "reference": "simple"},
     )
 
 
 def study(folder=None, **planted):
-    return verdicts.Study(folder, task(**planted))
+    found = task(**planted)
+    return verdicts.Study(folder, found, dict.fromkeys(NAMES, SEEDS[: found.sizes["seed"]]))
 
 
 def answer(number, of):
@@ -108,7 +112,7 @@ def test_a_loss_is_read_where_it_was_last_seen_and_one_that_is_not_finite_counts
 def test_two_seeds_are_no_verdict_and_neither_is_an_absent_arm():
     few = study(seeds=2, losses={"simple_smoothing": 0.1})
     assert {answer(number, few) for number in range(1, 12)} == {("open", "2 seeds")}
-    without = verdicts.Study(None, task().drop_sel(optimizer="spectral"))
+    without = verdicts.Study(None, task().drop_sel(optimizer="spectral"), {})
     assert answer(7, without) == ("open", "0 seeds")
 
 
@@ -130,12 +134,59 @@ def folder(tmp_path_factory):
 def test_the_steepest_slopes_of_stored_optimizers_are_compared_by_seed(folder):
     planted = study(folder)
     own = planted.roughness("simple")
-    assert own.shape == (3, 1)
+    assert list(own) == [0, 1, 10]
     loaded = zoo.load(folder / "optimizers/simple-seed10-0123456789ab").opt()
-    assert own[2, 0] == update_curve(loaded, 1e-2, 1000, 10).relative_roughness
+    assert own[10] == update_curve(loaded, 1e-2, 1000, 10).relative_roughness
     verdict, reason = answer(9, planted)
     assert verdict == "confirmed"
     assert "3 seeds" in reason
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to)
+    return to / "optimizers", study(to)
+
+
+def test_slopes_are_of_seeds_that_both_arms_and_the_results_have(folder, tmp_path):
+    fewer = verdicts.Study(folder, task(), {**study(folder).seeds, "simple": (1, 10, 12)})
+    assert set(fewer.roughness("simple")) == {1, 10}
+    assert answer(9, fewer) == ("open", "weights of 2 seeds")
+    # Others in one arm shift no pair.
+    weights, more = copied(folder, tmp_path / "more")
+    lopt = SimpleLOpt(hidden_size=4)
+    theta = lopt.init(jax.random.PRNGKey(5))
+    theta["rnn"]["w_x"] = 1e3 * theta["rnn"]["w_x"]
+    for seed in (-1, 11):
+        where = weights / f"simple_smoothing-seed{seed}-0123456789ab" / run_files.THETA_FILE
+        zoo.save(where, lopt, theta, {"seed": seed})
+    assert set(more.roughness("simple_smoothing")) == {0, 1, 10, 11}
+    assert answer(9, more) == answer(9, study(folder))
+
+
+def test_without_weights_statement_9_is_open(tmp_path):
+    assert answer(9, study(tmp_path)) == ("open", "weights of 0 seeds")
+
+
+def test_a_seed_that_is_there_twice_is_refused(folder, tmp_path):
+    weights, twice = copied(folder, tmp_path / "twice")
+    shutil.copytree(weights / "simple-seed1-0123456789ab", weights / "simple-seed1-ffffffffffff")
+    with pytest.raises(ValueError, match=r"simple, seed 1, is twice in .*ffffffffffff\. Move"):
+        answer(9, twice)
+
+
+def test_what_was_not_run_so_far_is_not_decided():
+    short = study(losses={"simple_smoothing": 0.1, "dm_smoothing": 0.1}, steps=loss_grid(500))
+    assert answer(1, short)[0] == "confirmed"
+    assert answer(3, short) == ("open", "not run: 500 of 1,000 steps")
+    for number in (5, 6, 7):
+        assert answer(number, short) == ("open", "not run: 500 of 10,000 steps")
+    with pytest.raises(ValueError, match="no loss after 501 steps: 500 were run"):
+        short.loss("dm", 501)
+    shorter = study(steps=loss_grid(100))
+    assert {answer(number, shorter) for number in (1, 2, 4, 8, 10, 11)} == {
+        ("open", "not run: 100 of 200 steps")
+    }
+    assert len(verdicts.measures(shorter)[0]) == 4  # No column of step 200.
 
 
 def test_what_has_results_is_read_from_its_folder_and_the_rest_is_open(tmp_path, capsys):

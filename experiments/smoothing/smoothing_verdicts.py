@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xarray as xr
 
-from regularized_lopt import power, statistics, zoo
+from regularized_lopt import power, run_files, statistics, zoo
 from regularized_lopt.measure import results_file, selections
 from regularized_lopt.measure.optimizers import BASELINES
 from regularized_lopt.measure.results import paired
@@ -30,6 +30,8 @@ MOST = 100.0
 LIMIT, POINTS = 1e-2, 1000
 """Of Figure 7: gradients span [-LIMIT, LIMIT]."""
 HORIZON = 200
+LONG, LONGEST = 1000, 10_000
+"""Steps of statements beyond the horizon."""
 CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
 PLAIN, SMOOTHED = "simple", "simple_smoothing"
 TABLE_1 = {
@@ -49,24 +51,41 @@ class Study:
     Attributes:
       folder: with its configuration and weights.
       task: its dataset.
+      seeds: by optimizer, the seeds of meta-training that the results have.
     """
 
     folder: pathlib.Path
     task: xr.Dataset
+    seeds: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, folder: pathlib.Path) -> "Study | None":
         """None: it has no results."""
         file = folder / results_file.FILE
-        return cls(folder, results_file.load(file).tasks[0]) if file.is_file() else None
+        if not file.is_file():
+            return None
+        found = results_file.load(file)
+        seeds = {name: tuple(of) for name, of in found.meta_training.items()}
+        return cls(folder, found.tasks[0], seeds)
 
     @property
     def names(self) -> list[str]:
         """Of the optimizers."""
         return selections.keys(self.task)
 
+    @property
+    def end(self) -> int:
+        """After how many steps networks were done."""
+        return int(self.task["loss_step"].values[-1]) + 1
+
     def loss(self, name: str, step: int) -> np.ndarray:
-        """[seeds, runs], training loss (nats) after so many steps, at most `MOST`."""
+        """[seeds, runs], training loss (nats) after so many steps, at most `MOST`.
+
+        Raises:
+          ValueError: networks were trained for fewer.
+        """
+        if step > self.end:
+            raise ValueError(f"There is no loss after {step:,} steps: {self.end:,} were run.")
         one = selections.optimizer(self.task, name)
         place = np.searchsorted(one["loss_step"].values, step - 1, side="right") - 1
         found = one["train_loss"].values[..., place].astype(np.float64)
@@ -76,14 +95,32 @@ class Study:
         """[seeds, runs], test accuracy at the end, percent."""
         return selections.accuracy(selections.optimizer(self.task, name))
 
-    def roughness(self, name: str) -> np.ndarray:
-        """[seeds, 1], the steepest slope around zero, see `UpdateCurve.relative_roughness`."""
+    def roughness(self, name: str) -> dict[int, float]:
+        """By seed, the steepest slope around zero, see `UpdateCurve.relative_roughness`.
+
+        Of seeds that the results have; what else lies among the weights is left out.
+
+        Raises:
+          ValueError: one of these seeds is there twice.
+        """
         weights = self.folder / "optimizers"
         unpack(self.folder / f"optimizers{ARCHIVED}", weights)
-        loaded = [zoo.load(path) for path in weights.glob(f"{name}-seed*")]
-        loaded.sort(key=lambda one: one.metadata["seed"])
-        curves = [update_curve(one.opt(), LIMIT, POINTS, NUM_WARMUP) for one in loaded]
-        return np.array([[curve.relative_roughness] for curve in curves])
+        found: dict[int, tuple[pathlib.Path, float]] = {}
+        for path in sorted(weights.glob(f"{name}-seed*")):
+            if not (path / run_files.THETA_FILE).is_file():
+                continue  # Just begun.
+            loaded = zoo.load(path)
+            seed = int(loaded.metadata["seed"])
+            if seed not in self.seeds.get(name, ()):
+                continue
+            if seed in found:
+                raise ValueError(
+                    f"{name}, seed {seed}, is twice in {weights}: {found[seed][0].name} and "
+                    f"{path.name}. Move away the one that the results are not of."
+                )
+            curve = update_curve(loaded.opt(), LIMIT, POINTS, NUM_WARMUP)
+            found[seed] = path, float(curve.relative_roughness)
+        return {seed: slope for seed, (_, slope) in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +159,18 @@ class Compared:
 Answer = tuple[str, str]
 
 
-def _needing(answer: Callable[[Study], Answer], *names: str) -> Callable[[Study], Answer]:
-    """The answer where there are enough seeds of each, else that it is open."""
+def _needing(
+    answer: Callable[[Study], Answer], *names: str, steps: int = 0
+) -> Callable[[Study], Answer]:
+    """The answer where there are enough seeds of each and enough steps, else that it is open."""
 
     def checked(study: Study) -> Answer:
         there = set(study.names)
         seeds = [len(study.accuracy(name)) if name in there else 0 for name in names]
         if min(seeds) < FEWEST_SEEDS:
             return OPEN, f"{min(seeds)} seeds"
+        if study.end < steps:
+            return OPEN, f"not run: {study.end:,} of {steps:,} steps"
         return answer(study)
 
     return checked
@@ -148,7 +189,7 @@ def lower_loss(own: str, other: str, step: int) -> Callable[[Study], Answer]:
         found = Compared.by_ratio(study.loss(own, step), study.loss(other, step))
         return _word(found, -1), f"training loss at {step:,}, ratio: {found.text}"
 
-    return _needing(answer, own, other)
+    return _needing(answer, own, other, steps=step)
 
 
 def below_baselines(own: str) -> Callable[[Study], Answer]:
@@ -162,11 +203,11 @@ def below_baselines(own: str) -> Callable[[Study], Answer]:
         found = Compared.by_ratio(study.loss(own, HORIZON), study.loss(best, HORIZON))
         return _word(found, -1), f"training loss at {HORIZON}, ratio to {best}: {found.text}"
 
-    return _needing(answer, own)
+    return _needing(answer, own, steps=HORIZON)
 
 
-def more_accurate(own: str, *others: str) -> Callable[[Study], Answer]:
-    """Whether an optimizer ends with a higher test accuracy than each of others."""
+def more_accurate(own: str, *others: str, steps: int = LONGEST) -> Callable[[Study], Answer]:
+    """Whether an optimizer ends, after so many steps, more accurate than each of others."""
 
     def answer(study: Study) -> Answer:
         found = [
@@ -178,14 +219,18 @@ def more_accurate(own: str, *others: str) -> Callable[[Study], Answer]:
             return CONFIRMED, text
         return (REFUTED if REFUTED in words else OPEN), text
 
-    return _needing(answer, own, *others)
+    return _needing(answer, own, *others, steps=steps)
 
 
 def smoother(own: str, other: str) -> Callable[[Study], Answer]:
     """Whether updates around zero are the less steep, relative to their size."""
 
     def answer(study: Study) -> Answer:
-        found = Compared.by_ratio(study.roughness(own), study.roughness(other))
+        slopes, others = study.roughness(own), study.roughness(other)
+        seeds = sorted(slopes.keys() & others.keys())
+        if len(seeds) < FEWEST_SEEDS:
+            return OPEN, f"weights of {len(seeds)} seeds"
+        found = Compared.by_ratio(*(np.array([[by[s]] for s in seeds]) for by in (slopes, others)))
         return _word(found, -1), f"steepest slope around zero, ratio: {found.text}"
 
     return _needing(answer, own, other)
@@ -194,9 +239,9 @@ def smoother(own: str, other: str) -> Callable[[Study], Answer]:
 STATEMENTS: tuple[tuple[str, str, str, Callable[[Study], Answer]], ...] = (
     ("1. MLP, 200 steps", "smoothing_mnist", "lower", lower_loss(SMOOTHED, PLAIN, HORIZON)),
     ("2. LeNet, 200 steps", "smoothing_lenet", "lower", lower_loss(SMOOTHED, PLAIN, HORIZON)),
-    ("3. LeNet, 1,000 steps", "smoothing_lenet", "lower", lower_loss(SMOOTHED, PLAIN, 1000)),
+    ("3. LeNet, 1,000 steps", "smoothing_lenet", "lower", lower_loss(SMOOTHED, PLAIN, LONG)),
     ("4. DM on the MLP", "smoothing_mnist", "lower", lower_loss("dm_smoothing", "dm", HORIZON)),
-    ("5. CNN, 10,000 steps", "smoothing_cifar", "lower", lower_loss(SMOOTHED, PLAIN, 10_000)),
+    ("5. CNN, 10,000 steps", "smoothing_cifar", "lower", lower_loss(SMOOTHED, PLAIN, LONGEST)),
     ("6. CNN, accuracy", "smoothing_cifar", "+3.48", more_accurate(SMOOTHED, PLAIN)),
     (
         *("7. CNN, other regularizers", "smoothing_cifar", "+2.81, +62.50, +3.15"),
@@ -225,7 +270,7 @@ def measures(study: Study) -> list[list[str]]:
     """By optimizer: seeds, training losses (geometric means), test accuracy, the paper's."""
     rows = []
     for name in study.names:
-        losses = [study.loss(name, step) for step in steps(study)]
+        losses = [study.loss(name, step) for step in shown_steps(study)]
         means = [f"{np.exp(np.log(loss).mean()):.4g}" for loss in losses]
         by_seed = study.accuracy(name).mean(axis=1)
         spread = f" ± {np.std(by_seed, ddof=1):.2f}" if len(by_seed) > 1 else ""
@@ -234,9 +279,9 @@ def measures(study: Study) -> list[list[str]]:
     return rows
 
 
-def steps(study: Study) -> list[int]:
-    """At which training losses are shown: the horizon and the end."""
-    return [HORIZON, int(study.task["loss_step"].values[-1]) + 1]
+def shown_steps(study: Study) -> list[int]:
+    """At which training losses are shown: the horizon, where it was reached, and the end."""
+    return sorted({min(HORIZON, study.end), study.end})
 
 
 def main(folder: str = str(pathlib.Path(__file__).parent.parent)) -> None:
@@ -249,7 +294,7 @@ def main(folder: str = str(pathlib.Path(__file__).parent.parent)) -> None:
         rows = [[*row, TABLE_1.get(row[0], "")] if is_table_1 else row for row in measures(study)]
         print_table(
             f"{study.task.attrs['task']}: training loss (geometric means), test accuracy (%)",
-            ["optimizer", "seeds", *(f"at {step:,}" for step in steps(study)), "accuracy"]
+            ["optimizer", "seeds", *(f"at {step:,}" for step in shown_steps(study)), "accuracy"]
             + (["the paper's"] if is_table_1 else []),
             rows,
         )
@@ -261,4 +306,7 @@ def main(folder: str = str(pathlib.Path(__file__).parent.parent)) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
