@@ -27,7 +27,8 @@ def numbered(num_classes, per_class, size=4):
 @functools.cache
 def splits_of(paired, seed=0):
     make = episodes.pairs_from_arrays if paired else episodes.from_arrays
-    return make(*numbered(4 if paired else 12, 60), shares=(0.5, 0.25, 0.25), seed=seed)
+    arrays = numbered(4 if paired else 12, 60)
+    return make(*arrays, shares=(0.5, 0.25, 0.25), seed=seed, max_value=1.0)
 
 
 draw = jax.jit(episodes.draw, static_argnums=(2, 3, 4))
@@ -47,7 +48,7 @@ def numbers(images):
 @DRAWN
 def test_no_class_is_in_two_splits_whatever_the_seed(paired, seed):
     splits = (episodes.pairs_from_arrays if paired else episodes.from_arrays)(
-        *numbered(4 if paired else 12, 8), shares=(0.5, 0.25, 0.25), seed=seed
+        *numbered(4 if paired else 12, 8), shares=(0.5, 0.25, 0.25), seed=seed, max_value=1.0
     )
     images, classes = [], []
     for split in splits.values():
@@ -99,6 +100,13 @@ def test_the_same_key_gives_the_same_episode_jitted_or_not_and_another_key_anoth
     assert numbers(once.support)[:3].tolist() == [[1, 221], [109, 137], [97, 65]]
 
 
+def test_splits_of_arrays_are_drawn_from_inside_a_jit_as_they_are():
+    split, key = splits_of(True)["train"], jax.random.PRNGKey(4)
+    assert isinstance(split.images, np.ndarray)
+    jitted = jax.jit(lambda key: episodes.draw(split, key, 2, 1, 1))(key)
+    np.testing.assert_array_equal(jitted.query, episodes.draw(split, key, 2, 1, 1).query)
+
+
 def test_a_class_has_any_label_in_one_episode_or_another():
     split = splits_of(False)["test"]  # Three classes.
     seen = set()
@@ -129,7 +137,8 @@ def test_a_pair_stands_side_by_side_at_half_its_size_and_any_height():
     wanted = np.zeros((8, 8))
     wanted[:4, :4], wanted[4:, 4:] = 1, 2
     np.testing.assert_array_equal(found, wanted)
-    split = episodes.pairs_from_arrays(*numbered(4, 60, 8), shares=(0.5, 0.25, 0.25))["train"]
+    arrays = numbered(4, 60, 8)
+    split = episodes.pairs_from_arrays(*arrays, shares=(0.5, 0.25, 0.25), max_value=1.0)["train"]
     drawn = np.asarray(draw(split, jax.random.PRNGKey(0), 8, 9, 1).support)[..., 0]
     rows = np.argmax(drawn > 0, axis=1)[:, [0, 4]]  # The first that is lit, left and right.
     assert set(np.ravel(rows)) == set(range(5))
@@ -147,7 +156,8 @@ def test_digits_are_split_by_class_and_their_pairs_as_multidigitmnist_is():
     assert 0.5 < found.support.max() <= 1
 
 
-IMAGES, LABELS = numbered(12, 10)
+NUMBERED, LABELS = numbered(12, 10)
+IMAGES = NUMBERED / NUMBERED.max()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,7 @@ IMAGES, LABELS = numbered(12, 10)
         (lambda: episodes.from_arrays(IMAGES[..., 0], LABELS), r"\[n, height, width"),
         (lambda: episodes.from_arrays(IMAGES, LABELS + 0.5), "give integers"),
         (lambda: episodes.from_arrays(IMAGES * np.nan, LABELS), "not finite"),
+        (lambda: episodes.from_arrays(255 * IMAGES, LABELS), "pixel of 255: give max_value"),
         (
             lambda: episodes.from_arrays(IMAGES, LABELS, shares=(0.9, 0.02, 0.08)),
             "The valid split is empty",
@@ -176,7 +187,7 @@ IMAGES, LABELS = numbered(12, 10)
         (lambda: episodes.check(splits_of(False), 2, 0, 1), "shots = 0"),
         (
             lambda: episodes.check(
-                {**splits_of(False), "test": episodes.from_arrays(*numbered(12, 10, 6))["test"]},
+                {**splits_of(False), "test": episodes.from_arrays(IMAGES[:, :3], LABELS)["test"]},
                 2,
                 1,
                 1,

@@ -208,6 +208,14 @@ def test_it_is_saved_and_loaded(tmp_path):
             ),
             "reads the loss",
         ),
+        (
+            lambda: LOPT.opt_fn(LOPT.init(KEY)).update(
+                LOPT.opt_fn(LOPT.init(KEY)).init(LOPT.init(KEY)["initial"]),
+                LOPT.init(KEY)["initial"],
+                loss=jnp.ones(3),
+            ),
+            r"loss has shape \(3,\): give one number",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(call, message):

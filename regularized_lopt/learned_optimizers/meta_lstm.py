@@ -261,11 +261,17 @@ class _MetaLSTM(upstream.Optimizer):
         """One inner step.
 
         Raises:
-          ValueError: there is no loss, or the gradient is not shaped like the params.
+          ValueError: there is no loss, or it is not one number, or the gradient is not shaped like
+            the params.
         """
         del key, kwargs
         if loss is None:
             raise ValueError("MetaLSTMLOpt reads the loss: give update(..., loss=...).")
+        if jnp.shape(loss):
+            raise ValueError(
+                f"MetaLSTMLOpt.update: loss has shape {jnp.shape(loss)}: give one number, such as "
+                "the mean over the batch."
+            )
         params = self.get_params(opt_state)
         leaves.check_gradients(grad, params)
         flat = leaves.flatten(params)

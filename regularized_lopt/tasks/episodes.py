@@ -78,6 +78,7 @@ def draw(split: Split, key: jax.Array, ways: int, shots: int, queries: int) -> E
       shots: K, images of each to learn from.
       queries: images of each to be judged on.
     """
+    split = jax.tree.map(jnp.asarray, split)  # NumPy arrays take no traced indices.
     class_key, image_key, place_key = jax.random.split(key, 3)
     own = _distinct(class_key, jnp.asarray(len(split.classes)), ways)
     sources = split.classes[own]
@@ -163,7 +164,8 @@ def from_arrays(
       max_value: the value that stands for 1, > 0; default: 255 for integers, else 1.
 
     Raises:
-      ValueError: the arrays do not fit each other, or a split has no class.
+      ValueError: the arrays do not fit each other, floats are above 1 without max_value, or a
+        split has no class.
     """
     images, labels = _checked(images, labels)
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -190,8 +192,9 @@ def pairs_from_arrays(
 ) -> dict[str, Split]:
     """The same of pairs: of n classes n^2 new ones, which are split; the images are split, too.
 
-    So that a test has not even seen the parts of its images. Arguments as in `from_arrays`; height
-    and width must be even.
+    So that a test has not even seen the parts of its images. But each of the n classes is a part of
+    pairs in every split, and about half of the test's have their mirror, (b, a) for (a, b), in
+    training. Arguments as in `from_arrays`; height and width must be even.
     """
     images, labels = _checked(images, labels)
     height, width = images.shape[1:3]
@@ -335,7 +338,11 @@ def _checked(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _max_value(images: np.ndarray, given: float | None) -> float:
-    if given is None:
-        return 1.0 if images.dtype.kind == "f" else 255.0
-    errors.check_positive("max_value", given)
-    return float(given)
+    if given is not None:
+        errors.check_positive("max_value", given)
+        return float(given)
+    if images.dtype != np.uint8 and (highest := images.max()) > 1:
+        raise ValueError(
+            f"images are floats with a pixel of {highest:g}: give max_value, the value for 1."
+        )
+    return 255.0 if images.dtype == np.uint8 else 1.0
