@@ -70,6 +70,7 @@ def few_shot(
     family, tuning = family or FewShotFamily(), measure.FineTuning()
     learned_opt = MetaLSTMLOpt(family.param_shapes())
     out_dir = pathlib.Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
     trained = {}
     for name, smoothing in smoothings.items():
         runs = outer_train(
@@ -156,7 +157,10 @@ def main() -> None:
             raise ValueError(f"--rewrite: there is no {file}.")
         found = xr.load_dataset(file, engine="h5netcdf")
     else:
-        found = few_shot(out_dir, asked_for=given.gin_bindings)
+        family = FewShotFamily()
+        how = "" if given.config_file else ", with the package's defaults (no --config_file)"
+        print(f"Meta-training on {family.name}{how}, into {out_dir}", flush=True)
+        found = few_shot(out_dir, family=family, asked_for=given.gin_bindings)
         packed = {name: {"zlib": True, "complevel": 9} for name in found.data_vars}
         found.to_netcdf(file, engine="h5netcdf", encoding=packed)
     pages.write(report.write(found, out_dir), out_dir)
