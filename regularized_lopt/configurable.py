@@ -82,7 +82,7 @@ def checked(function: _F, owner: str) -> _F:
             if not _fits(value, hint):
                 raise TypeError(
                     f"{owner}.{name} = {_shown(value)}: it must be {_words(hint)}."
-                    f"{_advice(value)}{_example(hint, signature.parameters[name])}"
+                    f"{_advice(value, hint)}{_example(hint, signature.parameters[name])}"
                 )
             if type(value) is int and abs(value) >= 2**31 and float in _alternatives(hint):
                 try:
@@ -205,11 +205,25 @@ def _example(hint: Any, parameter: inspect.Parameter) -> str:
     return f" For example {_shown(parameter.default)}."
 
 
+def _makers(hint: Any) -> list[str]:
+    """Of a function that is to make an object of a class: gin's names of its subclasses."""
+    found = set()
+    for one in _alternatives(hint):
+        wanted, of = _taken_apart(one)
+        if wanted is collections.abc.Callable and inspect.isclass(of[-1]):
+            for selector, known in gin.config._REGISTRY.items():
+                if inspect.isclass(known.wrapped) and issubclass(known.wrapped, of[-1]):
+                    found.add(selector.rpartition(".")[-1])
+    return sorted(found)
+
+
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
-def _advice(value: Any) -> str:
+def _advice(value: Any, hint: Any) -> str:
     """A reference in gin without parentheses is the class, not an object of it."""
+    if makers := _makers(hint):
+        return f" In gin: {' or '.join(f'@{name}' for name in makers)}, without quotes."
     return f" Write @{value.__name__}(), with parentheses." if inspect.isclass(value) else ""

@@ -155,7 +155,7 @@ def _import(module: str) -> None:
 def _raise_with_nearest(error: ValueError) -> None:
     message = errors.reason(error)
     if match := _UNKNOWN.search(message):
-        errors.check_name("gin configurable", match[1], _own_configurables())
+        _raise_unknown(match[1])
     if match := re.search(
         r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
     ):
@@ -164,6 +164,20 @@ def _raise_with_nearest(error: ValueError) -> None:
             f"parameter of {match[1]}", match[2], [name for name in parameters if name != "self"]
         )
     raise ValueError(message) from error
+
+
+def _raise_unknown(name: str) -> None:
+    """With the nearest alone: there are hundreds."""
+    own = _own_configurables()
+    ranked = difflib.get_close_matches(name.lower(), {one.lower() for one in own}, 4, cutoff=0.6)
+    by_lower = {one.lower(): one for one in own}
+    first, *others = [repr(by_lower[one]) for one in ranked] or [""]
+    raise errors.UnknownNameError(
+        f"Unknown gin configurable {name!r}. "
+        + (f"Did you mean {first}? " if first else "")
+        + (f"Near are {', '.join(others)}, too. " if others else "")
+        + "docs/api lists all of them."
+    )
 
 
 def _own_configurables() -> list[str]:
