@@ -431,3 +431,16 @@ def test_bad_input_is_refused_on_one_line(kind, bad):
         make(kind, bad.task, bad.length, step=bad.step, **bad.own)
     message, _, _ = str(refused.value).partition("\n  In call to")  # Gin says where.
     assert "\n" not in message
+
+
+@BOTH
+def test_a_theta_that_noise_cannot_change_is_refused_by_name(kind):
+    lopt = regularized_lopt.LSTMLOpt(hidden_size=2, num_layers=1)
+    theta = lopt.init(KEY)
+    with_count = {**theta, "count": jnp.asarray(3)}
+    estimator = make(kind, "ImageMLP_Digits_20_Sigmoid", lopt=lopt)
+    with pytest.raises(ValueError, match=r"theta\['count'\] is int32: make it a float"):
+        estimator.init_worker_state(weights(with_count), KEY)
+    tiny = make(kind, "ImageMLP_Digits_20_Sigmoid", lopt=lopt, std=1e-18)
+    with pytest.raises(ValueError, match=r"std = 1e-18: theta's root mean square is .* would be 0"):
+        tiny.init_worker_state(weights(theta), KEY)

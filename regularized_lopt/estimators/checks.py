@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,34 @@ def check_first_order(owner: str, regularizer: regularizers.Regularizer) -> None
         f'gradient. Choose one of {", ".join(usable)} (GAM in the form "difference"), or the '
         "regularizer in optimizee space, or RegularizedTruncatedGrad."
     )
+
+
+_LOST = 1e-7
+"""Of theta's size: what float32 loses when it is added."""
+
+
+def check_perturbed(owner: str, theta: Any, std: float) -> None:
+    """Refuses a theta that noise cannot be added to, or that would stay as it is.
+
+    Traced values are not looked at, their types are.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(theta)
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"{owner} adds noise to theta, and theta{jax.tree_util.keystr(path)} is "
+                f"{jnp.result_type(leaf)}: make it a float, or keep it out of theta."
+            )
+    if any(errors.is_traced(leaf) for _, leaf in leaves):
+        return
+    values = np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for _, leaf in leaves])
+    rms = float(np.sqrt(np.mean(values**2)))
+    if std < _LOST * rms:
+        raise ValueError(
+            f"{owner}.std = {std:g}: theta's root mean square is {rms:.2g}, to which float32 "
+            f"cannot add so little: the gradient would be 0. Give at least {_LOST * rms:.1g}, "
+            "better 0.01."
+        )
 
 
 def check_starts_finite(owner: str, step_lib: InnerProblem) -> None:

@@ -135,6 +135,15 @@ class EvolutionStrategy(TruncatedEstimator):
 
         return init
 
+    def init_worker_state(self, worker_weights: Any, key: jax.Array) -> Any:
+        """See `TruncatedEstimator.init_worker_state`.
+
+        Raises:
+          ValueError: theta has a leaf of integers, or is so large that float32 loses the noise.
+        """
+        checks.check_perturbed(type(self).__name__, worker_weights.theta, self.std)
+        return super().init_worker_state(worker_weights, key)
+
     def first_state(self, theta: Any, state: UnrollState) -> Any:
         """What pairs carry at first, given a trajectory of each, [num_tasks]."""
         raise NotImplementedError
