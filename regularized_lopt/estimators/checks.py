@@ -102,16 +102,14 @@ def check_first_order(owner: str, regularizer: regularizers.Regularizer) -> None
     )
 
 
-_LOST = 1e-7
-"""Of theta's size: what float32 loses when it is added."""
-
-
 def check_perturbed(owner: str, theta: Any, std: float) -> None:
     """Refuses a theta that noise cannot be added to, or that would stay as it is.
 
     Traced values are not looked at, their types are.
     """
     leaves = jax.tree_util.tree_leaves_with_path(theta)
+    if not leaves:
+        return
     for path, leaf in leaves:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
@@ -122,11 +120,13 @@ def check_perturbed(owner: str, theta: Any, std: float) -> None:
         return
     values = np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for _, leaf in leaves])
     rms = float(np.sqrt(np.mean(values**2)))
-    if std < _LOST * rms:
+    dtype = jnp.result_type(*(leaf for _, leaf in leaves))
+    least = float(jnp.finfo(dtype).eps) * rms
+    if std < least:
         raise ValueError(
-            f"{owner}.std = {std:g}: theta's root mean square is {rms:.2g}, to which float32 "
-            f"cannot add so little: the gradient would be 0. Give at least {_LOST * rms:.1g}, "
-            "better 0.01."
+            f"{owner}.std = {std:g}: theta's root mean square is {rms:.2g}, to which {dtype} "
+            f"cannot add so little: the gradient would be 0. Give at least {least:.1g}, better "
+            "0.01."
         )
 
 
