@@ -70,7 +70,6 @@ def few_shot(
     family, tuning = family or FewShotFamily(), measure.FineTuning()
     learned_opt = MetaLSTMLOpt(family.param_shapes())
     out_dir = pathlib.Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     trained = {}
     for name, smoothing in smoothings.items():
         runs = outer_train(
