@@ -2,7 +2,6 @@
 
 import itertools
 import pathlib
-import tempfile
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ import optax
 import tqdm
 from absl import flags
 
-from regularized_lopt import interruption, launch, progress, upstream, zoo
+from regularized_lopt import interruption, launch, progress, serialization, upstream, zoo
 from regularized_lopt.measure import noisy_quadratic as nq
 from regularized_lopt.measure.optimizers import OptaxBaseline
 from regularized_lopt.report import noisy_quadratic as report
@@ -34,7 +33,7 @@ def _main(out_dir: pathlib.Path) -> None:
     launch.check_read()
     for opt in optimizers.values():
         nq.check(opt, problem, linearization)
-    _make_directory(out_dir)
+    serialization.make_writable(out_dir, "Choose another --out_dir.")
     place, parts = itertools.count(1), len(optimizers) + 3
 
     def bar(total: int, label: str) -> tqdm.tqdm:
@@ -61,17 +60,6 @@ def _main(out_dir: pathlib.Path) -> None:
     found = report.Results(problem, maps, tried, variances, trained, linearization, linearized)
     pages.write(report.write(found, out_dir), out_dir)
     print(f"Figures, tables and report: {out_dir / pages.REPORT}")
-
-
-def _make_directory(out_dir: pathlib.Path) -> None:
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"{out_dir} cannot be written to ({error.strerror or error}). Choose another --out_dir."
-        ) from error
 
 
 def _linearized(

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -94,6 +95,25 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         os.fsync(directory)  # The new name, too.
     finally:
         os.close(directory)
+
+
+def make_writable(directory: pathlib.Path, advice: str) -> None:
+    """Creates a directory, if needed, that files can be written to.
+
+    Args:
+      directory: which.
+      advice: what to do where it cannot be, a sentence.
+
+    Raises:
+      OSError: it cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise OSError(
+            f"{directory} cannot be written to ({error.strerror or error}). {advice}"
+        ) from error
 
 
 def load_flat(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

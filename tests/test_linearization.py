@@ -126,9 +126,11 @@ def test_one_that_diverges_is_named(tmp_path, monkeypatch):
         launcher._main(tmp_path / "page")
 
 
-def test_a_configuration_and_a_directory_that_cannot_be_are_refused_first(tmp_path):
+def test_a_configuration_and_a_directory_that_cannot_be_are_refused_first(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"is a configuration, not .*outer_train --config_file"):
         launcher._optimizers(PROBLEM, ["mine=gin_configs/digits_star_pes.gin"])
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(launcher.launch, "check_read", lambda: None)
+    monkeypatch.setattr(launcher.flags, "FLAGS", types.SimpleNamespace(optimizer=[]))
     with pytest.raises(OSError, match=r"^.*file/x cannot be written to .* another --out_dir\.$"):
-        launcher._make_directory(tmp_path / "file/x")
+        launcher._main(tmp_path / "file/x")

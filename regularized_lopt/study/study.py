@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +128,8 @@ class Study:
     def run(self) -> list[xr.Dataset]:
         """Meta-trains what is missing, meta-tests, measures; a dataset per task."""
         self.check()
-        self._make_directory()
+        advice = "Choose another directory (launchers: --out_dir)."
+        serialization.make_writable(self.out_dir, advice)
         meta_training = self._meta_training()
         trained = self._share(
             {
@@ -159,17 +159,6 @@ class Study:
             }
             for name, source in self.experiment.optimizers.items()
         }
-
-    def _make_directory(self) -> None:
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.out_dir):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"{self.out_dir} cannot be written to ({error.strerror or error}). Choose another "
-                "directory (launchers: --out_dir)."
-            ) from error
 
     def on(self, task: str, learned: _Learned) -> TaskStudy:
         """The part of the study that is about one task, with learned optimizers."""
